@@ -1,0 +1,152 @@
+"""Values that cross module borders inside the server. No behaviour, no I/O.
+
+Positions are sample indices at 16 kHz mono, counted from a session's first sample; times are seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NewType, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLE_RATE = 16_000  # Hz: what Whisper and Silero take; everything inside the server is at this rate
+Samples = NDArray[np.float32]  # shape (n,), mono, SAMPLE_RATE, in [-1, 1]
+
+SessionId = NewType("SessionId", str)
+
+
+def ms(n_samples: int) -> int:
+    """Wire milliseconds of a sample position."""
+    return round(n_samples * 1000 / SAMPLE_RATE)
+
+
+class EndpointReason(StrEnum):
+    """Why an utterance ended; the values are the wire's."""
+
+    SILENCE = "silence"
+    COMMIT = "commit"
+    MAX_LENGTH = "max_length"
+    END = "end"
+
+
+class Detector(Protocol):
+    """Speech probability of consecutive windows; carries its state from call to call."""
+
+    def probabilities(self, windows: Samples) -> NDArray[np.float32]:
+        """Args: windows: shape (n, 512), n >= 1, consecutive. Returns: shape (n,), in [0, 1]."""
+
+    def reset(self) -> None:
+        """Forget what was heard, as at a session's start."""
+
+
+class Resampler(Protocol):
+    """Mono samples at a declared rate -> SAMPLE_RATE; may hold a little back between calls."""
+
+    def feed(self, samples: Samples) -> Samples: ...
+
+    def flush(self) -> Samples:
+        """What was held back; nothing may be fed afterwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeOptions:
+    """What a session asked of the recognizer; the same for each of its utterances."""
+
+    language: str | None  # None: detect
+    task: str = "transcribe"  # or "translate"
+    prompt: str | None = None
+    hotwords: str | None = None
+    words: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One stretch of speech with a detected endpoint, ready to be decoded exactly as it is."""
+
+    session: SessionId
+    id: str
+    samples: Samples
+    start_sample: int
+    end_sample: int
+    endpoint: EndpointReason
+    options: DecodeOptions
+    attempt: int = 1
+    deaths: int = 0  # worker deaths under it so far, all attempts
+
+    @property
+    def audio_s(self) -> float:
+        return (self.end_sample - self.start_sample) / SAMPLE_RATE
+
+    @property
+    def n_bytes(self) -> int:
+        return self.samples.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """Times in seconds from the utterance's start."""
+
+    word: str
+    start_s: float
+    end_s: float
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Times in seconds from the utterance's start."""
+
+    text: str
+    start_s: float
+    end_s: float
+    avg_logprob: float
+    no_speech_prob: float
+    compression_ratio: float
+    words: tuple[Word, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """A finished decode of one utterance."""
+
+    text: str
+    language: str
+    language_probability: float
+    segments: tuple[Segment, ...]
+    filtered: str | None  # why the text was emptied, or None
+    decode_s: float
+
+
+class ServiceState(StrEnum):
+    """What the server can do now; the values are the wire's."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    UNAVAILABLE = "unavailable"
+    DRAINING = "draining"
+
+
+class RefusalReason(StrEnum):
+    """Why work was not admitted, or not finished; the values are the wire's."""
+
+    QUEUE_FULL = "queue_full"
+    PREDICTED_WAIT = "predicted_wait"
+    FAIR_SHARE = "fair_share"
+    RETRY_EARLY = "retry_early"
+    STARTING = "starting"
+    RESTARTING = "restarting"
+    UNAVAILABLE = "unavailable"
+    DRAINING = "draining"
+    MAX_SESSIONS = "max_sessions"
+    DEADLINE = "deadline"
+    WORKER_CRASHED = "worker_crashed"
+    WORKER_HUNG = "worker_hung"
+
+    @property
+    def status(self) -> int:
+        """HTTP's word for whose doing it is: 429 the caller's, 503 the server's."""
+        return 429 if self in (RefusalReason.FAIR_SHARE, RefusalReason.RETRY_EARLY) else 503

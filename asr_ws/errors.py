@@ -1,0 +1,128 @@
+"""The exception tree. Whose fault decides the class.
+
+    AsrError
+    ├── ProtocolError      the peer's: a message or frame that breaks asr-ws.v1
+    ├── UsageError         the user's: a setting, a file or an extra that is wrong or missing
+    │   ├── ConfigError    a flag, environment variable or TOML value
+    │   └── MissingExtra   a command whose optional dependencies are not installed
+    ├── ModelError         the world's: weights missing, unreachable, or not what they should be
+    │   ├── ModelNotDownloaded
+    │   ├── DownloadFailed
+    │   └── HashMismatch
+    ├── WorkerError        the world's: the process that owns the model
+    │   ├── WorkerDied     it ended under this decode
+    │   └── DecodeFailed   it lives, this one decode raised
+    └── ClientError        seen by a client program: the server refused, vanished, or broke the protocol
+
+Ours are assertions. Overload is none of these: it is a value (`asr_ws.core.admission.Shed`).
+Attributes hold the data, ``str()`` builds the sentence, ``code`` is the stable machine name.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class AsrError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ProtocolError(AsrError):
+    """A client broke the protocol; becomes an `error` event.
+
+    Args:
+        error_code: one of PROTOCOL's error codes, such as ``bad_message``.
+        fatal: whether the session ends with ``close_code``.
+    """
+
+    def __init__(self, error_code: str, message: str, hint: str = "", *, close_code: int | None = None) -> None:
+        super().__init__(message, hint)
+        self.error_code = error_code
+        self.close_code = close_code
+
+    @property
+    def fatal(self) -> bool:
+        return self.close_code is not None
+
+
+class UsageError(AsrError):
+    code = "usage"
+
+
+class ConfigError(UsageError):
+    code = "config"
+
+
+class MissingExtra(UsageError):
+    """An optional dependency is not installed."""
+
+    code = "missing_extra"
+
+    def __init__(self, command: str, extra: str) -> None:
+        super().__init__(f"{command} needs the optional dependencies {extra!r}", f"pip install 'asr-ws[{extra}]'")
+
+
+class ModelError(AsrError):
+    code = "model"
+
+
+class ModelNotDownloaded(ModelError):
+    """The name is known, its files are not on this machine."""
+
+    code = "model_not_downloaded"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"model {name!r} is not downloaded; run: asr-ws pull {name}")
+        self.name = name
+
+
+class DownloadFailed(ModelError):
+    code = "download_failed"
+
+
+class HashMismatch(ModelError):
+    """A file is not the one it should be; it was not put in place."""
+
+    code = "hash_mismatch"
+
+    def __init__(self, file: str, expected: str, actual: str) -> None:
+        super().__init__(
+            f"{file} has SHA-256 {actual}, expected {expected}", "the file was discarded; try again or another --source"
+        )
+        self.file, self.expected, self.actual = file, expected, actual
+
+
+class WorkerError(AsrError):
+    code = "worker"
+
+
+class WorkerDied(WorkerError):
+    """The worker process ended while it decoded.
+
+    Args:
+        cause: an enum-like word for logs and metrics, such as ``segv``, ``abrt``, ``killed``, ``exit_1``.
+    """
+
+    code = "worker_crashed"
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"the worker died: {cause}")
+        self.cause = cause
+
+
+class DecodeFailed(WorkerError):
+    code = "decode_failed"
+
+
+class ClientError(AsrError):
+    code = "client"

@@ -1,0 +1,364 @@
+"""The wire vocabulary of asr-ws.v1: every message and event, and their JSON. The first file to read.
+
+Inbound messages are strict (an unknown field is an error that names its path, because a misspelt ``sample_rate``
+would otherwise decode to garbage); events are read tolerantly, because a server may add to them. All times are
+integer milliseconds from the session's first audio byte, durations are integer milliseconds. The prose reference
+is docs/reference/protocol.md.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final as Constant, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from asr_ws.errors import ProtocolError
+
+PROTOCOL: Constant = "asr-ws.v1"  # also the WebSocket subprotocol, offered and not required
+PATH: Constant = "/v1/stream"
+MAX_TEXT_BYTES: Constant = 16 * 1024
+MAX_BINARY_BYTES: Constant = 256 * 1024
+MAX_PROMPT_CHARS: Constant = 800  # prompt and hotwords together
+
+ENCODINGS: Constant = ("pcm_s16le", "pcm_f32le")
+MIN_RATE, MAX_RATE, MAX_CHANNELS = 8000, 192_000, 2
+
+Id = Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+# ---------------------------------------------------------------- client -> server
+
+
+class _Message(Struct, tag_field="type", forbid_unknown_fields=True, frozen=True, omit_defaults=True):
+    pass
+
+
+class AudioFormat(Struct, forbid_unknown_fields=True, frozen=True):
+    """What the binary frames hold. Outside the table it is `unsupported_format`, not `bad_message`: so no limits here."""
+
+    encoding: Annotated[str, Meta(extra_json_schema={"enum": list(ENCODINGS)})] = "pcm_s16le"
+    sample_rate: Annotated[int, Meta(extra_json_schema={"minimum": MIN_RATE, "maximum": MAX_RATE})] = 16_000  # Hz
+    channels: Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": MAX_CHANNELS})] = 1
+
+    def check(self) -> None:
+        """Raises: ProtocolError: ``unsupported_format``, with the allowed values in the hint."""
+        for name, value, allowed, fits in (
+            ("encoding", self.encoding, " or ".join(ENCODINGS), self.encoding in ENCODINGS),
+            ("sample_rate", self.sample_rate, f"{MIN_RATE}..{MAX_RATE}", MIN_RATE <= self.sample_rate <= MAX_RATE),
+            ("channels", self.channels, f"1..{MAX_CHANNELS}", 1 <= self.channels <= MAX_CHANNELS),
+        ):
+            if not fits:
+                raise ProtocolError(
+                    "unsupported_format", f"audio.{name} is {value!r}", f"send {allowed}", close_code=1008
+                )
+
+
+class Endpointing(Struct, forbid_unknown_fields=True, frozen=True):
+    mode: Literal["server", "manual"] = "server"
+    silence_ms: Annotated[int, Meta(ge=100, le=5000)] = 600
+    prefix_ms: Annotated[int, Meta(ge=0, le=1000)] = 300
+    min_speech_ms: Annotated[int, Meta(ge=30, le=1000)] = 150
+    max_utterance_ms: Annotated[int, Meta(ge=1000, le=30_000)] = 30_000
+    threshold: Annotated[float, Meta(ge=0.05, le=0.95)] = 0.5
+
+
+class Start(_Message, tag="start"):
+    """Optional, first, once; answered by `started`."""
+
+    token: str | None = None
+    audio: AudioFormat = AudioFormat()
+    language: str | None = None  # None: detect
+    task: Literal["transcribe", "translate"] = "transcribe"
+    prompt: str | None = None
+    hotwords: str | None = None
+    partials: bool = True
+    words: bool = False
+    endpointing: Endpointing = Endpointing()
+    max_wait_ms: Annotated[int, Meta(ge=0)] | None = None  # None: the server's
+    client: str | None = None
+
+
+class Commit(_Message, tag="commit"):
+    """The utterance ends here, after all audio sent before it."""
+
+    id: Id | None = None
+
+
+class RetryUtterance(_Message, tag="retry"):
+    """Offers a held utterance again, without its audio."""
+
+    utterance: str
+
+
+class Cancel(_Message, tag="cancel"):
+    """Drops that utterance wherever it is; without an id everything unfinished."""
+
+    utterance: str | None = None
+
+
+class End(_Message, tag="end"):
+    """No more audio; every outstanding utterance gets its outcome, then `done`."""
+
+
+class Ping(_Message, tag="ping"):
+    id: str | int | None = None
+
+
+ClientMessage = Start | Commit | RetryUtterance | Cancel | End | Ping
+
+
+# ---------------------------------------------------------------- server -> client
+
+
+class _Event(Struct, tag_field="type", kw_only=True):
+    seq: int | UnsetType = UNSET  # 1, 2, 3 ... per session; absent from `ready` and from a session's own refusal
+
+
+class Limits(Struct, frozen=True):
+    queue_capacity: int
+    max_wait_ms: int
+    max_utterance_ms: int
+    max_message_bytes: int
+    max_sessions: int
+    hold_ms: int
+
+
+State_ = Literal["starting", "ready", "restarting", "unavailable", "draining"]
+
+
+class Ready(_Event, tag="ready"):
+    """The session is open. Audio may be sent before it."""
+
+    protocol: str
+    session: str
+    server: str
+    model: str
+    languages: list[str]
+    state: State_
+    limits: Limits
+
+
+class Started(_Event, tag="started"):
+    """The settings in force."""
+
+    audio: AudioFormat
+    language: str | None
+    task: str
+    partials: bool
+    words: bool
+    endpointing: Endpointing
+    max_wait_ms: int
+
+
+class SpeechStarted(_Event, tag="speech_started"):
+    utterance: str
+    audio_start_ms: int
+
+
+class Partial(_Event, tag="partial"):
+    """The text so far is ``stable + unstable``; within an utterance ``stable`` only ever grows."""
+
+    utterance: str
+    stable: str
+    unstable: str
+    audio_end_ms: int
+
+
+class Accepted(_Event, tag="accepted"):
+    """Admitted; ``position`` counts the decodes ahead, 0 goes to the worker now."""
+
+    utterance: str
+    attempt: int
+    commit: str | None
+    position: int
+    estimated_wait_ms: int
+    estimated_final_ms: int
+    audio_start_ms: int
+    audio_end_ms: int
+    endpoint: Literal["silence", "commit", "max_length", "end"]
+
+
+class FinalSegment(Struct, frozen=True):
+    text: str
+    start_ms: int
+    end_ms: int
+    avg_logprob: float
+    no_speech_prob: float
+
+
+class FinalWord(Struct, frozen=True):
+    word: str
+    start_ms: int
+    end_ms: int
+    probability: float
+
+
+class Final(_Event, tag="final"):
+    """Done; it replaces every partial, ``stable`` included."""
+
+    utterance: str
+    attempt: int
+    text: str
+    language: str
+    language_probability: float
+    audio_start_ms: int
+    audio_end_ms: int
+    wait_ms: int
+    decode_ms: int
+    segments: list[FinalSegment]
+    words: list[FinalWord] | UnsetType = UNSET  # if asked
+    filtered: str | None = None  # why the text was emptied
+
+
+class Busy(_Event, tag="busy"):
+    """Not admitted. ``retry_after_ms`` is within 500..1500, ``estimated_wait_ms`` honest and unclamped."""
+
+    utterance: str | None  # None: the session itself
+    attempt: int
+    commit: str | None
+    status: Literal[429, 503]
+    reason: str
+    retry_after_ms: int
+    estimated_wait_ms: int
+    queue_depth: int
+    queue_capacity: int
+    retryable: bool
+    held_ms: int  # how long the audio stays on the server; 0: not held
+
+
+class Retry(_Event, tag="retry"):
+    """Was admitted, could not be finished, may be tried again."""
+
+    utterance: str
+    attempt: int
+    commit: str | None
+    status: Literal[429, 503]
+    reason: str
+    retry_after_ms: int
+    estimated_wait_ms: int
+    queue_depth: int
+    queue_capacity: int
+    retryable: bool
+    held_ms: int
+    waited_ms: int
+
+
+class Dropped(_Event, tag="dropped"):
+    utterance: str
+    reason: Literal["cancelled", "hold_expired", "evicted", "not_held"]
+    audio_start_ms: int
+    audio_end_ms: int
+
+
+class Error(_Event, tag="error"):
+    code: str
+    message: str
+    hint: str
+    fatal: bool
+    utterance: str | None = None
+    commit: str | None = None
+
+
+class State(_Event, tag="state"):
+    """Sent on change only."""
+
+    state: State_
+    partials: Literal["on", "paused"]
+
+
+class Pong(_Event, tag="pong"):
+    id: str | int | None
+
+
+class Done(_Event, tag="done"):
+    """The ledger: ``received = decoded + silence + refused + lost``, and lost is always 0 or our bug."""
+
+    received_ms: int
+    decoded_ms: int
+    silence_ms: int
+    refused_ms: int
+    lost_ms: int
+    finals: int
+    busy: int
+    retries: int
+    dropped: int
+    errors: int
+
+
+class Unknown(Struct, frozen=True):
+    """An event of a newer server; a client ignores it."""
+
+    type: str
+    fields: dict[str, Any]
+
+
+ServerEvent = (
+    Ready
+    | Started
+    | SpeechStarted
+    | Partial
+    | Accepted
+    | Final
+    | Busy
+    | Retry
+    | Dropped
+    | Error
+    | State
+    | Pong
+    | Done
+)
+
+_encoder = msgspec.json.Encoder()
+_message_decoder = msgspec.json.Decoder(ClientMessage)
+_event_decoder = msgspec.json.Decoder(ServerEvent)
+
+
+def encode(message: ClientMessage | ServerEvent) -> str:
+    return _encoder.encode(message).decode()
+
+
+def decode_message(text: str) -> ClientMessage:
+    """Strictly read one client message.
+
+    Raises:
+        ProtocolError: ``bad_message`` with the offending path.
+    """
+    try:
+        message: ClientMessage = _message_decoder.decode(text)
+    except msgspec.ValidationError as error:
+        raise ProtocolError("bad_message", str(error), "see docs/reference/protocol.md for the fields") from error
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise ProtocolError("bad_message", f"not JSON: {error}", "text frames are JSON objects") from error
+    except RecursionError as error:
+        raise ProtocolError("bad_message", "JSON nested too deep", "no message nests deeper than 2") from error
+    if isinstance(message, Start):
+        length = len(message.prompt or "") + len(message.hotwords or "")
+        if length > MAX_PROMPT_CHARS:
+            raise ProtocolError(
+                "bad_message",
+                f"prompt and hotwords are {length} characters together - at `$.prompt`",
+                f"send at most {MAX_PROMPT_CHARS}",
+            )
+    return message
+
+
+def decode_event(text: str | bytes) -> ServerEvent | Unknown:
+    """Read one server event; what this version does not know comes back as `Unknown`.
+
+    Raises:
+        ProtocolError: ``bad_message``: not an event at all.
+    """
+    try:
+        event: ServerEvent = _event_decoder.decode(text)
+        return event
+    except msgspec.ValidationError:
+        fields = msgspec.json.decode(text)
+        if isinstance(fields, dict) and isinstance(kind := fields.pop("type", None), str) and kind not in _KNOWN:
+            return Unknown(kind, fields)
+        raise ProtocolError("bad_message", f"the server sent {str(text)[:200]!r}") from None
+    except msgspec.DecodeError as error:
+        raise ProtocolError("bad_message", f"the server sent {str(text)[:200]!r}") from error
+
+
+_KNOWN = frozenset(str(event.__struct_config__.tag) for event in ServerEvent.__args__)
