@@ -8,7 +8,8 @@ is docs/reference/protocol.md.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final as Constant, Literal
+from typing import Annotated, Any, Literal
+from typing import Final as Constant
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -21,7 +22,7 @@ MAX_TEXT_BYTES: Constant = 16 * 1024
 MAX_BINARY_BYTES: Constant = 256 * 1024
 MAX_PROMPT_CHARS: Constant = 800  # prompt and hotwords together
 
-ENCODINGS: Constant = ("pcm_s16le", "pcm_f32le")
+ENCODINGS: Constant = {"pcm_s16le": 2, "pcm_f32le": 4}  # bytes a sample
 MIN_RATE, MAX_RATE, MAX_CHANNELS = 8000, 192_000, 2
 
 Id = Annotated[str, Meta(min_length=1, max_length=128)]
@@ -30,12 +31,12 @@ Id = Annotated[str, Meta(min_length=1, max_length=128)]
 # ---------------------------------------------------------------- client -> server
 
 
-class _Message(Struct, tag_field="type", forbid_unknown_fields=True, frozen=True, omit_defaults=True):
+class _Message(Struct, tag_field="type", forbid_unknown_fields=True, omit_defaults=True):
     pass
 
 
 class AudioFormat(Struct, forbid_unknown_fields=True, frozen=True):
-    """What the binary frames hold. Outside the table it is `unsupported_format`, not `bad_message`: so no limits here."""
+    """What the binary frames hold. `check` has the limits: outside them is `unsupported_format`, not `bad_message`."""
 
     encoding: Annotated[str, Meta(extra_json_schema={"enum": list(ENCODINGS)})] = "pcm_s16le"
     sample_rate: Annotated[int, Meta(extra_json_schema={"minimum": MIN_RATE, "maximum": MAX_RATE})] = 16_000  # Hz
@@ -294,19 +295,7 @@ class Unknown(Struct, frozen=True):
 
 
 ServerEvent = (
-    Ready
-    | Started
-    | SpeechStarted
-    | Partial
-    | Accepted
-    | Final
-    | Busy
-    | Retry
-    | Dropped
-    | Error
-    | State
-    | Pong
-    | Done
+    Ready | Started | SpeechStarted | Partial | Accepted | Final | Busy | Retry | Dropped | Error | State | Pong | Done
 )
 
 _encoder = msgspec.json.Encoder()

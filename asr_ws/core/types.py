@@ -150,3 +150,53 @@ class RefusalReason(StrEnum):
     def status(self) -> int:
         """HTTP's word for whose doing it is: 429 the caller's, 503 the server's."""
         return 429 if self in (RefusalReason.FAIR_SHARE, RefusalReason.RETRY_EARLY) else 503
+
+
+@dataclass(frozen=True, slots=True)
+class Shed:
+    """Work that was refused, as a value: overload is a normal state of the service.
+
+    ``retry_after_s`` is within 0.5-1.5 s and spread; ``estimated_wait_s`` is honest and unclamped.
+    """
+
+    reason: RefusalReason
+    retry_after_s: float
+    estimated_wait_s: float
+    queue_depth: int
+    queue_capacity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    utterance: Utterance
+    hypothesis: Hypothesis
+    wait_s: float  # in the queue
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """Admitted, could not be finished, may be offered again: its deadline passed, or the worker died under it."""
+
+    utterance: Utterance
+    shed: Shed
+    waited_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The utterance's end: its decode raised, or it killed the worker twice."""
+
+    utterance: Utterance
+    code: str  # "decode_failed" or "poison_audio"
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A held utterance is held no longer."""
+
+    utterance: Utterance
+    reason: str  # "hold_expired" or "evicted"
+
+
+Outcome = Decoded | Unfinished | Failed | Released

@@ -1,0 +1,53 @@
+"""The command line. One module per command, imported when that command runs, so that `asr-ws --help` stays quick.
+
+Exit codes: 0 done, 1 it failed, 2 the call was wrong (click's usage errors, `UsageError`); `serve` exits with the
+server's own.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Final, cast
+
+import click
+
+from asr_ws import __version__
+from asr_ws.errors import AsrError, UsageError
+
+COMMANDS: Final = {  # name -> where it is, what --help says of it
+    "serve": ("asr_ws.cli.serve:serve", "Run the server."),
+    "transcribe": ("asr_ws.cli.transcribe:transcribe", "Send an audio file to a server and print the text."),
+    "demo": ("asr_ws.cli.demo:demo", "See everything at work in one minute, without a microphone."),
+    "pull": ("asr_ws.cli.pull:pull", "Download a model."),
+    "config": ("asr_ws.cli.config:config", "Show every setting and where its value comes from."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, function = COMMANDS[cmd_name][0].split(":")
+        return cast(click.Command, getattr(import_module(module), function))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):  # click's own would import every command for its help
+            formatter.write_dl([(name, short_help) for name, (_, short_help) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AsrError as error:
+            click.echo(f"error: {error.message}", err=True)
+            if error.hint:
+                click.echo(f"hint: {error.hint}", err=True)
+            ctx.exit(2 if isinstance(error, UsageError) else 1)
+
+
+@click.group(name="asr-ws", cls=_LazyGroup)
+@click.version_option(__version__, prog_name="asr-ws", message="%(prog)s %(version)s")
+def main() -> None:
+    """Streaming speech recognition over WebSockets, on your own machine."""

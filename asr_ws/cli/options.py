@@ -1,0 +1,51 @@
+"""The options of every command that needs the server's settings, made from their declarations."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from asr_ws.config import CONFIG_VARIABLE, SETTINGS, Setting, load, nearest_to
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --config and one option per setting; its first argument becomes what they load to.
+
+    Values stay text here: `asr_ws.config` parses them, so that a flag's error reads as a variable's or a file's does.
+    """
+
+    @functools.wraps(command)
+    def with_loaded(config_file: Path | None, **given: Any) -> None:
+        flags = {setting.name: given.pop(setting.name) for setting in SETTINGS}
+        loaded = load(flags, os.environ, config_file)
+        for variable in loaded.unknown_environment:
+            nearest = nearest_to(variable)
+            click.echo(
+                f"warning: {variable} is not a setting" + (f"; did you mean {nearest}?" if nearest else ""), err=True
+            )
+        command(loaded, **given)
+
+    decorated: Callable[..., None] = with_loaded
+    for setting in reversed(SETTINGS):
+        decorated = _option(setting)(decorated)
+    return click.option(
+        "--config",
+        "config_file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help=f"TOML file with settings; also {CONFIG_VARIABLE}.",
+    )(decorated)
+
+
+def _option(setting: Setting) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(
+        setting.flag,
+        setting.name,
+        metavar="TEXT" if setting.type is str else "N",
+        help=f"{setting.help[0].upper()}{setting.help[1:]}. Allowed: {setting.allowed}. Default: {setting.default}.",
+    )

@@ -1,0 +1,277 @@
+"""The server's settings: one frozen tree is the only source of flags, environment variables and TOML keys.
+
+A setting is declared once, in the group that is its TOML table, with type, default, limits and help. Its name is
+unique over all groups, so that the flag is flat: ``max_sessions`` in ``Session`` is ``--max-sessions``,
+``ASR_WS_MAX_SESSIONS`` and, under ``[session]``, ``max_sessions``. A flag beats an environment variable, that beats the
+file, that beats the default; every value given is checked, also one that is then overridden.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar, cast, get_type_hints
+
+from asr_ws.errors import ConfigError
+
+PREFIX: Final = "ASR_WS_"
+CONFIG_VARIABLE: Final = "ASR_WS_CONFIG"  # the environment's --config
+NOT_SETTINGS: Final = (CONFIG_VARIABLE, "ASR_WS_CACHE_DIR")  # ours, read elsewhere
+
+Value = int | float | str
+_V = TypeVar("_V", int, float, str)
+
+
+def _setting(
+    default: _V, help: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
+) -> _V:
+    declared: _V = field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+    return declared
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 or :: is every interface")
+    port: int = _setting(8765, "TCP port; 0 takes a free one", low=0, high=65535)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    max_sessions: int = _setting(64, "sessions open at once; one more is refused with `busy`", low=1)
+    idle_timeout_s: float = _setting(
+        300.0, "seconds without a frame from the client until its session ends; 0 is never", low=0
+    )
+    ingest_speed: float = _setting(
+        2.0, "how many times faster than real time a client's audio is taken in the long run", low=1
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    queue_capacity: int = _setting(
+        3, "utterances that may wait for the model; one more is refused with `busy`", low=1, high=1000
+    )
+    max_wait_ms: int = _setting(
+        8000, "longest wait for the model, in milliseconds; a client may ask for less", low=1, high=600_000
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    model: str = _setting("base", "name of a model, or a folder that holds one")
+    device: str = _setting(
+        "auto", "what the model runs on; auto is CUDA where it works, else the CPU", choices=("auto", "cpu", "cuda")
+    )
+    compute_type: str = _setting(
+        "default",
+        "number format of the model's arithmetic; default leaves it to the recognizer",
+        choices=(
+            "default",
+            "auto",
+            "int8",
+            "int8_float32",
+            "int8_float16",
+            "int8_bfloat16",
+            "int16",
+            "float16",
+            "bfloat16",
+            "float32",
+        ),
+    )
+    cpu_threads: int = _setting(0, "threads of a decode on the CPU; 0 leaves it to the recognizer", low=0, high=1024)
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    log_format: str = _setting(
+        "console", "console is for people, json is one object a line", choices=("console", "json")
+    )
+    log_level: str = _setting(
+        "info", "least severe level that is logged", choices=("debug", "info", "warning", "error")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every setting of a server. Made by hand it is not checked; `load` checks."""
+
+    listen: Listen = Listen()
+    session: Session = Session()
+    admission: Admission = Admission()
+    model: Model = Model()
+    log: Log = Log()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a value came from; ``where`` is what the user would search for: ``--port``, ``ASR_WS_PORT``."""
+
+    kind: Literal["default", "file", "environment", "flag"]
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The declaration of one setting. ``low`` and ``high`` are inclusive; ``choices`` is empty for free text."""
+
+    name: str
+    group: str
+    type: type[Value]
+    default: Value
+    help: str
+    low: float | None
+    high: float | None
+    choices: tuple[str, ...]
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.name.upper()
+
+    @property
+    def key(self) -> str:
+        return f"[{self.group}].{self.name}"
+
+    @property
+    def allowed(self) -> str:
+        """The limits for people, such as ``integer 0..65535``."""
+        if self.choices:
+            return ", ".join(self.choices[:-1]) + f" or {self.choices[-1]}"
+        if self.type is str:
+            return "text, not empty"
+        limits = f">= {self.low}" if self.high is None else f"{self.low}..{self.high}"
+        return f"{'integer' if self.type is int else 'number'} {limits}"
+
+    def of(self, settings: Settings) -> Value:
+        """This setting's value in ``settings``."""
+        return cast(Value, getattr(getattr(settings, self.group), self.name))
+
+    def read(self, raw: object, source: Source) -> Value:
+        """Convert and check one given value; a file's must have the type already, elsewhere text is parsed.
+
+        Raises:
+            ConfigError: wrong type or out of range; names the source, the setting, the value and what is allowed.
+        """
+        readable = {self.type} | ({int} if self.type is float else set()) | ({str} if source.kind != "file" else set())
+        if type(raw) in readable:  # exactly: True is no port
+            with suppress(ValueError, OverflowError):  # not a number; an integer that no float can hold
+                value = self.type(cast(Any, raw))
+                if self._allows(value):
+                    return value
+        raise ConfigError(f"{source.where}: {self.name} is {raw!r}", f"allowed: {self.allowed}")
+
+    def _allows(self, value: Value) -> bool:
+        if self.choices:
+            return value in self.choices
+        if isinstance(value, str):
+            return value != ""  # an empty host would listen on every interface
+        low, high = (-math.inf if self.low is None else self.low), (math.inf if self.high is None else self.high)
+        return math.isfinite(value) and low <= value <= high
+
+
+def _declared() -> Iterator[Setting]:
+    for table in fields(Settings):
+        group = getattr(DEFAULTS, table.name)
+        types = get_type_hints(type(group))
+        for each in fields(group):
+            yield Setting(each.name, table.name, types[each.name], getattr(group, each.name), **each.metadata)
+
+
+DEFAULTS: Final = Settings()
+SETTINGS: Final = tuple(_declared())  # in the order of declaration
+_BY_NAME: Final = {setting.name: setting for setting in SETTINGS}
+_TABLES: Final = {setting.group: f"[{setting.group}]" for setting in SETTINGS}
+_KEYS: Final = {setting.name: setting.key for setting in SETTINGS}
+_VARIABLES: Final = {setting.variable: setting for setting in SETTINGS}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """``sources`` has one entry per setting name; ``unknown_environment`` is ASR_WS_* variables that mean nothing."""
+
+    settings: Settings
+    sources: Mapping[str, Source]
+    unknown_environment: tuple[str, ...]
+
+
+def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> Loaded:
+    """Merge what was given over the defaults.
+
+    Args:
+        flags: setting name -> value or its text; None counts as not given.
+        environ: the process's; an empty variable counts as not set.
+        file: TOML, grouped by table; None: the one that ``ASR_WS_CONFIG`` names, if any.
+    Raises:
+        ConfigError: the file cannot be read, or holds an unknown table or key; or a value is not allowed.
+    """
+    given: dict[str, dict[str, Value]] = {table: {} for table in _TABLES}
+    sources = {setting.name: Source("default", "default") for setting in SETTINGS}
+    for setting, raw, source in (*_in_file(file, environ), *_in_environment(environ), *_in_flags(flags)):
+        given[setting.group][setting.name] = setting.read(raw, source)
+        sources[setting.name] = source
+    known = {*_VARIABLES, *NOT_SETTINGS}
+    return Loaded(
+        replace(DEFAULTS, **{table: replace(getattr(DEFAULTS, table), **given[table]) for table in _TABLES}),
+        sources,
+        tuple(sorted(name for name in environ if name.startswith(PREFIX) and name not in known)),
+    )
+
+
+_Given = tuple[Setting, object, Source]
+
+
+def _in_file(file: Path | None, environ: Mapping[str, str]) -> Iterator[_Given]:
+    if file is not None:
+        named_by = "--config"
+    elif environ.get(CONFIG_VARIABLE):
+        file, named_by = Path(environ[CONFIG_VARIABLE]), CONFIG_VARIABLE
+    else:
+        return
+    try:
+        tables = tomllib.loads(file.read_text("utf-8-sig"))  # Windows editors like to write the mark
+    except OSError as error:
+        raise ConfigError(f"{named_by}: cannot read {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{named_by}: {file} is not TOML: {error}") from error
+    for table, keys in tables.items():
+        if table not in _TABLES:
+            raise ConfigError(f"{file}: unknown {table!r}", _hint(table, _KEYS | _TABLES))
+        if not isinstance(keys, dict):
+            raise ConfigError(f"{file}: {table} is {keys!r}", f"allowed: a table, [{table}]")
+        for key, raw in keys.items():
+            setting = _BY_NAME.get(key)
+            if setting is None or setting.group != table:
+                raise ConfigError(f"{file}: unknown {key!r} in [{table}]", _hint(key, _KEYS))
+            yield setting, raw, Source("file", f"{file}:{setting.key}")
+
+
+def _in_environment(environ: Mapping[str, str]) -> Iterator[_Given]:
+    for variable, setting in _VARIABLES.items():
+        if text := environ.get(variable):
+            yield setting, text, Source("environment", variable)
+
+
+def _in_flags(flags: Mapping[str, object]) -> Iterator[_Given]:
+    for name, raw in flags.items():
+        if name not in _BY_NAME:
+            raise ConfigError(f"unknown setting {name!r}", _hint(name, {name: name for name in _BY_NAME}))
+        if raw is not None:
+            yield _BY_NAME[name], raw, Source("flag", _BY_NAME[name].flag)
+
+
+def _hint(name: str, shown: Mapping[str, str]) -> str:
+    nearest = nearest_to(name, shown)
+    return f"did you mean {shown[nearest]}?" if nearest else "asr-ws config lists every setting"
+
+
+def nearest_to(name: str, known: Iterable[str] = (*_VARIABLES, *NOT_SETTINGS)) -> str | None:
+    """The known name (by default: environment variable) that a misspelt one most likely means."""
+    return next(iter(difflib.get_close_matches(name, known, n=1)), None)

@@ -1,0 +1,189 @@
+"""The composition root: builds the server from its settings, runs it, and stops it in order.
+
+Start: listen, then load the model (clients are told `starting` meanwhile). Stop, on SIGINT or SIGTERM: admit nothing
+more, let what is admitted finish within the grace time, close the sessions with 1012, end the worker. A second signal
+skips the waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+
+import structlog
+
+from asr_ws import __version__, log, messages, models
+from asr_ws.config import Settings
+from asr_ws.core.admission import AdmissionQueue
+from asr_ws.core.holds import Holds
+from asr_ws.core.service_time import ServiceTime
+from asr_ws.core.session import HOLD_S, Service, Session
+from asr_ws.core.types import SessionId
+from asr_ws.detector import SileroModel
+from asr_ws.errors import UsageError
+from asr_ws.metrics import Metrics
+from asr_ws.resampler import AvResampler
+from asr_ws.server.connection import ConnectionLimits
+from asr_ws.server.dispatcher import Dispatcher
+from asr_ws.server.listener import Listener
+from asr_ws.server.pages import Pages
+from asr_ws.worker.supervisor import Supervisor, WorkerSpec
+
+GRACE_S = 10.0  # for what is admitted, once the server is told to stop
+MAX_UTTERANCE_MS = 30_000  # Whisper's window
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """A running server's parts."""
+
+    settings: Settings
+    dispatcher: Dispatcher
+    supervisor: Supervisor
+    metrics: Metrics
+    listener: Listener
+
+    @property
+    def url(self) -> str:
+        """Where sessions are opened."""
+        return self.listener.url.replace("http", "ws", 1) + messages.PATH
+
+    async def drain(self) -> None:
+        """Admit nothing more, and wait for what is admitted, at most GRACE_S."""
+        self.dispatcher.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GRACE_S):
+                await self.dispatcher.wait_idle()
+
+
+def build(settings: Settings, spec: WorkerSpec) -> App:
+    """Wire the parts together; nothing runs yet. Raises: ModelError: the model folder is not usable."""
+    admission, session = settings.admission, settings.session
+    metrics = Metrics()
+    service_time = ServiceTime()
+    dispatcher = Dispatcher(AdmissionQueue(admission.queue_capacity, service_time), Holds(), metrics)
+    supervisor = Supervisor(spec, on_state=dispatcher.worker_changed, on_self_test=service_time.observe)
+    dispatcher.worker = supervisor
+    service = Service(
+        version=__version__,
+        model=settings.model.model,
+        languages=models.languages(spec.model),
+        limits=messages.Limits(
+            queue_capacity=admission.queue_capacity,
+            max_wait_ms=admission.max_wait_ms,
+            max_utterance_ms=MAX_UTTERANCE_MS,
+            max_message_bytes=messages.MAX_BINARY_BYTES,
+            max_sessions=session.max_sessions,
+            hold_ms=round(HOLD_S * 1000),
+        ),
+    )
+    silero = SileroModel()
+
+    def make_session(id: SessionId) -> Session:
+        return Session(id, service, dispatcher, silero.detector, AvResampler)
+
+    pages = Pages(settings.model.model, dispatcher, supervisor, metrics)
+    listener = pages.listener = Listener(
+        settings.listen.host,
+        settings.listen.port,
+        dispatcher=dispatcher,
+        make_session=make_session,
+        pages=pages.by_path(),
+        max_sessions=session.max_sessions,
+        limits=ConnectionLimits(session.idle_timeout_s, session.ingest_speed),
+    )
+    return App(settings, dispatcher, supervisor, metrics, listener)
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings, spec: WorkerSpec | None = None) -> AsyncIterator[App]:
+    """A server that accepts connections; its model may still be loading. Leaving stops it at once.
+
+    Args:
+        spec: the worker to run, where it is not the one that the settings name.
+    Raises:
+        OSError: the port is taken.
+    """
+    app = build(settings, spec or worker_spec(settings))
+    async with app.listener, asyncio.TaskGroup() as tasks:
+        running_tasks = [
+            tasks.create_task(app.supervisor.run(), name="supervisor"),
+            tasks.create_task(app.dispatcher.run(), name="dispatcher"),
+        ]
+        try:
+            yield app
+        finally:
+            app.dispatcher.drain()
+            for task in running_tasks:
+                task.cancel()
+
+
+def worker_spec(settings: Settings) -> WorkerSpec:
+    model = settings.model
+    return WorkerSpec(models.resolve(model.model), model.device, model.compute_type, model.cpu_threads)
+
+
+def run(settings: Settings, *, when_listening: Callable[[App], None] | None = None) -> int:
+    """Serve until told to stop. Returns: the process's exit code."""
+    log.configure(settings.log.log_format, settings.log.log_level)
+    try:
+        asyncio.run(_serve(settings, when_listening or announce))
+    except OSError as error:
+        host, port = settings.listen.host, settings.listen.port
+        raise UsageError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}", "choose another --port"
+        ) from error
+    return 0
+
+
+async def _serve(settings: Settings, when_listening: Callable[[App], None]) -> None:
+    logger = structlog.get_logger()
+    signals: asyncio.Queue[str] = asyncio.Queue()
+    with _signals_into(signals):
+        async with running(settings) as app:
+            logger.info("server.listening", url=app.listener.url, model=settings.model.model)
+            when_listening(app)
+            logger.info("server.draining", signal=await signals.get())
+            drained = asyncio.create_task(app.drain(), name="drain")
+            again = asyncio.create_task(signals.get(), name="second signal")
+            await asyncio.wait([drained, again], return_when=asyncio.FIRST_COMPLETED)
+            drained.cancel()
+            again.cancel()
+    logger.info("server.stopped")
+
+
+@contextlib.contextmanager
+def _signals_into(queue: asyncio.Queue[str]) -> Iterator[None]:
+    """SIGINT and SIGTERM as queue items; works where ``add_signal_handler`` does not exist (Windows)."""
+    loop = asyncio.get_running_loop()
+
+    def receive(number: int, _: object) -> None:
+        loop.call_soon_threadsafe(queue.put_nowait, signal.Signals(number).name)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def announce(app: App) -> None:
+    """Tell a person, on standard output, what runs and where. The first line is for programs."""
+    settings, url = app.settings, app.listener.url
+    print(f"listening on {url}", flush=True)
+    for what, where in (
+        ("page", f"{url}/"),
+        ("sessions", app.url),
+        ("numbers", f"{url}/v1/stats"),
+        ("health", f"{url}/readyz  {url}/livez"),
+        (
+            "model",
+            f"{settings.model.model}, device {settings.model.device}, compute type {settings.model.compute_type}",
+        ),
+        ("queue", f"{settings.admission.queue_capacity} may wait, {settings.admission.max_wait_ms} ms at most"),
+    ):
+        print(f"  {what:<9} {where}", flush=True)

@@ -1,0 +1,204 @@
+"""One websocket, one session: reads, paces, feeds the session, writes what it says. It never awaits a decode.
+
+Three tasks: the reader (which owns the session's input), the writer (a bounded outbox, so that a client which does
+not read costs nothing but itself), and the keepalive. The keepalive is our own, because a connection that we do not
+read for pacing cannot see pongs, and must not be closed for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Iterable, Iterator
+from dataclasses import dataclass
+
+import structlog
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+
+from asr_ws import messages
+from asr_ws.core.endpointer import FRAME
+from asr_ws.core.session import Session
+from asr_ws.core.types import SAMPLE_RATE, Outcome, ServiceState
+from asr_ws.errors import ProtocolError
+from asr_ws.server.dispatcher import Dispatcher, Subscriber
+from asr_ws.server.pacing import Pace
+
+OUTBOX_EVENTS = 256  # more than a session can have outstanding; beyond it the client does not read
+WRITE_TIMEOUT_S = 10.0
+PING_INTERVAL_S = 20.0  # below the idle cut of common proxies (60 s)
+PING_TIMEOUT_S = 20.0
+WINDOWS_PER_TURN = 8  # detector windows between two looks at other sessions: under 1 ms
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    idle_timeout_s: float  # 0: never
+    ingest_speed: float  # audio seconds a second
+    write_timeout_s: float = WRITE_TIMEOUT_S
+    ping_interval_s: float = PING_INTERVAL_S
+    ping_timeout_s: float = PING_TIMEOUT_S
+
+
+class Connection:
+    def __init__(
+        self, socket: ServerConnection, session: Session, dispatcher: Dispatcher, limits: ConnectionLimits
+    ) -> None:
+        self._socket = socket
+        self._session = session
+        self._dispatcher = dispatcher
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._log = structlog.get_logger().bind(session=session.id)
+        self._outbox: deque[str] = deque()
+        self._wake_writer = asyncio.Event()
+        self._n_paced = 0  # how often reading was held back
+        self._pace = Pace(limits.ingest_speed, self._loop.time())
+
+    async def serve(self) -> None:
+        """From `ready` to the close; returns when the socket is closed."""
+        began = time.monotonic()
+        self._log.info("session.opened", client=_address(self._socket))
+        self._dispatcher.attach(self._session.id, Subscriber(self._receive_outcome, self._receive_state))
+        try:
+            self._send(self._session.receive_open(self._dispatcher.queue.state))
+            async with asyncio.TaskGroup() as tasks:
+                writer = tasks.create_task(self._write(), name=f"{self._session.id} writer")
+                keepalive = tasks.create_task(self._keep_alive(), name=f"{self._session.id} keepalive")
+                await self._read_to_the_end()
+                writer.cancel()
+                keepalive.cancel()
+        finally:
+            self._dispatcher.detach(self._session.id)
+            self._session.receive_disconnect()
+            self._log_closed(time.monotonic() - began)
+
+    # ------------------------------------------------------------ in
+
+    async def _read_to_the_end(self) -> None:
+        try:
+            await self._read()
+        except ConnectionClosed:
+            return
+        except Exception as error:
+            # The task boundary of a session: our bug ends this session, with its traceback in the log.
+            self._log.exception("session.failed")
+            self._send(
+                self._session.receive_failure(ProtocolError("internal", f"internal error: {error}", close_code=1011))
+            )
+        await self._socket.wait_closed()
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._limits.idle_timeout_s or None):
+                    message = await self._socket.recv()
+            except TimeoutError:
+                hint = "send audio, or a ping now and then"
+                error = ProtocolError(
+                    "idle", f"nothing came for {self._limits.idle_timeout_s:g} s", hint, close_code=1008
+                )
+                self._send(self._session.receive_failure(error))
+                continue
+            if isinstance(message, str):
+                self._send(self._session.receive_text(message, now=self._loop.time()))
+            elif self._session.takes_audio:
+                await self._read_audio(message)
+            else:
+                self._send(self._session.receive_audio(message, now=self._loop.time()))
+            await asyncio.sleep(0)  # a client whose frames lie ready must not keep the loop to itself
+
+    async def _read_audio(self, data: bytes) -> None:
+        """In slices of a few detector windows, as fast as the pace allows."""
+        for audio in self._slices(data):
+            if (delay_s := self._pace.delay(len(audio) / self._session.audio_bytes_per_s, self._loop.time())) > 0:
+                self._n_paced += 1
+                await asyncio.sleep(delay_s)
+            self._send(self._session.receive_audio(audio, now=self._loop.time()))
+            if len(audio) < len(data):
+                await asyncio.sleep(0)
+
+    def _slices(self, data: bytes) -> Iterator[bytes]:
+        n_bytes = max(1, self._session.audio_bytes_per_s * WINDOWS_PER_TURN * FRAME // SAMPLE_RATE)
+        return (data[start : start + n_bytes] for start in range(0, len(data), n_bytes))
+
+    def _receive_outcome(self, outcome: Outcome) -> None:
+        self._send(self._session.receive_outcome(outcome, now=self._loop.time()))
+
+    def _receive_state(self, state: ServiceState) -> None:
+        self._send(self._session.receive_state(state, now=self._loop.time()))
+
+    # ------------------------------------------------------------ out
+
+    def _send(self, events: Iterable[messages.ServerEvent]) -> None:
+        self._outbox.extend(messages.encode(event) for event in events)
+        self._wake_writer.set()
+
+    async def _write(self) -> None:
+        """Events in order, then the close that the session asked for."""
+        try:
+            while True:
+                await self._wake_writer.wait()
+                self._wake_writer.clear()
+                while self._outbox:
+                    if len(self._outbox) > OUTBOX_EVENTS:
+                        raise TimeoutError
+                    async with asyncio.timeout(self._limits.write_timeout_s):
+                        await self._socket.send(self._outbox.popleft())
+                if (close := self._session.close) is not None:
+                    await self._socket.close(close.code, close.reason)
+                    return
+        except ConnectionClosed:
+            return
+        except TimeoutError:
+            self._log.warning("session.not_reading", outbox=len(self._outbox))
+            await self._cut_off("slow_consumer")
+
+    async def _cut_off(self, code: str) -> None:
+        """A client that takes nothing gets its close code if there is room for it, and no more time than that."""
+        self._session.receive_disconnect()
+        try:
+            async with asyncio.timeout(1.0):
+                await self._socket.close(1008, code)
+        except (TimeoutError, ConnectionClosed):
+            self._socket.transport.abort()
+
+    async def _keep_alive(self) -> None:
+        try:
+            while True:
+                await asyncio.sleep(self._limits.ping_interval_s)
+                pong = await self._socket.ping()
+                n_paced = self._n_paced
+                while not await self._arrives(pong):
+                    if self._n_paced == n_paced:
+                        await self._socket.close(1011, "keepalive ping timeout")
+                        return
+                    n_paced = self._n_paced  # we held it back ourselves: it has another interval
+        except ConnectionClosed:
+            return
+
+    async def _arrives(self, pong: Awaitable[float]) -> bool:
+        done, _ = await asyncio.wait([asyncio.ensure_future(pong)], timeout=self._limits.ping_timeout_s)
+        return bool(done)
+
+    # ------------------------------------------------------------
+
+    def _log_closed(self, duration_s: float) -> None:
+        ledger, counts = self._session.ledger, self._session.counts
+        facts = {
+            "duration_s": round(duration_s, 3),
+            "audio_s": round(ledger.received / ledger.sample_rate, 3),
+            "finals": counts["final"],
+            "busy": counts["busy"],
+            "retries": counts["retry"],
+            "close_code": self._socket.close_code,
+        }
+        self._log.info("session.closed", **facts)
+        if ledger.lost:
+            self._log.error("session.audio_lost", frames=ledger.lost, **facts)
+
+
+def _address(socket: ServerConnection) -> str:
+    address = socket.remote_address
+    return f"{address[0]}:{address[1]}" if address else "?"

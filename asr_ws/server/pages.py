@@ -1,0 +1,92 @@
+"""What plain GETs are answered with: the front page, liveness, readiness, and the numbers."""
+
+from __future__ import annotations
+
+import html
+import json
+import time
+from http import HTTPStatus
+
+from asr_ws import __version__, messages
+from asr_ws.core.types import ServiceState
+from asr_ws.metrics import Metrics
+from asr_ws.server.dispatcher import Dispatcher
+from asr_ws.server.listener import Listener, Page
+from asr_ws.worker.supervisor import Supervisor
+
+_FRONT = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>asr_ws</title>
+<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:44rem;margin:3rem auto;padding:0 1rem}}
+code{{background:#8882;padding:.1em .3em}}</style>
+<h1>asr_ws {version}</h1>
+<p>A streaming speech-recognition server: audio in over a WebSocket, text out, and a clear word when it is busy.</p>
+<p>The model is <b>{model}</b>; the server is <b>{state}</b>.</p>
+<ul><li>Sessions: <code id="ws">{path}</code> (WebSocket, <code>{protocol}</code>)
+<li><a href="v1/stats">v1/stats</a>: queue, waits and outcomes as JSON
+<li><a href="readyz">readyz</a>: whether it can decode now · <a href="livez">livez</a>: whether it lives</ul>
+<p>From a shell: <code>asr-ws transcribe FILE</code></p></html>
+"""
+
+
+class Pages:
+    """The answers, by path. ``listener`` is known only once it listens."""
+
+    listener: Listener
+
+    def __init__(self, model: str, dispatcher: Dispatcher, supervisor: Supervisor, metrics: Metrics) -> None:
+        self._model = model
+        self._dispatcher = dispatcher
+        self._supervisor = supervisor
+        self._metrics = metrics
+        self._began = time.monotonic()
+
+    def by_path(self) -> dict[str, Page]:
+        return {
+            "/": self._front,
+            "/livez": self._live,
+            "/healthz": self._live,
+            "/readyz": self._ready,
+            "/v1/stats": self._stats,
+        }
+
+    def _front(self) -> tuple[HTTPStatus, str, str]:
+        values = {
+            "version": __version__,
+            "model": self._model,
+            "state": self._dispatcher.queue.state.value,
+            "path": messages.PATH,
+            "protocol": messages.PROTOCOL,
+        }
+        return HTTPStatus.OK, "text/html", _FRONT.format(**{key: html.escape(text) for key, text in values.items()})
+
+    def _live(self) -> tuple[HTTPStatus, str, str]:
+        return HTTPStatus.OK, "text/plain", "alive\n"
+
+    def _ready(self) -> tuple[HTTPStatus, str, str]:
+        """A full queue is normal service and does not count against it."""
+        state = self._dispatcher.queue.state
+        status = HTTPStatus.OK if state is ServiceState.READY else HTTPStatus.SERVICE_UNAVAILABLE
+        return status, "text/plain", f"{state.value}\n"
+
+    def _stats(self) -> tuple[HTTPStatus, str, str]:
+        queue, metrics, supervisor = self._dispatcher.queue, self._metrics, self._supervisor
+        stats = {
+            "state": queue.state.value,
+            "model": self._model,
+            "uptime_s": round(time.monotonic() - self._began, 1),
+            "queue_depth": queue.depth,
+            "queue_capacity": queue.capacity,
+            "avg_wait_ms": round(metrics.avg_wait_s * 1000),
+            "p95_wait_ms": round(metrics.p95_wait_s * 1000),
+            "in_flight_tasks": int(queue.in_flight is not None),
+            "decode_fail_rate": round(metrics.decode_fail_rate, 4),
+            "worker_restart_count": supervisor.n_restarts,
+            "worker_pid": supervisor.pid,
+            "sessions": self.listener.n_sessions,
+            "finals": metrics.finals,
+            "busy": metrics.refusals.total(),
+            "busy_by_reason": dict(metrics.refusals),
+            "retries": metrics.retries,
+            "max_concurrent_decodes": supervisor.max_concurrent_decodes,
+        }
+        return HTTPStatus.OK, "application/json", json.dumps(stats) + "\n"

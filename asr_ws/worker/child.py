@@ -1,0 +1,155 @@
+"""The worker process: loads the model, proves that it decodes, then decodes one request at a time.
+
+    python -m asr_ws.worker.child MODEL_FOLDER --device auto --compute-type default --cpu-threads 0
+
+It speaks `asr_ws.worker.ipc` over stdin and stdout, which it first moves out of the way: native libraries print to
+fd 1, and one such line would corrupt the framing. It ends by ``os._exit`` always, because unloading a model has
+crashed, and at the end of its input at once, because then its server is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import importlib
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import wave
+from importlib.resources import files
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+import numpy as np
+
+from asr_ws.core.types import SAMPLE_RATE, DecodeOptions, Samples
+from asr_ws.worker import ipc
+from asr_ws.worker.recognizer import Recognizer, RecognizerFactory, pick_device
+
+SELF_TEST_WORD = "country"  # said twice in the clip
+EXIT_CANNOT_SERVE = 3
+
+
+def main() -> NoReturn:
+    args = _arguments()
+    requests, replies = _claim_stdio()
+    faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides when this ends
+    inbox: queue.Queue[bytes] = queue.Queue(maxsize=1)
+    threading.Thread(target=_read, args=(requests, inbox), name="requests", daemon=True).start()
+    recognizer = _load(args, replies)
+    while True:
+        _decode(recognizer, ipc.decode_request(inbox.get()), replies)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="asr_ws.worker.child")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--compute-type", default="default")
+    parser.add_argument("--cpu-threads", type=int, default=0)
+    parser.add_argument("--recognizer", default="asr_ws.worker.recognizer:FasterWhisperRecognizer")
+    return parser.parse_args()
+
+
+def _claim_stdio() -> tuple[BinaryIO, BinaryIO]:
+    requests, replies = os.dup(0), os.dup(1)
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.setmode(requests, os.O_BINARY)
+        msvcrt.setmode(replies, os.O_BINARY)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return os.fdopen(requests, "rb"), os.fdopen(replies, "wb")
+
+
+def _read(requests: BinaryIO, inbox: queue.Queue[bytes]) -> None:
+    """Runs beside the decode, so that the end of the input is seen in mid-decode."""
+    while (payload := ipc.read_payload(requests)) is not None:
+        inbox.put(payload)
+    os._exit(0)
+
+
+def _send(replies: BinaryIO, message: ipc.Reply) -> None:
+    try:
+        replies.write(ipc.frame(message))
+        replies.flush()
+    except OSError:  # the server is gone
+        os._exit(0)
+
+
+def _load(args: argparse.Namespace, replies: BinaryIO) -> Recognizer:
+    module, _, name = args.recognizer.partition(":")
+    began = time.monotonic()
+    try:
+        factory: RecognizerFactory = getattr(importlib.import_module(module), name)
+        device = pick_device(args.device)
+        _send(replies, ipc.Loading(device))
+        recognizer = factory(args.model, device=device, compute_type=args.compute_type, cpu_threads=args.cpu_threads)
+        loaded = time.monotonic()
+        clip = self_test_clip()
+        text = "".join(segment.text for segment in recognizer.transcribe(clip, DecodeOptions("en")))
+        if SELF_TEST_WORD not in text.lower():
+            raise RuntimeError(f"the self-test clip came out as {text[:200]!r}")
+    except Exception as error:
+        # The task boundary of the load: whatever it was ends this process, and is said.
+        _send(replies, ipc.LoadFailed(f"{type(error).__name__}: {error}", retryable=not _is_permanent(error)))
+        os._exit(EXIT_CANNOT_SERVE)
+    _send(
+        replies,
+        ipc.Loaded(
+            device=recognizer.device,
+            compute_type=recognizer.compute_type,
+            load_s=loaded - began,
+            self_test_audio_s=len(clip) / SAMPLE_RATE,
+            self_test_decode_s=time.monotonic() - loaded,
+        ),
+    )
+    return recognizer
+
+
+def _is_permanent(error: Exception) -> bool:
+    """Trying again cannot help: a module, a file, or a setting is wrong."""
+    missing = isinstance(error, RuntimeError) and "Unable to open file" in str(error)
+    return missing or isinstance(error, (ImportError, AttributeError, ValueError, FileNotFoundError))
+
+
+def self_test_clip() -> Samples:
+    """11 s of speech, shape (n,), 16 kHz mono float32."""
+    with wave.open(str(files("asr_ws") / "assets" / "speech" / "jfk.wav")) as clip:
+        pcm = np.frombuffer(clip.readframes(clip.getnframes()), dtype="<i2")
+        return np.multiply(pcm, 1 / 32768, dtype=np.float32)
+
+
+def _decode(recognizer: Recognizer, request: ipc.DecodeRequest, replies: BinaryIO) -> None:
+    began = time.monotonic()
+    try:
+        transcription = recognizer.transcribe(np.frombuffer(request.samples, dtype="<f4"), request.options)
+        for segment in transcription:
+            _send(replies, ipc.SegmentDecoded(request.id, segment))
+    except Exception as error:
+        # The task boundary of one decode: it fails, the worker lives. A CUDA error sticks to the process, so it ends.
+        _send(replies, ipc.DecodeError(request.id, f"{type(error).__name__}: {error}"))
+        if any(word in str(error) for word in ("CUDA", "cuBLAS", "cuDNN")):
+            os._exit(EXIT_CANNOT_SERVE)
+        return
+    _send(
+        replies,
+        ipc.DecodeDone(
+            request=request.id,
+            language=transcription.language,
+            language_probability=transcription.language_probability,
+            filtered=transcription.filtered,
+            decode_s=time.monotonic() - began,
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main()
