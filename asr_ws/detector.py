@@ -30,8 +30,6 @@ WINDOW = 512  # samples, 32 ms: the only window Silero takes at 16 kHz
 _CONTEXT = 64  # samples of the window before
 _INPUTS = {"input": ["seq_len", WINDOW + _CONTEXT], "h": [1, 1, 128], "c": [1, 1, 128]}
 _HINT = "pip install -U 'asr-ws[server]'"
-_ZERO_STATE = np.zeros((1, 1, 128), np.float32)  # shared: the network returns new arrays and never writes to these
-_ZERO_CONTEXT = np.zeros(_CONTEXT, np.float32)
 
 
 class SileroModel:
@@ -63,12 +61,16 @@ class SileroDetector:
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
-        self.reset()
+        # Written in place. Keeping what each run returns instead would cost 20 to 60 KB a session, because small arrays
+        # that outlive a run keep the memory between them, which its large ones leave, from being used again.
+        self._h = np.zeros((1, 1, 128), np.float32)
+        self._c = np.zeros((1, 1, 128), np.float32)
+        self._context: Samples = np.zeros(_CONTEXT, np.float32)
 
     def reset(self) -> None:
         """Forget what was heard, as at a session's start."""
-        self._h = self._c = _ZERO_STATE
-        self._context: Samples = _ZERO_CONTEXT
+        for state in (self._h, self._c, self._context):
+            state.fill(0)
 
     def probabilities(self, windows: Samples) -> NDArray[np.float32]:
         """Speech probability of each window.
@@ -84,8 +86,8 @@ class SileroDetector:
         inputs[0, :_CONTEXT] = self._context
         inputs[1:, :_CONTEXT] = windows[:-1, -_CONTEXT:]
         result: NDArray[np.float32]
-        result, self._h, self._c = self._session.run(None, {"input": inputs, "h": self._h, "c": self._c})
-        self._context = windows[-1, -_CONTEXT:].copy()  # a view would keep the caller's buffer alive
+        result, h, c = self._session.run(None, {"input": inputs, "h": self._h, "c": self._c})
+        self._h[:], self._c[:], self._context[:] = h, c, windows[-1, -_CONTEXT:]
         return result
 
 

@@ -35,12 +35,16 @@ class _Message(Struct, tag_field="type", forbid_unknown_fields=True, omit_defaul
     pass
 
 
-class AudioFormat(Struct, forbid_unknown_fields=True, frozen=True):
-    """What the binary frames hold. `check` has the limits: outside them is `unsupported_format`, not `bad_message`."""
+class AudioInForce(Struct, frozen=True):
+    """As `started` tells it: a newer server may tell more."""
 
     encoding: Annotated[str, Meta(extra_json_schema={"enum": list(ENCODINGS)})] = "pcm_s16le"
     sample_rate: Annotated[int, Meta(extra_json_schema={"minimum": MIN_RATE, "maximum": MAX_RATE})] = 16_000  # Hz
     channels: Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": MAX_CHANNELS})] = 1
+
+
+class AudioFormat(AudioInForce, forbid_unknown_fields=True, frozen=True):
+    """What the binary frames hold. `check` has the limits: outside them is `unsupported_format`, not `bad_message`."""
 
     def check(self) -> None:
         """Raises: ProtocolError: ``unsupported_format``, with the allowed values in the hint."""
@@ -55,13 +59,19 @@ class AudioFormat(Struct, forbid_unknown_fields=True, frozen=True):
                 )
 
 
-class Endpointing(Struct, forbid_unknown_fields=True, frozen=True):
+class EndpointingInForce(Struct, frozen=True):
+    """As `started` tells it: a newer server may tell more."""
+
     mode: Literal["server", "manual"] = "server"
     silence_ms: Annotated[int, Meta(ge=100, le=5000)] = 600
     prefix_ms: Annotated[int, Meta(ge=0, le=1000)] = 300
     min_speech_ms: Annotated[int, Meta(ge=30, le=1000)] = 150
     max_utterance_ms: Annotated[int, Meta(ge=1000, le=30_000)] = 30_000
     threshold: Annotated[float, Meta(ge=0.05, le=0.95)] = 0.5
+
+
+class Endpointing(EndpointingInForce, forbid_unknown_fields=True, frozen=True):
+    """Where utterances end."""
 
 
 class Start(_Message, tag="start"):
@@ -143,12 +153,12 @@ class Ready(_Event, tag="ready"):
 class Started(_Event, tag="started"):
     """The settings in force."""
 
-    audio: AudioFormat
+    audio: AudioInForce
     language: str | None
     task: str
     partials: bool
     words: bool
-    endpointing: Endpointing
+    endpointing: EndpointingInForce
     max_wait_ms: int
 
 
@@ -339,15 +349,16 @@ def decode_event(text: str | bytes) -> ServerEvent | Unknown:
         ProtocolError: ``bad_message``: not an event at all.
     """
     try:
-        event: ServerEvent = _event_decoder.decode(text)
-        return event
-    except msgspec.ValidationError:
-        fields = msgspec.json.decode(text)
-        if isinstance(fields, dict) and isinstance(kind := fields.pop("type", None), str) and kind not in _KNOWN:
-            return Unknown(kind, fields)
-        raise ProtocolError("bad_message", f"the server sent {str(text)[:200]!r}") from None
-    except msgspec.DecodeError as error:
-        raise ProtocolError("bad_message", f"the server sent {str(text)[:200]!r}") from error
+        try:
+            event: ServerEvent = _event_decoder.decode(text)
+            return event
+        except msgspec.ValidationError:
+            fields = msgspec.json.decode(text)
+            if isinstance(fields, dict) and isinstance(kind := fields.pop("type", None), str) and kind not in _KNOWN:
+                return Unknown(kind, fields)
+            raise
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise ProtocolError("bad_message", f"the server sent {str(text[:200])!r}") from error
 
 
 _KNOWN = frozenset(str(event.__struct_config__.tag) for event in ServerEvent.__args__)

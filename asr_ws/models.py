@@ -514,7 +514,8 @@ class _Transfer:
                 raise InterruptedError("the download was given up")
             self.beats += 1
 
-        return type("SilentBar", (tqdm,), {"__init__": partialmethod(tqdm.__init__, disable=True), "update": update})
+        silent = partialmethod(tqdm.__init__, disable=True)
+        return type("SilentBar", (tqdm,), {"__init__": silent, "update": update, "monitor_interval": 0})
 
 
 def _bytes_below(folder: Path) -> int:

@@ -61,7 +61,7 @@ def test_the_duration_is_kept(rate: int) -> None:
     assert [len(resample(rate, noise(n))) for n in lengths] == [int(n * 16_000 / rate + 0.5) for n in lengths]
 
 
-@pytest.mark.parametrize("rate", (*RATES, *ODD_RATES))
+@pytest.mark.parametrize("rate", [*RATES, *ODD_RATES])
 def test_a_tone_keeps_its_level_and_its_place_over_many_seconds(rate: int) -> None:
     resampled = resample(rate, tone(1000, rate, 20 * rate))
     carrier = np.exp(-2j * np.pi * 1000 * np.arange(len(resampled)) / 16_000)

@@ -5,12 +5,22 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
 from asr_ws.config import CONFIG_VARIABLE, SETTINGS, Setting, load, nearest_to
+from asr_ws.errors import MissingExtra
+
+SERVER_MODULES = ("structlog", "faster_whisper", "onnxruntime", "av")  # what the extra [server] brings
+
+
+def require_server(command: str) -> None:
+    """Raises: MissingExtra: this installation is a client's."""
+    if not all(find_spec(module) for module in SERVER_MODULES):
+        raise MissingExtra(command, "server")
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:

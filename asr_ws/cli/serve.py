@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
 
 import click
 
-from asr_ws.cli.options import with_settings
+from asr_ws.cli.options import require_server, with_settings
 from asr_ws.cli.pull import pull_with_bar
 from asr_ws.config import Loaded
-from asr_ws.errors import MissingExtra, ModelNotDownloaded
-
-SERVER_MODULES = ("structlog", "faster_whisper", "onnxruntime", "av")  # what the extra [server] brings
+from asr_ws.errors import ModelNotDownloaded
 
 
 @click.command()
@@ -22,8 +19,7 @@ def serve(loaded: Loaded) -> None:
 
     A flag beats its ASR_WS_* environment variable, that beats the --config file; `asr-ws config` shows the outcome.
     """
-    if not all(find_spec(module) for module in SERVER_MODULES):
-        raise MissingExtra("asr-ws serve", "server")
+    require_server("asr-ws serve")
     _have_model(loaded.settings.model.model)
     from asr_ws.server.app import run
 

@@ -142,6 +142,7 @@ class Session:
         self._n_bad_messages = 0
         self._late_audio_told = False
         self._in_invalid = False
+        self._draining = False
         self._configure(messages.Start())
 
     @property
@@ -233,7 +234,8 @@ class Session:
         if self._phase is _Phase.CLOSED:
             return []
         self._emit(messages.State(state=state.value, partials="on" if self._service.partials else "paused"))
-        if state is ServiceState.DRAINING and self._phase is not _Phase.CLOSING:
+        self._draining = state is ServiceState.DRAINING
+        if self._draining and self._phase is not _Phase.CLOSING:
             if self._phase is _Phase.ENDING:
                 self._drop_unadmitted()
             else:
@@ -379,8 +381,8 @@ class Session:
         rest = self._decoder.flush()
         if rest.truncated:
             self._error("truncated_pcm", "the stream ended inside a sample", "its last bytes are ignored")
-        self._receive_endpoints(self._endpointer.feed(rest.samples), now)
         self._phase = _Phase.ENDING  # from here on, holds are short
+        self._receive_endpoints(self._endpointer.feed(rest.samples), now)
         self._receive_endpoints(self._endpointer.finish(), now)
         self.ledger.finish()
         for entry in self._entries.values():
@@ -445,7 +447,9 @@ class Session:
         self, entry: _Entry, utterance: Utterance, shed: Shed, now: float, waited_s: float | None = None
     ) -> None:
         """`busy`, or `retry` for what had been admitted; then the hold, or `dropped`."""
-        held = self._phase is not _Phase.CLOSING and shed.reason is not RefusalReason.DRAINING
+        # The reason tells of a drain before `receive_state` does; the state also of what expires in it.
+        draining = self._draining or shed.reason is RefusalReason.DRAINING
+        held = not draining and self._phase is not _Phase.CLOSING
         entry.place = _Place.HELD
         entry.hint_at = now + shed.retry_after_s
         if entry.first_refused_at is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 import structlog
@@ -23,7 +23,6 @@ from asr_ws.core.service_time import ServiceTime
 from asr_ws.core.session import HOLD_S, Service, Session
 from asr_ws.core.types import SessionId
 from asr_ws.detector import SileroModel
-from asr_ws.errors import UsageError
 from asr_ws.metrics import Metrics
 from asr_ws.resampler import AvResampler
 from asr_ws.server.connection import ConnectionLimits
@@ -105,7 +104,7 @@ async def running(settings: Settings, spec: WorkerSpec | None = None) -> AsyncIt
     Args:
         spec: the worker to run, where it is not the one that the settings name.
     Raises:
-        OSError: the port is taken.
+        UsageError: the address cannot be listened on.
     """
     app = build(settings, spec or worker_spec(settings))
     async with app.listener, asyncio.TaskGroup() as tasks:
@@ -126,33 +125,52 @@ def worker_spec(settings: Settings) -> WorkerSpec:
     return WorkerSpec(models.resolve(model.model), model.device, model.compute_type, model.cpu_threads)
 
 
-def run(settings: Settings, *, when_listening: Callable[[App], None] | None = None) -> int:
-    """Serve until told to stop. Returns: the process's exit code."""
+Visitor = Callable[[App], Awaitable[int | None]]
+
+
+def run(settings: Settings, *, visitor: Visitor | None = None) -> int:
+    """Serve until told to stop.
+
+    Args:
+        visitor: runs beside the server; an exit code from it stops the server too.
+    Returns:
+        The process's exit code.
+    Raises:
+        UsageError: the address cannot be listened on.
+        ModelError: the model is not there, or not usable.
+    """
     log.configure(settings.log.log_format, settings.log.log_level)
-    try:
-        asyncio.run(_serve(settings, when_listening or announce))
-    except OSError as error:
-        host, port = settings.listen.host, settings.listen.port
-        raise UsageError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}", "choose another --port"
-        ) from error
-    return 0
+    return asyncio.run(_serve(settings, visitor))
 
 
-async def _serve(settings: Settings, when_listening: Callable[[App], None]) -> None:
+async def _serve(settings: Settings, visitor: Visitor | None) -> int:
     logger = structlog.get_logger()
     signals: asyncio.Queue[str] = asyncio.Queue()
     with _signals_into(signals):
         async with running(settings) as app:
             logger.info("server.listening", url=app.listener.url, model=settings.model.model)
-            when_listening(app)
-            logger.info("server.draining", signal=await signals.get())
+            announce(app)
+            told = asyncio.create_task(signals.get(), name="signal")
+            visit = asyncio.create_task(_visit(visitor, app), name="visitor")
+            await asyncio.wait([told, visit], return_when=asyncio.FIRST_COMPLETED)
+            logger.info("server.draining", signal=told.result() if told.done() else None)
             drained = asyncio.create_task(app.drain(), name="drain")
             again = asyncio.create_task(signals.get(), name="second signal")
             await asyncio.wait([drained, again], return_when=asyncio.FIRST_COMPLETED)
-            drained.cancel()
-            again.cancel()
+            for task in (told, drained, again):
+                task.cancel()
+            exit_code = visit.result() if visit.done() else 0
+            visit.cancel()
     logger.info("server.stopped")
+    return exit_code
+
+
+async def _visit(visitor: Visitor | None, app: App) -> int:
+    """The visitor's exit code; without one, never."""
+    if visitor is not None and (code := await visitor(app)) is not None:
+        return code
+    await asyncio.Event().wait()
+    raise AssertionError("nobody sets it")
 
 
 @contextlib.contextmanager

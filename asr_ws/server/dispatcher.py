@@ -62,7 +62,7 @@ class Dispatcher:
         self._log = structlog.get_logger()
         self._loop = asyncio.get_running_loop()
         self._subscribers: dict[SessionId, Subscriber] = {}
-        self._worker_ready = False
+        self._ready = asyncio.Event()  # the worker can decode
         self._work = asyncio.Event()  # the ticket in flight is to be decoded
         self._awaits_worker = False  # the ticket in flight is to be decoded again, once there is a worker
         self._idle = asyncio.Event()  # nothing is in flight or waits
@@ -114,10 +114,13 @@ class Dispatcher:
         """To be called by the worker's supervisor before anything else learns of the change."""
         before = self.queue.state
         now = self._loop.time()
-        self._worker_ready = state is ServiceState.READY
+        if state is ServiceState.READY:
+            self._ready.set()
+        else:
+            self._ready.clear()
         self.queue.worker_changed(state, now=now, load_s=ready_in_s)
         if self._awaits_worker:
-            if self._worker_ready:
+            if self._ready.is_set():
                 self._awaits_worker = False
                 self.queue.replay(now)
                 self._work.set()
@@ -132,6 +135,10 @@ class Dispatcher:
         if not self.queue.draining:
             self.queue.draining = True
             self._broadcast()
+
+    async def wait_ready(self) -> None:
+        """Until the worker can decode."""
+        await self._ready.wait()
 
     async def wait_idle(self) -> None:
         """Until nothing is in flight and nothing waits."""
@@ -176,7 +183,7 @@ class Dispatcher:
             self._tell(Failed(ticket.utterance, "poison_audio", message))
         elif not self.queue.may_replay(now) or self.queue.state is ServiceState.UNAVAILABLE:
             self._give_up(now)
-        elif self._worker_ready:
+        elif self._ready.is_set():
             self.queue.replay(now)
             self._work.set()
         else:
@@ -198,7 +205,7 @@ class Dispatcher:
 
     def _pump(self, now: float) -> None:
         """The next ticket goes in flight as soon as there is one and nothing hinders it."""
-        if self._worker_ready and self.queue.in_flight is None:
+        if self._ready.is_set() and self.queue.in_flight is None:
             self._expire(now)
             if (ticket := self.queue.take(now)) is not None:
                 self._metrics.observe_wait(ticket.waited_s)

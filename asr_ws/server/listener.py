@@ -23,6 +23,7 @@ from websockets.typing import Subprotocol
 from asr_ws import messages
 from asr_ws.core.session import Session, refusal_fields
 from asr_ws.core.types import RefusalReason, SessionId
+from asr_ws.errors import UsageError
 from asr_ws.server.connection import Connection, ConnectionLimits
 from asr_ws.server.dispatcher import Dispatcher
 
@@ -61,7 +62,15 @@ class Listener:
         self.n_sessions = 0
 
     async def __aenter__(self) -> Self:
-        self._server = await serve(
+        try:
+            self._server = await self._listen()
+        except OSError as error:
+            message = f"cannot listen on {self._host}:{self._asked_port}: {error.strerror or error}"
+            raise UsageError(message, "choose another --host or --port") from error
+        return self
+
+    async def _listen(self) -> Server:
+        return await serve(
             self._handle,
             self._host,
             self._asked_port,
@@ -75,7 +84,6 @@ class Listener:
             select_subprotocol=_select_subprotocol,
             server_header=None,
         )
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

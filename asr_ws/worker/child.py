@@ -124,7 +124,8 @@ def self_test_clip() -> Samples:
     """11 s of speech, shape (n,), 16 kHz mono float32."""
     with wave.open(str(files("asr_ws") / "assets" / "speech" / "jfk.wav")) as clip:
         pcm = np.frombuffer(clip.readframes(clip.getnframes()), dtype="<i2")
-        return np.multiply(pcm, 1 / 32768, dtype=np.float32)
+        samples: Samples = np.multiply(pcm, 1 / 32768, dtype=np.float32)
+        return samples
 
 
 def _decode(recognizer: Recognizer, request: ipc.DecodeRequest, replies: BinaryIO) -> None:

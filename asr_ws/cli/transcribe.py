@@ -1,0 +1,97 @@
+"""`asr-ws transcribe`: files through a running server, as text, subtitles or events."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import click
+
+from asr_ws import messages
+from asr_ws.client import DEFAULT_URL, Event, Transcript, connect
+from asr_ws.errors import ClientError
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--url", default=DEFAULT_URL, show_default=True, help="where the server's sessions are")
+@click.option("--language", help="of the speech, such as en; detected if not given")
+@click.option("--realtime", is_flag=True, help="send as fast as it was spoken, not as fast as the server takes it")
+@click.option("--json", "as_json", is_flag=True, help="print every event, one JSON object a line")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["text", "srt", "vtt"]),
+    default="text",
+    show_default=True,
+    help="of what is printed",
+)
+def transcribe(
+    files: tuple[Path, ...], url: str, language: str | None, realtime: bool, as_json: bool, format_: str
+) -> None:
+    """Print the text of each FILE.
+
+    Exit code 1 when a file could not be read, or a part of it came to no text.
+    """
+    codes = [_transcribe_one(file, url, language, realtime, as_json, format_) for file in files]
+    sys.exit(max(codes))
+
+
+def _transcribe_one(file: Path, url: str, language: str | None, realtime: bool, as_json: bool, format_: str) -> int:
+    try:
+        transcript = asyncio.run(_run(file, url, language, realtime, print_event if as_json else lambda event: None))
+    except ClientError as error:
+        click.echo(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), err=True)
+        return 1
+    if not as_json:
+        click.echo(FORMATS[format_](transcript))
+    for event in transcript.unfinished:
+        what = event.reason if isinstance(event, messages.Dropped) else f"{event.code}: {event.message}"
+        click.echo(f"warning: {file}: {event.utterance or 'session'}: {what}", err=True)
+    return int(transcript.done is None or bool(transcript.done.refused_ms))
+
+
+async def _run(file: Path, url: str, language: str | None, realtime: bool, show: Callable[[Event], None]) -> Transcript:
+    transcript = Transcript()
+    async with connect(url, language=language, partials=False) as session:
+        async for event in session.stream(file, realtime=realtime):
+            show(event)
+            transcript.receive(event)
+    return transcript
+
+
+def print_event(event: Event) -> None:
+    if not isinstance(event, messages.Unknown):
+        click.echo(messages.encode(event))
+
+
+def as_srt(transcript: Transcript) -> str:
+    return "\n".join(
+        f"{number}\n{_clock(start_ms, ',')} --> {_clock(end_ms, ',')}\n{text}\n"
+        for number, (start_ms, end_ms, text) in enumerate(_cues(transcript), 1)
+    )
+
+
+def as_vtt(transcript: Transcript) -> str:
+    cues = (f"{_clock(start, '.')} --> {_clock(end, '.')}\n{text}\n" for start, end, text in _cues(transcript))
+    return "\n".join(["WEBVTT\n", *cues])
+
+
+def _cues(transcript: Transcript) -> Iterable[tuple[int, int, str]]:
+    for final in transcript.finals:
+        for segment in final.segments:
+            yield segment.start_ms, segment.end_ms, segment.text.strip()
+
+
+def _clock(total_ms: int, decimal: str) -> str:
+    seconds, ms = divmod(total_ms, 1000)
+    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{decimal}{ms:03}"
+
+
+FORMATS: dict[str, Callable[[Transcript], str]] = {
+    "text": lambda transcript: transcript.text,
+    "srt": as_srt,
+    "vtt": as_vtt,
+}

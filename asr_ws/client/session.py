@@ -1,0 +1,312 @@
+"""One session with a server: audio in, typed events out.
+
+    async with connect("ws://127.0.0.1:8765/v1/stream", language="en") as session:
+        async for event in session.stream("speech.wav"):
+            if isinstance(event, Final):
+                print(event.text)
+
+Utterances that the server refuses or could not finish are offered again by id, after the server's own hint, while the
+events are being read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as open_socket
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.typing import Subprotocol
+
+from asr_ws import messages
+from asr_ws.client.sources import AudioSource, bytes_per_s, open_source
+from asr_ws.errors import ClientError, ProtocolError
+
+DEFAULT_URL = f"ws://127.0.0.1:8765{messages.PATH}"
+MAX_RELOAD_WAIT_S = 10.0  # at most this long is waited for a model that loads, before the next try
+HOLD_MARGIN_S = 0.5  # a retry is sent this long before the server's hold ends, at the latest
+
+Event = messages.ServerEvent | messages.Unknown
+
+
+class SessionRefused(ClientError):
+    """The server takes no more sessions now; ``retry_after_s`` is its hint."""
+
+    code = "session_refused"
+
+    def __init__(self, busy: messages.Busy) -> None:
+        self.retry_after_s = busy.retry_after_ms / 1000
+        super().__init__(f"the server refused the session: {busy.reason}", f"try again in {self.retry_after_s:.1f} s")
+
+
+class ConnectionLost(ClientError):
+    """The connection ended before the session did."""
+
+    code = "connection_lost"
+
+    def __init__(self, closed: ConnectionClosed) -> None:
+        self.close_code = closed.rcvd.code if closed.rcvd else 1006
+        reason = closed.rcvd.reason if closed.rcvd else "no close frame"
+        super().__init__(f"the connection ended with {self.close_code} {reason}".rstrip())
+
+
+def retry_delay_s(refusal: messages.Busy | messages.Retry) -> float:
+    """How long to wait before offering it again: the hint, or the load that is awaited, within the hold."""
+    delay_s = refusal.retry_after_ms / 1000
+    if refusal.reason in ("starting", "restarting", "unavailable"):
+        delay_s = max(delay_s, min(refusal.estimated_wait_ms / 1000, MAX_RELOAD_WAIT_S))
+    return min(delay_s, max(refusal.held_ms / 1000 - HOLD_MARGIN_S, refusal.retry_after_ms / 1000))
+
+
+@asynccontextmanager
+async def connect(url: str = DEFAULT_URL, *, token: str | None = None, **start_fields: Any) -> AsyncIterator[Session]:
+    """Open a session; leaving the block closes it.
+
+    Args:
+        url: ``ws://HOST:PORT/v1/stream``.
+        start_fields: those of the protocol's ``start``: language, task, audio, endpointing, words, ...
+    Raises:
+        ClientError: no server there, a refused session (`SessionRefused`), or a field that is not one.
+    """
+    start = _start(token, start_fields)
+    try:
+        socket = await open_socket(
+            url, subprotocols=[Subprotocol(messages.PROTOCOL)], compression=None, max_size=None, max_queue=64
+        )
+    except (OSError, InvalidHandshake, InvalidURI, TimeoutError) as error:
+        raise ClientError(f"no session at {url}: {error}", "is the server running? asr-ws serve") from error
+    session = Session(socket, start)
+    try:
+        if token is None:
+            await session.wait_ready()
+        yield session
+    finally:
+        await session.close()
+
+
+def _start(token: str | None, fields: dict[str, Any]) -> messages.Start:
+    try:
+        return msgspec.convert({"type": "start", "token": token, **msgspec.to_builtins(fields)}, messages.Start)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise ClientError(f"start fields: {error}", "see docs/reference/protocol.md") from error
+
+
+class Session:
+    """An open session. Make it with `connect`.
+
+    Attributes:
+        ready: what the server said of itself, once it has.
+    """
+
+    def __init__(self, socket: ClientConnection, start: messages.Start) -> None:
+        self.ready: messages.Ready | None = None
+        self._socket = socket
+        self._start = start
+        self._started = False
+        self._early: list[Event] = []  # read while waiting for `ready`
+        self._retries: dict[str, asyncio.Task[None]] = {}  # of the utterances refused and not yet settled, by id
+        self._none_refused = asyncio.Event()
+        self._none_refused.set()
+
+    async def wait_ready(self) -> messages.Ready:
+        """Raises: SessionRefused, ConnectionLost."""
+        while self.ready is None:
+            self._early.append(await self._receive())
+        return self.ready
+
+    async def send(self, data: bytes) -> None:
+        """Audio in the declared format, at most 256 KiB, cut anywhere."""
+        await self._begin()
+        await self._write(data)
+
+    async def commit(self, id: str | None = None) -> None:
+        """The utterance ends here (push to talk); ``id`` comes back in its `accepted`, `busy` or error."""
+        await self._begin()
+        await self._send(messages.Commit(id=id))
+
+    async def cancel(self, utterance: str | None = None) -> None:
+        """Drop that utterance, or everything unfinished."""
+        await self._begin()
+        await self._send(messages.Cancel(utterance=utterance))
+
+    async def ping(self, id: str | int | None = None) -> None:
+        await self._send(messages.Ping(id=id))
+
+    async def end(self) -> None:
+        """No more audio; the events go on until `done`."""
+        await self._begin()
+        await self._send(messages.End())
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Everything the server says, until `done` or a fatal error's close.
+
+        Raises:
+            ConnectionLost: the connection ended otherwise.
+        """
+        fatal = False
+        while True:
+            try:
+                event = self._early.pop(0) if self._early else await self._receive()
+            except ConnectionLost:
+                if fatal:
+                    return
+                raise
+            self._note(event)
+            yield event
+            fatal = fatal or (isinstance(event, messages.Error) and event.fatal)
+            if isinstance(event, messages.Done):
+                return
+
+    async def stream(self, source: AudioSource, *, realtime: bool = False) -> AsyncIterator[Event]:
+        """Send all of a source, then `end`; the events, until `done`.
+
+        Args:
+            source: see `asr_ws.client.sources.open_source`.
+            realtime: send as a microphone would, not as fast as the server takes it.
+        Raises:
+            ClientError: the source is not readable, or the connection was lost.
+        """
+        opened = open_source(source, self._start.audio)
+        if opened.audio is not None and not self._started:
+            self._start.audio = opened.audio
+        sender = asyncio.create_task(self._send_all(opened.chunks, realtime), name="asr_ws sender")
+        try:
+            async for event in self.events():
+                yield event
+                if sender.done() and not sender.cancelled() and (error := sender.exception()):
+                    raise error
+        finally:
+            sender.cancel()
+            await asyncio.wait([sender])
+
+    async def close(self) -> None:
+        """Close the connection; what has no outcome yet is dropped. For the outcomes, `end` and read until `done`."""
+        for task in self._retries.values():
+            task.cancel()
+        await self._socket.close()
+
+    async def _send_all(self, chunks: AsyncIterator[bytes], realtime: bool) -> None:
+        loop = asyncio.get_running_loop()
+        await self._begin()
+        began, sent_s = loop.time(), 0.0
+        try:
+            async for chunk in chunks:
+                sent_s += len(chunk) / bytes_per_s(self._start.audio)
+                if not realtime:
+                    await self._none_refused.wait()  # a source that can wait does not add to what was refused
+                elif (ahead_s := began + sent_s - loop.time()) > 0:
+                    await asyncio.sleep(ahead_s)
+                for start in range(0, len(chunk), messages.MAX_BINARY_BYTES):
+                    await self._write(chunk[start : start + messages.MAX_BINARY_BYTES])
+            await self._send(messages.End())
+        except ConnectionLost:
+            return  # the reader sees it too, with what the server said before
+
+    async def _begin(self) -> None:
+        """`start`, once, before the first thing that needs it."""
+        if not self._started:
+            self._started = True
+            await self._send(self._start)
+
+    async def _send(self, message: messages.ClientMessage) -> None:
+        await self._write(messages.encode(message))
+
+    async def _write(self, data: str | bytes) -> None:
+        try:
+            await self._socket.send(data)
+        except ConnectionClosed as error:
+            raise ConnectionLost(error) from error
+
+    async def _receive(self) -> Event:
+        try:
+            event = messages.decode_event(await self._socket.recv())
+        except ConnectionClosed as error:
+            raise ConnectionLost(error) from error
+        except ProtocolError as error:
+            raise ClientError(str(error), "is this an asr_ws server?") from error
+        if isinstance(event, messages.Ready):
+            self.ready = event
+        elif isinstance(event, messages.Busy) and event.utterance is None:
+            raise SessionRefused(event)
+        return event
+
+    def _note(self, event: Event) -> None:
+        """Plan the retry of what was refused and is held; forget that of what is settled."""
+        match event:
+            case messages.Busy(utterance=str(id)) | messages.Retry(utterance=id) if event.held_ms:
+                self._retries[id] = asyncio.create_task(self._retry(id, retry_delay_s(event)), name=f"retry {id}")
+                self._none_refused.clear()
+            case messages.Accepted(utterance=id) | messages.Dropped(utterance=id):
+                if (task := self._retries.pop(id, None)) is not None:
+                    task.cancel()
+                if not self._retries:
+                    self._none_refused.set()
+
+    async def _retry(self, utterance: str, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        try:
+            await self._send(messages.RetryUtterance(utterance=utterance))
+        except ConnectionLost:
+            return  # the reader sees it too
+
+
+@dataclass(slots=True)
+class Transcript:
+    """What a source came to.
+
+    Attributes:
+        finals: in the order of the audio.
+        unfinished: what ended otherwise (`Error`, `Dropped`): no text for it.
+        done: the server's ledger.
+    """
+
+    finals: list[messages.Final] = field(default_factory=list)
+    unfinished: list[messages.Error | messages.Dropped] = field(default_factory=list)
+    done: messages.Done | None = None
+
+    @property
+    def text(self) -> str:
+        return " ".join(final.text for final in self.finals if final.text)
+
+    def receive(self, event: Event) -> None:
+        match event:
+            case messages.Final():
+                self.finals.append(event)
+                self.finals.sort(key=lambda final: final.audio_start_ms)
+            case messages.Dropped() | messages.Error():
+                self.unfinished.append(event)
+            case messages.Done():
+                self.done = event
+
+
+def collect(events: Iterable[Event]) -> Transcript:
+    transcript = Transcript()
+    for event in events:
+        transcript.receive(event)
+    return transcript
+
+
+def transcribe(
+    source: AudioSource,
+    url: str = DEFAULT_URL,
+    *,
+    realtime: bool = False,
+    token: str | None = None,
+    **start_fields: Any,
+) -> Transcript:
+    """Stream a source and wait for its text. Blocking; inside an event loop use `connect`.
+
+    Raises:
+        ClientError: see `connect` and `Session.stream`.
+    """
+
+    async def run() -> Transcript:
+        async with connect(url, token=token, **start_fields) as session:
+            return collect([event async for event in session.stream(source, realtime=realtime)])
+
+    return asyncio.run(run())

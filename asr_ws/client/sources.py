@@ -1,0 +1,112 @@
+"""What a client may stream: a file, samples, or bytes that come from somewhere."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from asr_ws.errors import ClientError
+from asr_ws.messages import MAX_CHANNELS, MAX_RATE, MIN_RATE, AudioFormat
+
+AudioSource = str | Path | bytes | NDArray[Any] | Iterable[bytes] | AsyncIterable[bytes]
+
+CHUNK_S = 0.1  # what is read, and sent, at a time
+_EXACT_AS_S16 = ("PCM_16", "PCM_S8", "PCM_U8")  # sound files of these lose nothing as 16-bit samples
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Attributes:
+    audio: what ``chunks`` hold; None: whatever the session declares.
+    duration_s: where it is known beforehand.
+    """
+
+    audio: AudioFormat | None
+    chunks: AsyncIterator[bytes]
+    duration_s: float | None = None
+
+
+def open_source(source: AudioSource, declared: AudioFormat) -> Opened:
+    """Look at a source, not yet at its audio.
+
+    Args:
+        source: a path to anything libsndfile reads; an array of float32 in [-1, 1] or int16, shape (n,) or
+            (n, channels), at the declared rate; bytes, or an iterable of bytes, in the declared format.
+    Raises:
+        ClientError: no such file, not an audio file, or an array of another type or shape.
+    """
+    if isinstance(source, (str, Path)):
+        return _open_file(Path(source))
+    if isinstance(source, np.ndarray):
+        return _open_array(source, declared)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return Opened(None, _each(_cut(bytes(source), declared)), len(source) / bytes_per_s(declared))
+    if isinstance(source, AsyncIterable):
+        return Opened(None, aiter(source))
+    return Opened(None, _each(source))
+
+
+def bytes_per_s(audio: AudioFormat) -> int:
+    return audio.sample_rate * audio.channels * (2 if audio.encoding == "pcm_s16le" else 4)
+
+
+def _open_file(path: Path) -> Opened:
+    try:
+        file = soundfile.SoundFile(path)
+    except (OSError, soundfile.SoundFileError) as error:
+        reason = "no such file" if not path.exists() else f"not a readable audio file: {error}"
+        raise ClientError(f"{path}: {reason}", "WAV, FLAC, OGG and MP3 can be read") from error
+    if not MIN_RATE <= file.samplerate <= MAX_RATE:
+        raise ClientError(f"{path}: {file.samplerate} Hz", f"the server takes {MIN_RATE} to {MAX_RATE} Hz")
+    exact = file.subtype in _EXACT_AS_S16
+
+    def chunks() -> Iterator[bytes]:
+        with file:
+            dtype, n_frames = ("int16" if exact else "float32"), max(1, int(file.samplerate * CHUNK_S))
+            for block in file.blocks(n_frames, dtype=dtype):
+                yield _to_bytes(_at_most_stereo(block))
+
+    audio = AudioFormat("pcm_s16le" if exact else "pcm_f32le", file.samplerate, min(file.channels, MAX_CHANNELS))
+    if file.channels > MAX_CHANNELS:
+        audio = AudioFormat(audio.encoding, audio.sample_rate, 1)
+    return Opened(audio, _each(chunks()), file.frames / file.samplerate)
+
+
+def _open_array(samples: NDArray[Any], declared: AudioFormat) -> Opened:
+    if samples.dtype not in (np.int16, np.float32, np.float64) or samples.ndim not in (1, 2):
+        raise ClientError(
+            f"an array of {samples.dtype}, {samples.ndim}-dimensional",
+            "float in [-1, 1] or int16, shape (n,) or (n, channels)",
+        )
+    samples = _at_most_stereo(samples)
+    channels = 1 if samples.ndim == 1 else samples.shape[1]
+    encoding = "pcm_s16le" if samples.dtype == np.int16 else "pcm_f32le"
+    audio = AudioFormat(encoding, declared.sample_rate, channels)
+    return Opened(audio, _each(_cut(_to_bytes(samples), audio)), len(samples) / declared.sample_rate)
+
+
+def _at_most_stereo(samples: NDArray[Any]) -> NDArray[Any]:
+    """More channels than the protocol carries become one."""
+    if samples.ndim == 2 and samples.shape[1] > MAX_CHANNELS:
+        samples = samples.mean(axis=1).astype(samples.dtype)
+    return samples
+
+
+def _to_bytes(samples: NDArray[Any]) -> bytes:
+    return samples.astype("<i2" if samples.dtype == np.int16 else "<f4").tobytes()
+
+
+def _cut(data: bytes, audio: AudioFormat) -> Iterator[bytes]:
+    n_bytes = max(1, int(bytes_per_s(audio) * CHUNK_S))
+    return (data[start : start + n_bytes] for start in range(0, len(data), n_bytes))
+
+
+async def _each(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
