@@ -22,6 +22,7 @@ from asr_ws.core.service_time import ServiceTime
 from asr_ws.core.types import RefusalReason, ServiceState, SessionId, Shed, Utterance
 
 MIN_HINT_S, MAX_HINT_S, HINT_SPREAD_S = 0.5, 1.0, 0.5
+LEAST_LEFT_S = 0.001  # the wire's grain: what is not over yet must not round to a wait of 0
 
 _CLOSED = {  # worker states in which nothing is admitted; a restart is short, so the queue stays open through it
     ServiceState.STARTING: RefusalReason.STARTING,
@@ -43,6 +44,10 @@ class Ticket:
     decode_began_at: float | None = None
     abandoned: bool = False  # nobody wants the result any more
 
+    def expired(self, now: float) -> bool:
+        """From its deadline on; but never at the moment of its acceptance: a wait of 0 means now or not at all."""
+        return now >= self.deadline and now > self.accepted_at
+
     @property
     def waited_s(self) -> float:
         """In the queue; only once it has been taken."""
@@ -55,7 +60,7 @@ def overrun(expected_s: float, elapsed_s: float) -> float:
 
     Once it overruns, as long again as it is late: never 0 while it lasts.
     """
-    return max(expected_s - elapsed_s, elapsed_s - expected_s)
+    return max(abs(expected_s - elapsed_s), LEAST_LEFT_S)
 
 
 class AdmissionQueue:
@@ -129,7 +134,7 @@ class AdmissionQueue:
     def take(self, now: float) -> Ticket | None:
         """The oldest ticket whose deadline has not passed goes in flight; None when there is none."""
         assert self.in_flight is None, "strictly one decode at a time"
-        ticket = next((ticket for ticket in self._waiting if ticket.deadline >= now), None)
+        ticket = next((ticket for ticket in self._waiting if not ticket.expired(now)), None)
         if ticket is not None:
             self._waiting.remove(ticket)
             ticket.first_taken_at = ticket.decode_began_at = now
@@ -139,7 +144,8 @@ class AdmissionQueue:
     def may_replay(self, now: float) -> bool:
         """Whether the in-flight ticket's deadline leaves time for the worker to load and decode it again."""
         assert self.in_flight is not None
-        return now + self._load_left(now) + self._in_flight_left(now) <= self.in_flight.deadline
+        decode_s = self._service_time.estimate(self.in_flight.utterance.audio_s)
+        return now + self._load_left(now) + decode_s <= self.in_flight.deadline
 
     def replay(self, now: float) -> None:
         """The in-flight ticket is decoded again from its beginning."""
@@ -155,8 +161,8 @@ class AdmissionQueue:
 
     def expire(self, now: float) -> list[Ticket]:
         """Remove and return the waiting tickets whose deadline has come, oldest first."""
-        expired = [ticket for ticket in self._waiting if ticket.deadline <= now]
-        self._waiting = [ticket for ticket in self._waiting if ticket.deadline > now]
+        expired = [ticket for ticket in self._waiting if ticket.expired(now)]
+        self._waiting = [ticket for ticket in self._waiting if not ticket.expired(now)]
         return expired
 
     def next_deadline(self) -> float | None:

@@ -5,16 +5,21 @@ Two-threshold hysteresis after Silero's VADIterator: a window at ``threshold`` o
 to a short tail after its last speech, or to the commit, cut or end if that comes first.
 
     QUIET ──speech──► STARTING ──min_speech──► SPEAKING ──silence──► QUIET
-              ◄──silence──┘                        └──max_utterance──► cut; the rest is STARTING again
+              ◄──silence──┘                        └──max_utterance──► cut; the rest is STARTING again,
+                                                                       or SPEAKING where no pause was found
 
+Nothing is longer than ``max_utterance``: before its onset an utterance gives up its beginning instead, the pre-roll
+first. Speech that a cut runs through goes on after it, by the lower threshold and without lasting ``min_speech`` anew.
 Windows lie at absolute multiples of 512 samples, whatever was committed or cut between, and nothing depends on how
 the stream was chunked. Manual mode runs no detector: utterances follow one another without a gap.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import takewhile
 
 from asr_ws.core.audio import SampleBuffer
 from asr_ws.core.types import SAMPLE_RATE, Detector, EndpointReason, Samples
@@ -74,14 +79,19 @@ class Endpointer:
         assert rules.manual or detector is not None
         self._rules = rules
         self._detector = detector
+        self._lower = rules.threshold - HYSTERESIS
+        self._tail = min(TAIL, rules.silence)
+        # Its windows, and one that a commit cuts, always fit before the onset, also where both are 1 s.
+        self._min_speech = min(rules.min_speech, rules.max_utterance - 2 * FRAME)
         self._buffer = SampleBuffer()
         self._state = _State.QUIET
         self._window_end = 0  # detection has come this far
         self._released = 0  # everything before belongs to an earlier utterance, or was dropped
         self._start = 0  # of the utterance being heard; means nothing while QUIET
         self._last_speech = 0
-        self._spoken = 0  # samples of speech since the onset
-        self._probabilities: list[float] = []  # of the windows since the onset
+        self._spoken = 0  # samples of speech since its beginning; while QUIET, more than 0 means cut off just now
+        # Of the utterance's last windows, after which it may be cut.
+        self._probabilities = deque[float](maxlen=min(CUT_SEARCH, rules.max_utterance // 2) // FRAME)
 
     @property
     def heard(self) -> tuple[int, int] | None:
@@ -120,7 +130,7 @@ class Endpointer:
     def drop(self) -> None:
         """Forget what is being heard and start anew at this sample."""
         self._released = self._buffer.end
-        self._state = _State.QUIET
+        self._state, self._spoken = _State.QUIET, 0
         self._forget()
 
     def _advance_manual(self, events: list[EndpointEvent]) -> None:
@@ -135,28 +145,31 @@ class Endpointer:
     def _advance(self, probability: float, events: list[EndpointEvent]) -> None:
         """One window, which ends at ``_window_end``, through the state machine."""
         rules = self._rules
-        threshold = rules.threshold if self._state is _State.QUIET else rules.threshold - HYSTERESIS
-        if probability >= threshold:
+        if probability >= (self._lower if self._spoken else rules.threshold):
             if self._state is _State.QUIET:
                 self._state = _State.STARTING
                 self._start = max(self._window_end - FRAME - rules.prefix, self._released)
-                self._spoken = 0
                 self._probabilities.clear()
-            self._spoken += FRAME
+            self._spoken += min(FRAME, self._window_end - self._released)  # a commit or drop may have split the window
             self._last_speech = self._window_end
-        if self._state is _State.QUIET:
+        elif self._state is _State.QUIET:
+            self._spoken = 0
             return
         self._probabilities.append(probability)
-        self._promote(events)
+        # No later than here the next window, or a commit inside it, must find room.
+        earliest = self._window_end + FRAME - rules.max_utterance
+        if self._state is _State.STARTING:
+            self._start = max(self._start, earliest)
+            self._promote(events)
         if self._window_end - self._last_speech >= rules.silence:
             if self._state is _State.SPEAKING:
                 self._emit(self._last_speech + self._tail, EndpointReason.SILENCE, events)
-            self._state = _State.QUIET
-        elif self._window_end + FRAME > self._start + rules.max_utterance:
+            self._state, self._spoken = _State.QUIET, 0
+        elif self._start < earliest:
             self._cut(events)
 
     def _promote(self, events: list[EndpointEvent], *, at_once: bool = False) -> None:
-        if self._state is _State.STARTING and (at_once or self._spoken >= self._rules.min_speech):
+        if self._state is _State.STARTING and (at_once or self._spoken >= self._min_speech):
             self._state = _State.SPEAKING
             events.append(Onset(self._start))
 
@@ -166,21 +179,15 @@ class Endpointer:
         The latest of equals, so that the utterance is as long as it may be; never in its first half, so that
         cuts of short utterances do not fall into their own pre-roll.
         """
-        self._promote(events, at_once=True)
-        recent = self._probabilities[-(min(CUT_SEARCH, self._rules.max_utterance // 2) // FRAME) :]
-        n_after = recent[::-1].index(min(recent))
-        cut = self._window_end - n_after * FRAME
-        speech = [p >= self._rules.threshold - HYSTERESIS for p in self._probabilities]
-        if any(speech[len(speech) - n_after :]):
-            self._emit(cut, EndpointReason.MAX_LENGTH, events)
-            # What follows was speech by the lower threshold, so it goes on as speech.
-            self._state = _State.STARTING
-            self._start = cut
-            self._probabilities = self._probabilities[len(speech) - n_after :]
-            self._spoken = FRAME * sum(speech[len(speech) - n_after :])
+        least = min(self._probabilities)
+        rest = list(takewhile(least.__ne__, reversed(self._probabilities)))
+        spoken = FRAME * sum(probability >= self._lower for probability in rest)
+        cut = self._window_end - FRAME * len(rest)
+        self._emit(min(cut, self._last_speech + self._tail), EndpointReason.MAX_LENGTH, events)
+        self._spoken = spoken + (self._min_speech if least >= self._lower else 0)
+        if spoken:
+            self._state, self._start = _State.STARTING, cut
             self._promote(events)
-        else:
-            self._emit(min(cut, self._last_speech + self._tail), EndpointReason.MAX_LENGTH, events)
 
     def _close(self, reason: EndpointReason) -> list[EndpointEvent]:
         events: list[EndpointEvent] = []
@@ -194,11 +201,7 @@ class Endpointer:
     def _emit(self, end: int, reason: EndpointReason, events: list[EndpointEvent]) -> None:
         events.append(Endpoint(self._start, end, self._buffer.view(self._start, end), reason))
         self._released = end
-        self._state = _State.QUIET
-
-    @property
-    def _tail(self) -> int:
-        return min(TAIL, self._rules.silence)
+        self._state, self._spoken = _State.QUIET, 0
 
     def _forget(self) -> None:
         """Keep what is being heard, the pre-roll of what may come, and the window not yet full."""
@@ -207,5 +210,5 @@ class Endpointer:
         elif self._rules.manual:
             keep = self._released
         else:
-            keep = min(self._window_end, max(self._window_end - self._rules.prefix, self._released))
+            keep = self._window_end - self._rules.prefix
         self._buffer.discard_before(keep)

@@ -24,6 +24,7 @@ class Holds:
 
     def put(self, utterance: Utterance, *, until: float) -> list[Utterance]:
         """Hold it until then. Returns: what had to go for it, oldest first."""
+        self.remove(utterance.session, utterance.id)
         self._held[utterance.session, utterance.id] = (utterance, until)
         evicted: list[Utterance] = []
         own = [key for key in self._held if key[0] == utterance.session]

@@ -28,7 +28,10 @@ class Ledger:
     def receive(self, n_frames: int, *, invalid: bool = False) -> None:
         if invalid:
             self.refused += n_frames
-            self._invalid.append((self.received, self.received + n_frames))
+            start = self.received
+            if self._invalid and self._invalid[-1][1] == start:  # a stream of them is one span, however long
+                start = self._invalid.pop()[0]
+            self._invalid.append((start, self.received + n_frames))
         self.received += n_frames
 
     def claim(self, start_sample: int, end_sample: int) -> int:

@@ -26,6 +26,7 @@ from asr_ws.errors import DecodeFailed, WorkerDied
 from asr_ws.worker import ipc
 
 MAX_BACKOFF_S = 30.0
+EXIT_GRACE_S = 1.0  # from closing its end to being gone
 FAILED_STARTS_UNTIL_UNAVAILABLE = 3
 LOAD_BASE_S, LOAD_BYTES_PER_S = 1.0, 200e6  # the guess before the first load has been seen
 
@@ -137,10 +138,11 @@ class Supervisor:
             life = await self._spawn()
             try:
                 await self._read(life)
+                returncode = await _exit_status(life.process)
             finally:
                 if life.process.returncode is None:
                     life.process.kill()
-                returncode = await life.process.wait()
+                    await life.process.wait()
                 self._life = None
             delay_s = self._bury(life, cause_of(returncode))
             if delay_s is None:
@@ -265,6 +267,18 @@ class Supervisor:
     def _enter(self, state: ServiceState, ready_in_s: float) -> None:
         self.state = state
         self._on_state(state, ready_in_s)
+
+
+async def _exit_status(process: asyncio.subprocess.Process) -> int:
+    """Of a process that has closed its end, and so is ending; if it does not, it is killed.
+
+    Not killed at once: `Popen.kill` reaps a process that is just dying, and asyncio then reports 255 for it.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(EXIT_GRACE_S):
+            return await process.wait()
+    process.kill()
+    return await process.wait()
 
 
 def _hypothesis(segments: list[Segment], done: ipc.DecodeDone) -> Hypothesis:

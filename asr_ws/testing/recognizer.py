@@ -1,0 +1,131 @@
+"""A recognizer that does what it is told, for tests that need a real worker process but no real model.
+
+A decode's script is its ``prompt``; a load's is the file ``load.script`` in the model folder. Each is one line:
+
+    say TEXT           the text of the decode (otherwise `country N`, N the number of samples)
+    raise TEXT         RuntimeError(TEXT)
+    crash SIGNAL       kill the process by that signal, such as SEGV
+    crash-once FILE    SEGV, unless FILE exists; it does afterwards
+    late-crash SIGNAL  as crash, but after the segment has been handed over
+    gate PORT          connect to 127.0.0.1:PORT, say so, and go on when a byte comes back (see `Gate`)
+    print TEXT         write to file descriptor 1, as native libraries do, then decode
+
+Unrealistic: decodes take no time, never use the GPU, and the text has nothing to do with the audio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from asr_ws.core.types import SAMPLE_RATE, DecodeOptions, Samples, Segment, Word
+from asr_ws.worker.recognizer import FilteredTranscription, Transcription
+from asr_ws.worker.supervisor import WorkerSpec
+
+
+class ScriptedRecognizer:
+    """A `asr_ws.worker.recognizer.RecognizerFactory`."""
+
+    def __init__(self, model: Path, *, device: str, compute_type: str, cpu_threads: int) -> None:
+        self.device, self.compute_type = device, compute_type
+        script = model / "load.script"
+        if script.exists():
+            _perform(*_verb(script.read_text()))
+
+    def transcribe(self, samples: Samples, options: DecodeOptions) -> Transcription:
+        verb, rest = _verb(options.prompt or "")
+        if verb != "late-crash":
+            _perform(verb, rest)
+        text = f" {rest}" if verb == "say" else f" country {len(samples)}"
+        segment = Segment(
+            text=text,
+            start_s=0.0,
+            end_s=len(samples) / SAMPLE_RATE,
+            avg_logprob=-0.1,
+            no_speech_prob=0.0,
+            compression_ratio=1.0,
+            words=(Word(text, 0.0, len(samples) / SAMPLE_RATE, 1.0),) if options.words else (),
+        )
+
+        def segments() -> Iterator[Segment]:
+            yield segment
+            if verb == "late-crash":
+                _perform("crash", rest)
+
+        return FilteredTranscription(segments(), options.language or "en", 1.0)
+
+
+def _verb(script: str) -> tuple[str, str]:
+    verb, _, rest = script.strip().partition(" ")
+    return verb, rest
+
+
+def _perform(verb: str, rest: str) -> None:
+    match verb:
+        case "raise":
+            raise RuntimeError(rest)
+        case "crash":
+            _crash(rest)
+        case "crash-once" if not Path(rest).exists():
+            Path(rest).touch()
+            _crash("SEGV")
+        case "gate":
+            with socket.create_connection(("127.0.0.1", int(rest))) as gate:
+                gate.recv(1)
+        case "print":
+            os.write(1, rest.encode())
+
+
+def _crash(name: str) -> None:
+    signal.raise_signal(signal.Signals[f"SIG{name}"])
+    signal.pause()  # a signal to the process may be delivered a moment later
+
+
+class Gate:
+    """Holds decodes until they are let go. ``async with Gate() as gate: ... prompt=gate.script``."""
+
+    async def __aenter__(self) -> Self:
+        self._waiting: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+        self._server = await asyncio.start_server(lambda _, writer: self._waiting.put_nowait(writer), "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._server.close()
+        while not self._waiting.empty():
+            self._waiting.get_nowait().close()
+
+    @property
+    def script(self) -> str:
+        return f"gate {self._server.sockets[0].getsockname()[1]}"
+
+    async def entered(self) -> asyncio.StreamWriter:
+        """Wait until a decode stands at the gate; give the answer to `open`."""
+        return await self._waiting.get()
+
+    async def open(self) -> None:
+        """Let the next decode pass, waiting for it if need be."""
+        self.release(await self.entered())
+
+    def release(self, decode: asyncio.StreamWriter) -> None:
+        decode.write(b".")
+        decode.close()
+
+
+def scripted_worker(folder: Path, *, load: str = "", multilingual: bool = False) -> WorkerSpec:
+    """A worker of scripted decodes; ``folder`` becomes what passes for its model."""
+    start = 50258 if multilingual else 50257
+    languages = ["en", "de", "zh"]
+    tokens = [{"id": start, "content": "<|startoftranscript|>"}]
+    tokens += [{"id": start + 1 + n, "content": f"<|{code}|>"} for n, code in enumerate(languages)]
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
+    (folder / "load.script").write_text(load)
+    return WorkerSpec(folder, device="cpu", recognizer="asr_ws.testing.recognizer:ScriptedRecognizer")

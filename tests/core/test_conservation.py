@@ -1,0 +1,327 @@
+"""Nothing is lost: over random schedules attempts and utterances have exactly one outcome each, audio a fate.
+
+Three sessions share a `ScriptedDesk`; what clients do, what the worker does, and when, is Hypothesis's choice.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asr_ws import messages
+from asr_ws.core.holds import Holds
+from asr_ws.core.session import Close, Service, Session
+from asr_ws.core.types import Resampler, ServiceState, SessionId
+from asr_ws.errors import DecodeFailed, WorkerDied
+from asr_ws.messages import (
+    Accepted,
+    Busy,
+    Cancel,
+    Commit,
+    Done,
+    Dropped,
+    End,
+    Endpointing,
+    Error,
+    Final,
+    Limits,
+    Ready,
+    Retry,
+    RetryUtterance,
+    ServerEvent,
+    SpeechStarted,
+    Start,
+)
+from asr_ws.testing import ScriptedDetector
+from asr_ws.testing.desk import DeskClient, ScriptedDesk, Step
+
+N_SESSIONS = 3
+LIMITS = Limits(3, 8000, 30_000, 262_144, 64, 60_000)
+ENDS_UTTERANCE = ("decode_failed", "poison_audio")  # the error codes that do
+LONG_ENOUGH_S = 1000.0  # for every scripted decode, deadline and hold, one after the other
+
+
+def no_resampler(rate: int) -> Resampler:
+    raise AssertionError(rate)
+
+
+# ---------------------------------------------------------------- the law, for one session's events
+
+
+class Place(Enum):
+    HEARD = auto()
+    ADMITTED = auto()
+    HELD = auto()
+    REFUSED = auto()  # with held_ms 0: the very next event drops it
+    GONE = auto()
+
+
+@dataclass
+class Told:
+    """What a client knows of one utterance."""
+
+    place: Place = Place.HEARD
+    attempt: int = 0
+    span_ms: tuple[int, int] = (0, 0)
+
+
+@dataclass
+class Law:
+    """PROTOCOL's rules for outcomes, checked event by event."""
+
+    utterances: dict[str, Told] = field(default_factory=dict)
+    refused: Told | None = None
+
+    def receive(self, event: ServerEvent) -> None:
+        if self.refused is not None:
+            assert isinstance(event, Dropped), event
+            assert self.utterances[event.utterance] is self.refused
+        match event:
+            case SpeechStarted():
+                assert event.utterance not in self.utterances
+                self.utterances[event.utterance] = Told()
+            case Accepted():
+                told = self._next_attempt(event)
+                told.place = Place.ADMITTED
+                told.span_ms = (event.audio_start_ms, event.audio_end_ms)
+            case Busy(reason="retry_early"):
+                told = self._expect(event, Place.HELD)
+                assert event.attempt == told.attempt
+            case Busy():
+                self._refuse(event, self._next_attempt(event))
+            case Retry():
+                self._refuse(event, self._end_attempt(event))
+            case Final():
+                told = self._end_attempt(event)
+                assert told.span_ms == (event.audio_start_ms, event.audio_end_ms)
+                told.place = Place.GONE
+            case Error() if event.code in ENDS_UTTERANCE:
+                self._expect(event, Place.ADMITTED).place = Place.GONE
+            case Dropped():
+                self._drop(event)
+
+    def _expect(self, event: Any, *places: Place) -> Told:
+        told = self.utterances[event.utterance]
+        assert told.place in places, (told, event)
+        return told
+
+    def _next_attempt(self, event: Accepted | Busy) -> Told:
+        told = self._expect(event, Place.HEARD, Place.HELD)
+        told.attempt += 1
+        assert event.attempt == told.attempt
+        return told
+
+    def _end_attempt(self, event: Final | Retry) -> Told:
+        told = self._expect(event, Place.ADMITTED)
+        assert event.attempt == told.attempt
+        return told
+
+    def _refuse(self, event: Busy | Retry, told: Told) -> None:
+        assert 500 <= event.retry_after_ms <= 1500
+        assert event.estimated_wait_ms >= 0
+        assert event.retryable == (event.held_ms > 0)
+        assert 0 <= event.queue_depth <= event.queue_capacity
+        told.place = Place.HELD if event.held_ms else Place.REFUSED
+        self.refused = None if event.held_ms else told
+
+    def _drop(self, event: Dropped) -> None:
+        allowed = {
+            "cancelled": (Place.HEARD, Place.ADMITTED, Place.HELD),
+            "hold_expired": (Place.HELD,),
+            "evicted": (Place.HELD,),
+            "not_held": (Place.HEARD, Place.HELD, Place.REFUSED),
+        }
+        told = self._expect(event, *allowed[event.reason])
+        told.place = Place.GONE
+        told.span_ms = (event.audio_start_ms, event.audio_end_ms)
+        self.refused = None
+
+
+def check_events(events: list[ServerEvent]) -> Law:
+    assert isinstance(events[0], Ready)
+    assert [event.seq for event in events] == [msgspec.UNSET, *range(1, len(events))]
+    law = Law()
+    for event in events:
+        law.receive(event)
+        messages.decode_event(messages.encode(event))  # all of it can be said
+    return law
+
+
+def check_done(client: DeskClient) -> None:
+    """The session that sent `end`: everything was told, and adds up."""
+    done = client.events[-1]
+    assert isinstance(done, Done)
+    assert done.received_ms == done.decoded_ms + done.silence_ms + done.refused_ms + done.lost_ms
+    assert done.lost_ms == 0
+    n = client.session.counts
+    assert (done.finals, done.busy, done.retries, done.dropped, done.errors) == (
+        n["final"],
+        n["busy"],
+        n["retry"],
+        n["dropped"],
+        n["error"],
+    )
+
+
+# ---------------------------------------------------------------- what may happen
+
+
+@dataclass(frozen=True)
+class Act:
+    """Of one client, or of the world: session, what, and with which value."""
+
+    who: int
+    what: str
+    value: Any = None
+
+
+LOUD, QUIET = True, False
+CLIENT = [  # what, value, how often
+    ("audio", (LOUD, 200), 3),
+    ("audio", (LOUD, 1500), 3),
+    ("audio", (LOUD, 31), 1),
+    ("audio", (QUIET, 700), 6),
+    ("audio", (QUIET, 1), 1),
+    ("utterance", (LOUD, 31), 4),
+    ("utterance", (LOUD, 700), 16),
+    ("commit", None, 2),
+    *((("retry", f"u{n}", 5)) for n in range(1, 5)),
+    ("cancel", None, 1),
+    *((("cancel", f"u{n}", 1)) for n in range(1, 4)),
+    ("end", None, 2),
+    ("disconnect", None, 1),
+    ("nonsense", None, 1),
+]
+WORLD = [
+    ("advance", 0.0, 3),
+    ("advance", 0.1, 6),
+    ("advance", 0.6, 12),
+    ("advance", 1.5, 6),
+    ("advance", 9.0, 4),
+    ("advance", 70.0, 1),
+    ("kill", None, 3),
+    ("unavailable", None, 1),
+    ("ready", None, 4),
+    ("drain", None, 1),
+]
+acts = st.builds(
+    lambda who, what_value: Act(who, *what_value),
+    st.integers(0, N_SESSIONS - 1),
+    st.sampled_from([(what, value) for what, value, n in [*CLIENT, *WORLD] for _ in range(n)]),
+)
+steps = st.builds(
+    Step,
+    st.sampled_from([0.01, 0.5, 0.5, 3.0, 20.0]),
+    st.sampled_from([None, None, DecodeFailed("out of memory"), WorkerDied("segv"), WorkerDied("segv")]),
+)
+
+
+class World:
+    def __init__(self, capacity: int, script: list[Step], modes: list[Any], reload_s: float, hold_bytes: int) -> None:
+        self.desk = ScriptedDesk(capacity, script, reload_s=reload_s, holds=Holds(hold_bytes))
+        self.clients: list[DeskClient] = []
+        self.n_bytes = [0] * N_SESSIONS  # sent while audio was taken
+        self.ended = [False] * N_SESSIONS  # `end` was heard
+        self.gone = [False] * N_SESSIONS
+        self._loud = np.full(16 * 1500, 29_491, "<i2").tobytes()
+        service = Service("0", "m", ("en",), LIMITS)
+        for i, mode in enumerate(modes):
+            session = Session(SessionId(f"s-{i}"), service, self.desk, ScriptedDetector, no_resampler)
+            client = DeskClient(self.desk, session)
+            client.send(Start(endpointing=Endpointing(mode=mode, max_utterance_ms=1000, silence_ms=300)))
+            self.clients.append(client)
+
+    def do(self, act: Act) -> None:
+        client = self.clients[act.who]
+        match act.what:
+            case "advance":
+                self.desk.advance(act.value)
+            case "kill":
+                self.desk.kill()
+            case "unavailable" if self.desk.idle:
+                self.desk.worker_changed(ServiceState.UNAVAILABLE, load_s=5.0)
+            case "ready":
+                self.desk.worker_changed(ServiceState.READY)
+            case "drain":
+                self.desk.drain()
+            case _ if self.gone[act.who]:
+                pass
+            case "audio":
+                self._send_audio(act.who, *act.value)
+            case "utterance":
+                self._send_audio(act.who, *act.value)
+                client.send(Commit(id="c"))
+            case "commit":
+                client.send(Commit())
+            case "retry":
+                client.send(RetryUtterance(utterance=act.value))
+            case "cancel":
+                client.send(Cancel(utterance=act.value))
+            case "nonsense":
+                client.send("nonsense")
+            case "end":
+                self.end(act.who)
+            case "disconnect":
+                self.gone[act.who] = True
+                client.disconnect()
+
+    def end(self, who: int) -> None:
+        self.ended[who] |= self.clients[who].session.takes_audio
+        self.clients[who].send(End())
+
+    def _send_audio(self, who: int, loud: bool, n_ms: int) -> None:
+        client = self.clients[who]
+        self.n_bytes[who] += n_ms * 32 if client.session.takes_audio else 0
+        client.send(self._loud[: n_ms * 32] if loud else bytes(n_ms * 32))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    acts=st.lists(acts, min_size=20, max_size=80),
+    script=st.lists(steps, max_size=12),
+    capacity=st.integers(1, 3),
+    modes=st.lists(st.sampled_from(["manual", "server"]), min_size=N_SESSIONS, max_size=N_SESSIONS),
+    reload_s=st.sampled_from([0.5, 10.0]),
+    hold_bytes=st.sampled_from([100_000, 64_000_000]),
+)
+def test_every_attempt_and_utterance_has_one_outcome_and_all_audio_a_fate(
+    acts: list[Act], script: list[Step], capacity: int, modes: list[Any], reload_s: float, hold_bytes: int
+) -> None:
+    world = World(capacity, script, modes, reload_s, hold_bytes)
+    for act in acts:
+        world.do(act)
+    desk = world.desk
+    desk.worker_changed(ServiceState.READY)
+    for who, gone in enumerate(world.gone):
+        if not gone:
+            world.end(who)
+    desk.advance(LONG_ENOUGH_S)
+
+    for client, ended, gone, n_bytes in zip(world.clients, world.ended, world.gone, world.n_bytes, strict=True):
+        law = check_events(client.events)
+        ledger = client.session.ledger
+        assert (ledger.received, ledger.lost) == (n_bytes // 2, 0)
+        if gone:
+            continue
+        assert {told.place for told in law.utterances.values()} <= {Place.GONE}
+        spans = [told.span_ms for told in law.utterances.values()]
+        assert all(before[1] <= after[0] for before, after in pairwise(spans))
+        if client.session.close == Close(1000):
+            assert ended
+            check_done(client)
+        else:
+            assert client.session.close in (Close(1012, "the server restarts"), Close(1008, "bad_message"))
+
+    assert (desk.queue.depth, desk.queue.in_flight) == (0, None)
+    assert desk.max_depth <= capacity
+    assert all(decoding.began_at <= decoding.deadline for decoding in desk.decodings)
+    assert all(before.ended_at <= after.began_at for before, after in pairwise(desk.decodings))
+    assert all(decoding.ended_at < math.inf for decoding in desk.decodings)

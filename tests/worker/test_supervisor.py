@@ -1,0 +1,218 @@
+"""The supervisor against really spawned children."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from asr_ws.core.types import DecodeOptions, ServiceState
+from asr_ws.errors import DecodeFailed, WorkerDied
+from asr_ws.testing.recognizer import Gate, scripted_worker
+from asr_ws.worker import supervisor as module
+from asr_ws.worker.supervisor import Supervisor, WorkerSpec, backoff_s, cause_of
+
+SAMPLES = np.zeros(1600, dtype=np.float32)
+
+
+class Watched:
+    """A running supervisor and the states it has told."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.told: list[ServiceState] = []
+        self.self_tests: list[tuple[float, float]] = []
+        self._changed = asyncio.Condition()
+        self.supervisor = Supervisor(
+            spec,
+            on_state=self._tell,
+            on_self_test=lambda audio_s, decode_s: self.self_tests.append((audio_s, decode_s)),
+        )
+        self._new = asyncio.Event()
+
+    def _tell(self, state: ServiceState, ready_in_s: float) -> None:
+        assert ready_in_s >= 0
+        self.told.append(state)
+        self._new.set()
+
+    async def until(self, state: ServiceState) -> None:
+        """Until the state told last is this one."""
+        while not self.told or self.told[-1] is not state:
+            self._new.clear()
+            await self._new.wait()
+
+    async def decode(self, script: str = "") -> str:
+        return (await self.supervisor.decode(SAMPLES, DecodeOptions("en", prompt=script))).text
+
+
+@asynccontextmanager
+async def supervised(spec: WorkerSpec) -> AsyncIterator[Watched]:
+    watched = Watched(spec)
+    task = asyncio.create_task(watched.supervisor.run())
+    try:
+        async with asyncio.timeout(60):
+            yield watched
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def test_worker_becomes_ready_after_its_self_test(scripted: WorkerSpec) -> None:
+    async with supervised(scripted) as watched:
+        await watched.until(ServiceState.READY)
+        assert watched.told == [ServiceState.STARTING, ServiceState.READY]
+        assert watched.supervisor.loaded is not None
+        assert watched.supervisor.loaded.device == "cpu"
+        [(audio_s, _)] = watched.self_tests
+        assert audio_s == 11.0
+
+
+async def test_decodes_follow_one_another_in_the_same_process(scripted: WorkerSpec) -> None:
+    async with supervised(scripted) as watched:
+        await watched.until(ServiceState.READY)
+        pid = watched.supervisor.pid
+        assert [await watched.decode("say one"), await watched.decode()] == ["one", "country 1600"]
+        assert watched.supervisor.pid == pid
+        assert watched.supervisor.max_concurrent_decodes == 1
+
+
+async def test_decode_that_raises_leaves_the_worker_alive(scripted: WorkerSpec) -> None:
+    async with supervised(scripted) as watched:
+        await watched.until(ServiceState.READY)
+        with pytest.raises(DecodeFailed, match="RuntimeError: no such luck"):
+            await watched.decode("raise no such luck")
+        assert await watched.decode("say fine") == "fine"
+        assert watched.supervisor.n_restarts == 0
+
+
+async def test_native_prints_do_not_corrupt_the_framing(scripted: WorkerSpec) -> None:
+    async with supervised(scripted) as watched:
+        await watched.until(ServiceState.READY)
+        assert await watched.decode("print loading cuDNN...\n") == "country 1600"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize(("signal_name", "cause"), [("SEGV", "segv"), ("ABRT", "abrt"), ("KILL", "killed")])
+async def test_death_in_mid_decode_is_told_by_its_cause_and_healed(
+    scripted: WorkerSpec, signal_name: str, cause: str
+) -> None:
+    async with supervised(scripted) as watched:
+        await watched.until(ServiceState.READY)
+        pid = watched.supervisor.pid
+        with pytest.raises(WorkerDied) as died:
+            await watched.decode(f"crash {signal_name}")
+        assert died.value.cause == cause
+        assert watched.told[-1] is ServiceState.RESTARTING, "the state changes before the decode's caller learns"
+        await watched.until(ServiceState.READY)
+        assert watched.supervisor.pid != pid
+        assert watched.supervisor.n_restarts == 1
+        assert await watched.decode("say back") == "back"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+async def test_idle_worker_that_is_killed_is_replaced_without_traffic(scripted: WorkerSpec) -> None:
+    async with supervised(scripted) as watched:
+        await watched.until(ServiceState.READY)
+        assert watched.supervisor.pid is not None
+        os.kill(watched.supervisor.pid, signal.SIGKILL)
+        await watched.until(ServiceState.RESTARTING)
+        await watched.until(ServiceState.READY)
+
+
+async def test_three_failed_starts_make_it_unavailable_and_it_goes_on_trying(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "backoff_s", lambda n_deaths: 0.0)
+    spec = scripted_worker(tmp_path, load="raise CUDA out of memory")
+    async with supervised(spec) as watched:
+        await watched.until(ServiceState.UNAVAILABLE)
+        assert watched.told == [ServiceState.STARTING] * 3 + [ServiceState.UNAVAILABLE]
+        scripted_worker(tmp_path)  # the operator has freed the memory
+        await watched.until(ServiceState.READY)
+
+
+async def test_failure_that_trying_again_cannot_help_is_not_retried(scripted: WorkerSpec) -> None:
+    spec = replace(scripted, recognizer="asr_ws.testing.recognizer:NoSuchRecognizer")
+    watched = Watched(spec)
+    async with asyncio.timeout(60):
+        await watched.supervisor.run()  # returns by itself
+    assert watched.told == [ServiceState.STARTING, ServiceState.UNAVAILABLE]
+    assert watched.supervisor.n_restarts == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill(pid, 0) asks nothing there")
+async def test_worker_does_not_outlive_its_supervisor(scripted: WorkerSpec) -> None:
+    async with supervised(scripted) as watched:
+        await watched.until(ServiceState.READY)
+        pid = watched.supervisor.pid
+        assert pid is not None
+        assert is_alive(pid)
+    assert not is_alive(pid)
+
+
+async def test_worker_ends_when_its_input_does_even_in_mid_decode(scripted: WorkerSpec) -> None:
+    async with Gate() as gate, supervised(scripted) as watched:
+        await watched.until(ServiceState.READY)
+        decode = asyncio.create_task(watched.decode(gate.script))
+        await gate.entered()
+        life = watched.supervisor._life
+        assert life is not None
+        assert life.process.stdin is not None
+        life.process.stdin.close()  # as when the server is killed
+        with pytest.raises(WorkerDied, match="exit_0"):
+            await decode
+
+
+async def test_completed_decode_makes_the_next_death_the_first_again(scripted: WorkerSpec) -> None:
+    async with supervised(scripted) as watched:
+        await watched.until(ServiceState.READY)
+        for _ in range(2):  # were they two in a row, the second restart would wait
+            with pytest.raises(WorkerDied):
+                await watched.decode("crash ABRT")
+            assert watched.supervisor._n_deaths == 1
+            await watched.until(ServiceState.READY)
+            await watched.decode()
+            assert watched.supervisor._n_deaths == 0
+
+
+def test_backoff_grows_from_nothing_to_its_limit() -> None:
+    def middle(low: float, high: float) -> float:
+        return (low + high) / 2
+
+    delays = [backoff_s(n_deaths, middle) for n_deaths in (1, 2, 3, 4, 5, 9, 500)]
+    assert delays == [0.0, 0.5, 1.0, 2.0, 4.0, 30.0, 30.0]
+
+
+@pytest.mark.parametrize(
+    ("returncode", "cause"),
+    [
+        (-11, "segv"),
+        (-6, "abrt"),
+        (-9, "killed"),
+        (-4, "illegal_instruction"),
+        (-31, "signal_31"),
+        (3, "exit_3"),
+        (0, "exit_0"),
+        (0xC0000005, "segv"),
+        (0xC0000409, "abrt"),
+        (0xC0000135, "missing_dll"),
+    ],
+)
+def test_exit_status_is_mapped_to_a_cause(returncode: int, cause: str) -> None:
+    assert cause_of(returncode) == cause
