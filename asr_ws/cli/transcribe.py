@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from asr_ws import messages
 from asr_ws.client import DEFAULT_URL, Event, Transcript, connect
+from asr_ws.client.sources import open_source
 from asr_ws.errors import ClientError
 
 
@@ -41,7 +43,12 @@ def transcribe(
 
 def _transcribe_one(file: Path, url: str, language: str | None, realtime: bool, as_json: bool, format_: str) -> int:
     try:
-        transcript = asyncio.run(_run(file, url, language, realtime, print_event if as_json else lambda event: None))
+        duration_s = open_source(
+            file, messages.AudioFormat()
+        ).duration_s  # a wrong file is said before a server is asked
+        with _bar(file.name, duration_s, shown=sys.stderr.isatty() and not as_json) as advance:
+            show = print_event if as_json else advance
+            transcript = asyncio.run(_run(file, url, language, realtime, show))
     except ClientError as error:
         click.echo(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), err=True)
         return 1
@@ -55,11 +62,35 @@ def _transcribe_one(file: Path, url: str, language: str | None, realtime: bool, 
 
 async def _run(file: Path, url: str, language: str | None, realtime: bool, show: Callable[[Event], None]) -> Transcript:
     transcript = Transcript()
+    was_busy = False
     async with connect(url, language=language, partials=False) as session:
         async for event in session.stream(file, realtime=realtime):
             show(event)
             transcript.receive(event)
+            if isinstance(event, messages.Busy | messages.Retry) and not was_busy:
+                was_busy = True
+                click.echo(f"note: {file}: the server is busy ({event.reason}); it is asked again by itself", err=True)
     return transcript
+
+
+@contextmanager
+def _bar(name: str, duration_s: float | None, *, shown: bool) -> Iterator[Callable[[Event], None]]:
+    """A bar on stderr, by the seconds of audio whose fate the events tell."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn()
+    # Not stdout's redirection: it would move to stderr what a pipe waits for.
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, disable=not shown
+    ) as progress:
+        task = progress.add_task(name, total=duration_s)
+
+        def advance(event: Event) -> None:
+            if isinstance(event, messages.Final | messages.Dropped):
+                progress.update(task, completed=event.audio_end_ms / 1000)
+
+        yield advance
 
 
 def print_event(event: Event) -> None:

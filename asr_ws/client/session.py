@@ -278,7 +278,7 @@ class Transcript:
             case messages.Final():
                 self.finals.append(event)
                 self.finals.sort(key=lambda final: final.audio_start_ms)
-            case messages.Dropped() | messages.Error():
+            case messages.Dropped() | messages.Error(code="decode_failed" | "poison_audio"):
                 self.unfinished.append(event)
             case messages.Done():
                 self.done = event

@@ -75,7 +75,7 @@ class AdmissionQueue:
         self.capacity = capacity
         self.draining = False  # for good: nothing new is admitted, what is admitted is finished
         self.in_flight: Ticket | None = None
-        self._worker_state = ServiceState.STARTING
+        self.worker_state = ServiceState.STARTING
         self._service_time = service_time
         self._uniform = uniform
         self._waiting: list[Ticket] = []
@@ -84,7 +84,7 @@ class AdmissionQueue:
     @property
     def state(self) -> ServiceState:
         """The service's, as clients are told it."""
-        return ServiceState.DRAINING if self.draining else self._worker_state
+        return ServiceState.DRAINING if self.draining else self.worker_state
 
     @property
     def depth(self) -> int:
@@ -93,7 +93,7 @@ class AdmissionQueue:
 
     def worker_changed(self, state: ServiceState, *, now: float, load_s: float = 0.0) -> None:
         """The worker's state; ``load_s`` is what a load that begins now is expected to take."""
-        self._worker_state = state
+        self.worker_state = state
         self._load_began, self._load_s = now, load_s
 
     def offer(self, utterance: Utterance, *, now: float, max_wait_s: float) -> Ticket | Shed:
@@ -116,9 +116,9 @@ class AdmissionQueue:
         """The admission rules in order. Sigma and fair share belong here too."""
         if self.draining:
             return RefusalReason.DRAINING
-        if self._worker_state in _CLOSED:
-            return _CLOSED[self._worker_state]
-        restarting = self._worker_state is ServiceState.RESTARTING
+        if self.worker_state in _CLOSED:
+            return _CLOSED[self.worker_state]
+        restarting = self.worker_state is ServiceState.RESTARTING
         if self.depth >= self.capacity:
             return RefusalReason.RESTARTING if restarting else RefusalReason.QUEUE_FULL
         if wait_s > max_wait_s:
@@ -184,13 +184,13 @@ class AdmissionQueue:
         return self._load_left(now) + self._in_flight_left(now) + ahead_s
 
     def _load_left(self, now: float) -> float:
-        return 0.0 if self._worker_state is ServiceState.READY else overrun(self._load_s, now - self._load_began)
+        return 0.0 if self.worker_state is ServiceState.READY else overrun(self._load_s, now - self._load_began)
 
     def _in_flight_left(self, now: float) -> float:
         if self.in_flight is None:
             return 0.0
         expected_s = self._service_time.estimate(self.in_flight.utterance.audio_s)
-        if self._worker_state is not ServiceState.READY:  # it will be decoded from its beginning
+        if self.worker_state is not ServiceState.READY:  # it will be decoded from its beginning
             return expected_s
         assert self.in_flight.decode_began_at is not None
         return overrun(expected_s, now - self.in_flight.decode_began_at)

@@ -26,6 +26,7 @@ from asr_ws.core.types import SAMPLE_RATE, Detector, EndpointReason, Samples
 
 FRAME = 512  # samples, 32 ms: the only window Silero takes at 16 kHz
 HYSTERESIS = 0.15  # Silero's own distance between starting and continuing speech
+LEAST_LOWER = 0.01  # Silero's own floor of the lower threshold: at 0 speech would never end
 TAIL = SAMPLE_RATE * 200 // 1000  # samples kept after the last speech: word ends are softer than the detector
 CUT_SEARCH = SAMPLE_RATE * 5  # samples before a forced cut among which the least speech-like window is sought
 
@@ -79,7 +80,7 @@ class Endpointer:
         assert rules.manual or detector is not None
         self._rules = rules
         self._detector = detector
-        self._lower = rules.threshold - HYSTERESIS
+        self._lower = max(rules.threshold - HYSTERESIS, LEAST_LOWER)
         self._tail = min(TAIL, rules.silence)
         # Its windows, and one that a commit cuts, always fit before the onset, also where both are 1 s.
         self._min_speech = min(rules.min_speech, rules.max_utterance - 2 * FRAME)

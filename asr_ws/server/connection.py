@@ -53,7 +53,7 @@ class Connection:
         self._log = structlog.get_logger().bind(session=session.id)
         self._outbox: deque[str] = deque()
         self._wake_writer = asyncio.Event()
-        self._n_paced = 0  # how often reading was held back
+        self._n_taken = 0  # messages, and slices of audio
         self._pace = Pace(limits.ingest_speed, self._loop.time())
 
     async def serve(self) -> None:
@@ -101,6 +101,7 @@ class Connection:
                 )
                 self._send(self._session.receive_failure(error))
                 continue
+            self._n_taken += 1
             if isinstance(message, str):
                 self._send(self._session.receive_text(message, now=self._loop.time()))
             elif self._session.takes_audio:
@@ -113,8 +114,8 @@ class Connection:
         """In slices of a few detector windows, as fast as the pace allows."""
         for audio in self._slices(data):
             if (delay_s := self._pace.delay(len(audio) / self._session.audio_bytes_per_s, self._loop.time())) > 0:
-                self._n_paced += 1
                 await asyncio.sleep(delay_s)
+            self._n_taken += 1
             self._send(self._session.receive_audio(audio, now=self._loop.time()))
             if len(audio) < len(data):
                 await asyncio.sleep(0)
@@ -169,12 +170,12 @@ class Connection:
             while True:
                 await asyncio.sleep(self._limits.ping_interval_s)
                 pong = await self._socket.ping()
-                n_paced = self._n_paced
+                n_taken = self._n_taken
                 while not await self._arrives(pong):
-                    if self._n_paced == n_paced:
+                    if self._n_taken == n_taken:
                         await self._socket.close(1011, "keepalive ping timeout")
                         return
-                    n_paced = self._n_paced  # we held it back ourselves: it has another interval
+                    n_taken = self._n_taken  # the pong may stand behind what we have not read yet
         except ConnectionClosed:
             return
 

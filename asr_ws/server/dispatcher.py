@@ -181,7 +181,7 @@ class Dispatcher:
             self._finish()
             message = f"the recognizer died {MAX_DEATHS} times under this utterance"
             self._tell(Failed(ticket.utterance, "poison_audio", message))
-        elif not self.queue.may_replay(now) or self.queue.state is ServiceState.UNAVAILABLE:
+        elif not self.queue.may_replay(now) or self.queue.worker_state is ServiceState.UNAVAILABLE:
             self._give_up(now)
         elif self._ready.is_set():
             self.queue.replay(now)

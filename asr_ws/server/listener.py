@@ -105,8 +105,9 @@ class Listener:
         return f"http://{host}:{self.port}"
 
     async def _handle(self, socket: ServerConnection) -> None:
-        if self.n_sessions >= self._max_sessions:
-            await self._refuse(socket)
+        draining = self._dispatcher.queue.draining
+        if draining or self.n_sessions >= self._max_sessions:
+            await self._refuse(socket, RefusalReason.DRAINING if draining else RefusalReason.MAX_SESSIONS)
             return
         self.n_sessions += 1
         try:
@@ -115,13 +116,13 @@ class Listener:
         finally:
             self.n_sessions -= 1
 
-    async def _refuse(self, socket: ServerConnection) -> None:
-        shed = self._dispatcher.shed(RefusalReason.MAX_SESSIONS, now=asyncio.get_running_loop().time())
+    async def _refuse(self, socket: ServerConnection, reason: RefusalReason) -> None:
+        shed = self._dispatcher.shed(reason, now=asyncio.get_running_loop().time())
         busy = messages.Busy(utterance=None, attempt=0, commit=None, retryable=True, held_ms=0, **refusal_fields(shed))
         try:
             async with asyncio.timeout(self._limits.write_timeout_s):
                 await socket.send(messages.encode(busy))
-                await socket.close(1013, "max_sessions")
+                await socket.close(1013, reason.value)
         except (ConnectionClosed, TimeoutError):
             socket.transport.abort()
 

@@ -6,13 +6,13 @@ import html
 import json
 import time
 from http import HTTPStatus
+from typing import Protocol
 
 from asr_ws import __version__, messages
 from asr_ws.core.types import ServiceState
 from asr_ws.metrics import Metrics
 from asr_ws.server.dispatcher import Dispatcher
 from asr_ws.server.listener import Listener, Page
-from asr_ws.worker.supervisor import Supervisor
 
 _FRONT = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>asr_ws</title>
@@ -28,15 +28,25 @@ code{{background:#8882;padding:.1em .3em}}</style>
 """
 
 
+class WorkerFacts(Protocol):
+    """What is told of the worker."""
+
+    @property
+    def pid(self) -> int | None: ...
+
+    n_restarts: int
+    max_concurrent_decodes: int
+
+
 class Pages:
     """The answers, by path. ``listener`` is known only once it listens."""
 
     listener: Listener
 
-    def __init__(self, model: str, dispatcher: Dispatcher, supervisor: Supervisor, metrics: Metrics) -> None:
+    def __init__(self, model: str, dispatcher: Dispatcher, worker: WorkerFacts, metrics: Metrics) -> None:
         self._model = model
         self._dispatcher = dispatcher
-        self._supervisor = supervisor
+        self._worker = worker
         self._metrics = metrics
         self._began = time.monotonic()
 
@@ -69,7 +79,7 @@ class Pages:
         return status, "text/plain", f"{state.value}\n"
 
     def _stats(self) -> tuple[HTTPStatus, str, str]:
-        queue, metrics, supervisor = self._dispatcher.queue, self._metrics, self._supervisor
+        queue, metrics, worker = self._dispatcher.queue, self._metrics, self._worker
         stats = {
             "state": queue.state.value,
             "model": self._model,
@@ -80,13 +90,13 @@ class Pages:
             "p95_wait_ms": round(metrics.p95_wait_s * 1000),
             "in_flight_tasks": int(queue.in_flight is not None),
             "decode_fail_rate": round(metrics.decode_fail_rate, 4),
-            "worker_restart_count": supervisor.n_restarts,
-            "worker_pid": supervisor.pid,
+            "worker_restart_count": worker.n_restarts,
+            "worker_pid": worker.pid,
             "sessions": self.listener.n_sessions,
             "finals": metrics.finals,
             "busy": metrics.refusals.total(),
             "busy_by_reason": dict(metrics.refusals),
             "retries": metrics.retries,
-            "max_concurrent_decodes": supervisor.max_concurrent_decodes,
+            "max_concurrent_decodes": worker.max_concurrent_decodes,
         }
         return HTTPStatus.OK, "application/json", json.dumps(stats) + "\n"

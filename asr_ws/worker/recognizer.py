@@ -1,6 +1,8 @@
 """The recognizer: the only file that imports faster_whisper.
 
-Decoding: temperature 0 (the fallback list takes seconds, and has crashed on noise), beam 5, no text carried over.
+Decoding: temperature 0 (the fallback list takes seconds, and has crashed on noise), beam 5, no text carried over, no
+timestamp tokens: an utterance fits one window, and without them it is decoded in one pass, faster and with fewer word
+errors (benchmarks/accuracy.py).
 faster-whisper's own guards then drop nothing, so results that look made up are dropped here. The tokens are bounded,
 because a repetition loop otherwise runs to the model's limit.
 """
@@ -84,7 +86,7 @@ class FasterWhisperRecognizer:
 
     Args:
         model: a folder with all its files; nothing is downloaded.
-        compute_type: ``default`` takes int8 on the CPU and float16 on CUDA.
+        compute_type: ``default`` is CTranslate2's: as the weights are stored, which on the CPU becomes float32.
         cpu_threads: 0: CTranslate2's default.
     Raises:
         RuntimeError, ValueError: from CTranslate2, when it cannot load.
@@ -94,10 +96,10 @@ class FasterWhisperRecognizer:
         from faster_whisper import WhisperModel
 
         self.device = device
-        self.compute_type = {"cpu": "int8", "cuda": "float16"}[device] if compute_type == "default" else compute_type
         self._model = WhisperModel(
-            str(model), device=device, compute_type=self.compute_type, cpu_threads=cpu_threads, local_files_only=True
+            str(model), device=device, compute_type=compute_type, cpu_threads=cpu_threads, local_files_only=True
         )
+        self.compute_type = str(self._model.model.compute_type)
 
     def transcribe(self, samples: Samples, options: DecodeOptions) -> Transcription:
         prompt, hotwords, n_tokens = self._context(options)
@@ -109,6 +111,7 @@ class FasterWhisperRecognizer:
             beam_size=BEAM_SIZE,
             temperature=0.0,
             condition_on_previous_text=False,
+            without_timestamps=True,
             no_speech_threshold=None,  # `suspicion` decides, and says so
             initial_prompt=prompt,
             hotwords=hotwords,

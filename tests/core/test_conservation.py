@@ -39,6 +39,7 @@ from asr_ws.messages import (
     ServerEvent,
     SpeechStarted,
     Start,
+    State,
 )
 from asr_ws.testing import ScriptedDetector
 from asr_ws.testing.desk import DeskClient, ScriptedDesk, Step
@@ -61,7 +62,8 @@ class Place(Enum):
     ADMITTED = auto()
     HELD = auto()
     REFUSED = auto()  # with held_ms 0: the very next event drops it
-    GONE = auto()
+    DECODED = auto()
+    GONE = auto()  # by an error, or dropped
 
 
 @dataclass
@@ -79,6 +81,7 @@ class Law:
 
     utterances: dict[str, Told] = field(default_factory=dict)
     refused: Told | None = None
+    draining: bool = False
 
     def receive(self, event: ServerEvent) -> None:
         if self.refused is not None:
@@ -102,11 +105,16 @@ class Law:
             case Final():
                 told = self._end_attempt(event)
                 assert told.span_ms == (event.audio_start_ms, event.audio_end_ms)
-                told.place = Place.GONE
+                told.place = Place.DECODED
             case Error() if event.code in ENDS_UTTERANCE:
                 self._expect(event, Place.ADMITTED).place = Place.GONE
             case Dropped():
                 self._drop(event)
+            case State():
+                self.draining = event.state == "draining"
+
+    def audio_ms(self, place: Place) -> int:
+        return sum(told.span_ms[1] - told.span_ms[0] for told in self.utterances.values() if told.place is place)
 
     def _expect(self, event: Any, *places: Place) -> Told:
         told = self.utterances[event.utterance]
@@ -128,6 +136,7 @@ class Law:
         assert 500 <= event.retry_after_ms <= 1500
         assert event.estimated_wait_ms >= 0
         assert event.retryable == (event.held_ms > 0)
+        assert event.held_ms == 0 or not (self.draining or event.reason == "draining")
         assert 0 <= event.queue_depth <= event.queue_capacity
         told.place = Place.HELD if event.held_ms else Place.REFUSED
         self.refused = None if event.held_ms else told
@@ -155,12 +164,15 @@ def check_events(events: list[ServerEvent]) -> Law:
     return law
 
 
-def check_done(client: DeskClient) -> None:
+def check_done(client: DeskClient, law: Law) -> None:
     """The session that sent `end`: everything was told, and adds up."""
     done = client.events[-1]
     assert isinstance(done, Done)
     assert done.received_ms == done.decoded_ms + done.silence_ms + done.refused_ms + done.lost_ms
     assert done.lost_ms == 0
+    rounding_ms = len(law.utterances) + 1
+    assert abs(done.decoded_ms - law.audio_ms(Place.DECODED)) <= rounding_ms
+    assert abs(done.refused_ms - law.audio_ms(Place.GONE)) <= rounding_ms
     n = client.session.counts
     assert (done.finals, done.busy, done.retries, done.dropped, done.errors) == (
         n["final"],
@@ -194,7 +206,7 @@ CLIENT = [  # what, value, how often
     ("utterance", (LOUD, 700), 16),
     ("commit", None, 2),
     *((("retry", f"u{n}", 5)) for n in range(1, 5)),
-    ("cancel", None, 1),
+    ("cancel", None, 4),
     *((("cancel", f"u{n}", 1)) for n in range(1, 4)),
     ("end", None, 2),
     ("disconnect", None, 1),
@@ -311,12 +323,12 @@ def test_every_attempt_and_utterance_has_one_outcome_and_all_audio_a_fate(
         assert (ledger.received, ledger.lost) == (n_bytes // 2, 0)
         if gone:
             continue
-        assert {told.place for told in law.utterances.values()} <= {Place.GONE}
+        assert {told.place for told in law.utterances.values()} <= {Place.DECODED, Place.GONE}
         spans = [told.span_ms for told in law.utterances.values()]
         assert all(before[1] <= after[0] for before, after in pairwise(spans))
         if client.session.close == Close(1000):
             assert ended
-            check_done(client)
+            check_done(client, law)
         else:
             assert client.session.close in (Close(1012, "the server restarts"), Close(1008, "bad_message"))
 
@@ -325,3 +337,5 @@ def test_every_attempt_and_utterance_has_one_outcome_and_all_audio_a_fate(
     assert all(decoding.began_at <= decoding.deadline for decoding in desk.decodings)
     assert all(before.ended_at <= after.began_at for before, after in pairwise(desk.decodings))
     assert all(decoding.ended_at < math.inf for decoding in desk.decodings)
+    decoded = [(u.session, u.id, u.attempt, u.deaths) for u in (decoding.utterance for decoding in desk.decodings)]
+    assert len(decoded) == len(set(decoded))  # again in the same attempt only after a death

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate, cycle, pairwise, takewhile
 
@@ -397,7 +397,7 @@ TINY = replace(DEFAULTS, max_utterance=16_000)
 
 
 def test_pre_roll_gives_way_to_the_greatest_length() -> None:
-    audio = scripted_audio((5, 0.9), (55, 0.0), (5, 0.9), (20, 0.0))
+    audio = scripted_audio((5, 0.9), (55, 0.0), (6, 0.9), (20, 0.0))
     start = 66 * W - 16_000  # room for one window more than the five that are min_speech
     assert drive(replace(TINY, prefix=16_000), audio) == [
         ("onset", 0),
@@ -558,6 +558,14 @@ def test_a_long_stream_holds_no_more_than_its_longest_utterance(rules: EndpointR
     finally:
         tracemalloc.stop()
     assert most < 3 * 16_000 * 4 + 20_000  # the buffer's own bound for 1 s, and some for what is not samples
+
+
+@pytest.mark.parametrize("end", [Endpointer.commit, Endpointer.drop], ids=["commit", "drop"])
+def test_of_a_push_to_talk_utterance_nothing_is_held_afterwards(end: Callable[[Endpointer], object]) -> None:
+    endpointer = endpointer_of(replace(MANUAL, max_utterance=480_000))
+    endpointer.feed(scripted_audio((900, 0.9)))
+    end(endpointer)
+    assert endpointer._buffer.n_bytes <= 4096  # the least that a buffer has
 
 
 # ---------------------------------------------------------------- for any script, rules and chunking

@@ -1,0 +1,307 @@
+"""`asr-ws transcribe` against a scripted server on 127.0.0.1.
+
+Unrealistic about it: it listens until `end` and only then says everything that its script has for that session.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.server import ServerConnection, serve
+
+from asr_ws import messages
+from asr_ws.cli import main
+from asr_ws.messages import Done, Dropped, Error, Final, FinalSegment, ServerEvent
+
+Run = Callable[..., tuple[int, str, str]]
+
+READY = messages.Ready(
+    protocol="asr-ws.v1",
+    session="s-1",
+    server="0",
+    model="tiny.en",
+    languages=["en"],
+    state="ready",
+    limits=messages.Limits(3, 8000, 30_000, 262_144, 64, 60_000),
+)
+BUSY_SESSION = messages.Busy(
+    utterance=None,
+    attempt=0,
+    commit=None,
+    status=503,
+    reason="max_sessions",
+    retry_after_ms=800,
+    estimated_wait_ms=800,
+    queue_depth=0,
+    queue_capacity=3,
+    retryable=True,
+    held_ms=0,
+)
+
+
+def final(utterance: str, text: str, *segments: tuple[int, int, str]) -> Final:
+    return Final(
+        utterance=utterance,
+        attempt=1,
+        text=text,
+        language="en",
+        language_probability=1.0,
+        audio_start_ms=int(utterance[1:]) * 1000,
+        audio_end_ms=int(utterance[1:]) * 1000 + 500,
+        wait_ms=0,
+        decode_ms=1,
+        segments=[FinalSegment(said, start, end, -0.5, 0.25) for start, end, said in segments],
+    )
+
+
+def done(*, refused_ms: int = 0) -> Done:
+    ledger = {"received_ms": 1000, "decoded_ms": 1000 - refused_ms, "silence_ms": 0, "refused_ms": refused_ms}
+    return Done(**ledger, lost_ms=0, finals=1, busy=0, retries=0, dropped=0, errors=0)
+
+
+HELLO = [final("u1", "Hello there.", (1000, 1500, " Hello there.")), done()]
+TWO_CUES = [  # told out of order, as a retried utterance is
+    final("u4000", "Bye.", (4_000_050, 4_000_500, " Bye.")),
+    final("u1", "Well, hello.", (1000, 1200, " Well,"), (1200, 1500, " hello.")),
+    done(),
+]
+
+
+@dataclass
+class ScriptedServer:
+    """``scripts``: per session, what it is told after its `end`; a `Busy` refuses it. ``heard``: start, audio bytes."""
+
+    url: str = ""
+    scripts: list[list[ServerEvent] | messages.Busy] = field(default_factory=list)
+    heard: list[tuple[messages.Start, int]] = field(default_factory=list)
+
+    def converse(self, socket: ServerConnection) -> None:
+        script = self.scripts.pop(0)
+        if isinstance(script, messages.Busy):
+            socket.send(messages.encode(script))
+            socket.close(1013)
+            return
+        socket.send(messages.encode(READY))
+        start, n_bytes = messages.Start(), 0
+        for frame in socket:
+            if isinstance(frame, bytes):
+                n_bytes += len(frame)
+                continue
+            match messages.decode_message(frame):
+                case messages.Start() as start:
+                    pass
+                case messages.End():
+                    break
+        self.heard.append((start, n_bytes))
+        for seq, event in enumerate(script, 1):
+            event.seq = seq
+            socket.send(messages.encode(event))
+        socket.close()
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    scripted = ScriptedServer()
+
+    def converse(socket: ServerConnection) -> None:
+        with suppress(ConnectionClosed):  # the program under test went away
+            scripted.converse(socket)
+
+    with serve(converse, "127.0.0.1", 0) as listener:
+        host, port = listener.socket.getsockname()[:2]
+        scripted.url = f"ws://{host}:{port}/v1/stream"
+        thread = threading.Thread(target=listener.serve_forever)
+        thread.start()
+        yield scripted
+        listener.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `asr-ws transcribe`; returns exit code, stdout, stderr."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main(["transcribe", *map(str, args)], prog_name="asr-ws")
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err  # type: ignore[return-value]
+
+    return run
+
+
+@pytest.fixture
+def wav(tmp_path: Path) -> Path:
+    """One second of silence."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000, np.int16), 16_000)
+    return tmp_path / "a.wav"
+
+
+def test_the_text_is_printed_and_nothing_else(server: ScriptedServer, run: Run, wav: Path) -> None:
+    server.scripts = [[*HELLO]]
+    assert run(wav, "--url", server.url) == (0, "Hello there.\n", "")
+    assert server.heard == [(messages.Start(partials=False), 32_000)]
+
+
+def test_the_language_is_told_to_the_server(server: ScriptedServer, run: Run, wav: Path) -> None:
+    server.scripts = [[*HELLO]]
+    assert run(wav, "--url", server.url, "--language", "en") == (0, "Hello there.\n", "")
+    assert server.heard == [(messages.Start(partials=False, language="en"), 32_000)]
+
+
+def test_finals_are_ordered_by_their_audio(server: ScriptedServer, run: Run, wav: Path) -> None:
+    server.scripts = [[*TWO_CUES]]
+    assert run(wav, "--url", server.url) == (0, "Well, hello. Bye.\n", "")
+
+
+def test_json_prints_every_event_as_it_came(server: ScriptedServer, run: Run, wav: Path) -> None:
+    server.scripts = [[*HELLO]]
+    code, out, err = run(wav, "--url", server.url, "--json")
+    expected = [json.loads(messages.encode(event)) for event in (READY, *HELLO)]
+    assert (code, [json.loads(line) for line in out.splitlines()], err) == (0, expected, "")
+
+
+def test_srt(server: ScriptedServer, run: Run, wav: Path) -> None:
+    server.scripts = [[*TWO_CUES]]
+    assert run(wav, "--url", server.url, "--format", "srt") == (
+        0,
+        "1\n00:00:01,000 --> 00:00:01,200\nWell,\n\n"
+        "2\n00:00:01,200 --> 00:00:01,500\nhello.\n\n"
+        "3\n01:06:40,050 --> 01:06:40,500\nBye.\n\n",
+        "",
+    )
+
+
+def test_vtt(server: ScriptedServer, run: Run, wav: Path) -> None:
+    server.scripts = [[*HELLO]]
+    assert run(wav, "--url", server.url, "--format", "vtt") == (
+        0,
+        "WEBVTT\n\n00:00:01.000 --> 00:00:01.500\nHello there.\n\n",
+        "",
+    )
+
+
+def test_several_files_are_transcribed_in_turn_and_a_missing_one_does_not_stop_them(
+    server: ScriptedServer, run: Run, wav: Path, tmp_path: Path
+) -> None:
+    server.scripts = [[*HELLO], [*TWO_CUES]]
+    missing = tmp_path / "b.wav"
+    assert run(wav, missing, wav, "--url", server.url) == (
+        1,
+        "Hello there.\nWell, hello. Bye.\n",
+        f"error: {missing}: no such file\nhint: WAV, FLAC, OGG and MP3 can be read\n",
+    )
+
+
+def test_a_file_that_is_not_audio_is_said_before_a_server_is_asked(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("hello")
+    code, out, err = run(tmp_path / "a.txt", "--url", "ws://127.0.0.1:1/v1/stream")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: {tmp_path / 'a.txt'}: not a readable audio file: ")
+    assert err.endswith("\nhint: WAV, FLAC, OGG and MP3 can be read\n")
+
+
+def test_without_a_server_it_says_how_to_start_one(run: Run, wav: Path, unused_tcp_port: int) -> None:
+    url = f"ws://127.0.0.1:{unused_tcp_port}/v1/stream"
+    code, out, err = run(wav, "--url", url)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: no session at {url}: ")
+    assert err.endswith("\nhint: is the server running? asr-ws serve\n")
+
+
+def test_a_refused_session_says_when_to_try_again(server: ScriptedServer, run: Run, wav: Path) -> None:
+    server.scripts = [BUSY_SESSION]
+    assert run(wav, "--url", server.url) == (
+        1,
+        "",
+        "error: the server refused the session: max_sessions\nhint: try again in 0.8 s\n",
+    )
+
+
+def test_a_dropped_utterance_is_warned_of_and_exits_with_1(server: ScriptedServer, run: Run, wav: Path) -> None:
+    dropped = Dropped(utterance="u2", reason="evicted", audio_start_ms=500, audio_end_ms=1000)
+    server.scripts = [[*HELLO[:1], dropped, done(refused_ms=500)]]
+    assert run(wav, "--url", server.url) == (1, "Hello there.\n", f"warning: {wav}: u2: evicted\n")
+
+
+def test_a_failed_utterance_is_warned_of_and_exits_with_1(server: ScriptedServer, run: Run, wav: Path) -> None:
+    failed = Error(code="decode_failed", message="out of memory", hint="", fatal=False, utterance="u1")
+    server.scripts = [[failed, done(refused_ms=1000)]]
+    assert run(wav, "--url", server.url) == (1, "\n", f"warning: {wav}: u1: decode_failed: out of memory\n")
+
+
+def test_a_warning_of_the_session_that_costs_no_text_exits_with_0(server: ScriptedServer, run: Run, wav: Path) -> None:
+    suspect = Error(code="audio_format_suspect", message="looks like float", hint="", fatal=False)
+    server.scripts = [[suspect, *HELLO]]
+    warning = f"warning: {wav}: session: audio_format_suspect: looks like float\n"
+    assert run(wav, "--url", server.url) == (0, "Hello there.\n", warning)
+
+
+def test_a_session_that_a_fatal_error_ends_exits_with_1(server: ScriptedServer, run: Run, wav: Path) -> None:
+    fatal = Error(code="unsupported_language", message="language is 'xx'", hint="", fatal=True)
+    server.scripts = [[fatal]]
+    warning = f"warning: {wav}: session: unsupported_language: language is 'xx'\n"
+    assert run(wav, "--url", server.url) == (1, "\n", warning)
+
+
+def test_a_connection_that_ends_early_exits_with_1(server: ScriptedServer, run: Run, wav: Path) -> None:
+    server.scripts = [HELLO[:1]]
+    assert run(wav, "--url", server.url) == (1, "", "error: the connection ended with 1000\n")
+
+
+def test_a_busy_server_is_said_once(server: ScriptedServer, run: Run, wav: Path) -> None:
+    first, second = (
+        messages.Busy(
+            utterance="u1",
+            attempt=attempt,
+            commit=None,
+            status=503,
+            reason="queue_full",
+            retry_after_ms=500,
+            estimated_wait_ms=500,
+            queue_depth=3,
+            queue_capacity=3,
+            retryable=True,
+            held_ms=60_000,
+        )
+        for attempt in (1, 2)
+    )
+    server.scripts = [[first, second, *HELLO]]
+    note = f"note: {wav}: the server is busy (queue_full); it is asked again by itself\n"
+    assert run(wav, "--url", server.url) == (0, "Hello there.\n", note)
+
+
+def test_at_a_terminal_a_bar_is_drawn_on_stderr_only(
+    server: ScriptedServer, run: Run, wav: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("sys.stderr", screen)
+    server.scripts = [[*HELLO], [*HELLO]]
+    assert run(wav, "--url", server.url)[:2] == (0, "Hello there.\n")
+    assert "a.wav" in screen.getvalue()
+    screen.truncate(0)
+    assert run(wav, "--url", server.url, "--json")[0] == 0
+    assert screen.getvalue() == ""
+
+
+@pytest.mark.parametrize("args", [[], ["a.wav", "--format", "docx"]])
+def test_a_wrong_call_exits_with_2(args: list[str], run: Run) -> None:
+    code, out, err = run(*args)
+    assert (code, out) == (2, "")
+    assert "Error: " in err

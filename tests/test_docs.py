@@ -1,0 +1,169 @@
+"""The documents keep up with the code: a heading for what exists, links that lead somewhere, one README twice."""
+
+from __future__ import annotations
+
+import ast
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import click
+import msgspec
+import pytest
+
+import asr_ws
+from asr_ws import messages
+from asr_ws.cli import COMMANDS
+from asr_ws.config import SETTINGS
+from asr_ws.core.types import RefusalReason
+from asr_ws.errors import DecodeFailed
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("asr_ws/**/*.md")])
+PROTOCOL = (ROOT / "docs" / "reference" / "protocol.md").read_text("utf-8")
+COMMAND_LINE = (ROOT / "docs" / "reference" / "command-line.md").read_text("utf-8")
+
+RESERVED_CODES = {"unauthorized"}  # in the protocol, not sent yet
+ERROR_CALLS = {"ProtocolError": 0, "_error": 0, "_cut_off": 0, "Failed": 1}  # which argument is the code
+
+
+def sections(text: str, level: int) -> dict[str, str]:
+    """Heading -> what stands below it, up to the next heading of the same level or above."""
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    _, *parts = re.split(rf"^#{{{level}}} (.+)$", prose, flags=re.MULTILINE)
+    bodies = (re.split(rf"^#{{1,{level}}} ", body, maxsplit=1, flags=re.MULTILINE)[0] for body in parts[1::2])
+    return dict(zip(parts[::2], bodies, strict=True))
+
+
+def names(text: str) -> set[str]:
+    """Everything in backticks."""
+    return set(re.findall(r"`([^`\n]+)`", text))
+
+
+def fields(struct: type) -> set[str]:
+    """Wire names of a message's fields, those of nested objects included, `seq` excluded."""
+    hints = {name: get_type_hints(struct)[name] for name in struct.__struct_fields__ if name != "seq"}  # type: ignore[attr-defined]
+    return set(hints).union(*(fields(nested) for hint in hints.values() for nested in structs(hint)))
+
+
+def structs(hint: object) -> list[type]:
+    """The structs that a type mentions: X in ``list[X] | None``."""
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return [hint]
+    return [struct for inner in get_args(hint) for struct in structs(inner)]
+
+
+def error_codes() -> set[str]:
+    """Codes that the server's source gives to its `error` events and close reasons."""
+    codes = {DecodeFailed.code}
+    for path in Path(asr_ws.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call):
+                called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                position = ERROR_CALLS.get(called, len(node.args))
+                if position < len(node.args) and isinstance(code := node.args[position], ast.Constant):
+                    codes.add(code.value)
+    return codes
+
+
+def code_blocks(text: str) -> list[str]:
+    return re.findall(r"^```\w*\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(text: str) -> set[str]:
+    """The fragments that GitHub makes of a document's headings."""
+    headings = [match for level in range(1, 5) for match in sections(text, level)]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+# ---------------------------------------------------------------- docs/reference/protocol.md
+
+
+@pytest.mark.parametrize(
+    ("section", "union"),
+    [
+        ("Messages to the server", messages.ClientMessage),
+        ("Events from the server", messages.ServerEvent),
+    ],
+)
+def test_every_message_and_event_has_its_heading(section: str, union: type) -> None:
+    headings = sections(sections(PROTOCOL, 2)[section], 3)
+    assert {heading.strip("`") for heading in headings} == {
+        str(struct.__struct_config__.tag) for struct in get_args(union)
+    }
+
+
+@pytest.mark.parametrize(
+    ("section", "struct"),
+    [
+        *(("Messages to the server", struct) for struct in get_args(messages.ClientMessage)),
+        *(("Events from the server", struct) for struct in get_args(messages.ServerEvent)),
+    ],
+)
+def test_every_field_stands_under_its_message(section: str, struct: type) -> None:
+    body = sections(sections(PROTOCOL, 2)[section], 3)[f"`{struct.__struct_config__.tag}`"]  # type: ignore[attr-defined]
+    # What `started` repeats is described under `start`.
+    nested = names(sections(sections(PROTOCOL, 2)["Messages to the server"], 3)["`start`"])
+    described = names(body) | (nested if struct is messages.Started else set())
+    assert fields(struct) - described == set()
+
+
+def test_every_error_code_has_its_heading() -> None:
+    headings = sections(sections(PROTOCOL, 2)["Error codes"], 3)
+    assert {heading.strip("`") for heading in headings} == error_codes() | RESERVED_CODES
+
+
+def test_every_refusal_reason_is_described() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", sections(PROTOCOL, 2)["Refusal reasons"], flags=re.MULTILINE)
+    assert {reason: int(status) for reason, status in rows} == {reason.value: reason.status for reason in RefusalReason}
+
+
+# ---------------------------------------------------------------- docs/reference/command-line.md
+
+
+def test_every_command_has_its_heading() -> None:
+    assert list(sections(COMMAND_LINE, 2)) == [f"`asr-ws {name}`" for name in COMMANDS]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_stands_under_its_command(name: str) -> None:
+    module, function = COMMANDS[name][0].split(":")
+    command: click.Command = getattr(import_module(module), function)
+    own = {flag for option in command.params if isinstance(option, click.Option) for flag in option.opts}
+    body = sections(COMMAND_LINE, 2)[f"`asr-ws {name}`"]
+    described = set(re.findall(r"`(--[\w-]+)", body))
+    settings = {setting.flag for setting in SETTINGS}  # described in configuration.md, which has its own test
+    assert own - settings - described == set()
+
+
+# ---------------------------------------------------------------- all of them
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_relative_links_lead_somewhere(document: Path) -> None:
+    prose = re.sub(r"^```.*?^```$", "", document.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose):
+        path, _, fragment = link.partition("#")
+        target = document.parent / path if path else document
+        if "://" not in link and not (
+            target.exists() and (not fragment or fragment in anchors(target.read_text("utf-8")))
+        ):
+            broken.append(link)
+    assert broken == []
+
+
+def test_both_readmes_have_the_same_commands() -> None:
+    english, chinese = ((ROOT / name).read_text("utf-8") for name in ("README.md", "README.zh-CN.md"))
+    assert code_blocks(chinese) == code_blocks(english)
+
+
+def test_the_index_links_every_document() -> None:
+    index = ROOT / "docs" / "README.md"
+    links = re.findall(r"\]\(([^)]+)\)", index.read_text("utf-8"))
+    assert sorted(links) == sorted(
+        path.relative_to(index.parent).as_posix()
+        for path in DOCUMENTS
+        if index.parent in path.parents and path != index
+    )
