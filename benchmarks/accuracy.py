@@ -32,9 +32,8 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from asr_ws import log, messages
-from asr_ws.client import connect
-from asr_ws.client.session import Transcript
+from asr_ws import log
+from asr_ws.client import Transcript, connect
 from asr_ws.config import DEFAULTS, Settings
 from asr_ws.testing.wer import WordErrors, total, word_errors, words
 
@@ -195,9 +194,7 @@ async def stream_to(
             async for event in session.stream(each.file):
                 transcript.receive(event)
         step()
-        ended = (messages.Error, messages.Dropped)
-        n_unfinished = sum(isinstance(event, ended) and event.utterance is not None for event in transcript.unfinished)
-        texts[each.file] = Streamed(transcript.text, n_unfinished)
+        texts[each.file] = Streamed(transcript.text, len(transcript.unfinished))
     return Served(ready.model, ready.languages, None, None), texts
 
 

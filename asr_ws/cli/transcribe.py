@@ -43,20 +43,16 @@ def transcribe(
 
 def _transcribe_one(file: Path, url: str, language: str | None, realtime: bool, as_json: bool, format_: str) -> int:
     try:
-        duration_s = open_source(
-            file, messages.AudioFormat()
-        ).duration_s  # a wrong file is said before a server is asked
+        # Before the session, so that a wrong file is said even where no server is.
+        duration_s = open_source(file, messages.AudioFormat()).duration_s
         with _bar(file.name, duration_s, shown=sys.stderr.isatty() and not as_json) as advance:
             show = print_event if as_json else advance
             transcript = asyncio.run(_run(file, url, language, realtime, show))
     except ClientError as error:
-        click.echo(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), err=True)
+        _say(f"error: {error.message}", error.hint)
         return 1
     if not as_json:
         click.echo(FORMATS[format_](transcript))
-    for event in transcript.unfinished:
-        what = event.reason if isinstance(event, messages.Dropped) else f"{event.code}: {event.message}"
-        click.echo(f"warning: {file}: {event.utterance or 'session'}: {what}", err=True)
     return int(transcript.done is None or bool(transcript.done.refused_ms))
 
 
@@ -67,10 +63,20 @@ async def _run(file: Path, url: str, language: str | None, realtime: bool, show:
         async for event in session.stream(file, realtime=realtime):
             show(event)
             transcript.receive(event)
-            if isinstance(event, messages.Busy | messages.Retry) and not was_busy:
-                was_busy = True
-                click.echo(f"note: {file}: the server is busy ({event.reason}); it is asked again by itself", err=True)
+            match event:
+                case messages.Busy() | messages.Retry() if not was_busy:
+                    was_busy = True
+                    _say(f"note: {file}: the server is busy ({event.reason}); it is asked again by itself")
+                case messages.Dropped():
+                    _say(f"warning: {file}: {event.utterance}: {event.reason}")
+                case messages.Error():
+                    what = f"{file}: {event.utterance or 'session'}: {event.code}: {event.message}"
+                    _say(f"{'error' if event.fatal else 'warning'}: {what}", event.hint)
     return transcript
+
+
+def _say(line: str, hint: str = "") -> None:
+    click.echo(line + (f"\nhint: {hint}" if hint else ""), err=True)
 
 
 @contextmanager

@@ -29,7 +29,10 @@ from asr_ws.errors import ClientError, ProtocolError
 
 DEFAULT_URL = f"ws://127.0.0.1:8765{messages.PATH}"
 MAX_RELOAD_WAIT_S = 10.0  # at most this long is waited for a model that loads, before the next try
+AHEAD_S = 1.0  # audio sent between two acknowledgements: a source that can wait stays at most twice this ahead
 HOLD_MARGIN_S = 0.5  # a retry is sent this long before the server's hold ends, at the latest
+
+ACKNOWLEDGEMENT = "asr_ws.client"  # the id of pings whose pongs are not the user's
 
 Event = messages.ServerEvent | messages.Unknown
 
@@ -112,6 +115,7 @@ class Session:
         self._retries: dict[str, asyncio.Task[None]] = {}  # of the utterances refused and not yet settled, by id
         self._none_refused = asyncio.Event()
         self._none_refused.set()
+        self._acknowledged = asyncio.Semaphore(2)  # pings of `_keep_close` that may be under way
 
     async def wait_ready(self) -> messages.Ready:
         """Raises: SessionRefused, ConnectionLost."""
@@ -156,6 +160,9 @@ class Session:
                 if fatal:
                     return
                 raise
+            if isinstance(event, messages.Pong) and event.id == ACKNOWLEDGEMENT:
+                self._acknowledged.release()
+                continue
             self._note(event)
             yield event
             fatal = fatal or (isinstance(event, messages.Error) and event.fatal)
@@ -193,19 +200,28 @@ class Session:
     async def _send_all(self, chunks: AsyncIterator[bytes], realtime: bool) -> None:
         loop = asyncio.get_running_loop()
         await self._begin()
-        began, sent_s = loop.time(), 0.0
+        began, sent_s, asked_s = loop.time(), 0.0, 0.0
         try:
             async for chunk in chunks:
                 sent_s += len(chunk) / bytes_per_s(self._start.audio)
-                if not realtime:
-                    await self._none_refused.wait()  # a source that can wait does not add to what was refused
-                elif (ahead_s := began + sent_s - loop.time()) > 0:
-                    await asyncio.sleep(ahead_s)
+                if realtime:
+                    await asyncio.sleep(began + sent_s - loop.time())
+                elif sent_s > asked_s + AHEAD_S:
+                    asked_s = sent_s
+                    await self._keep_close()
                 for start in range(0, len(chunk), messages.MAX_BINARY_BYTES):
                     await self._write(chunk[start : start + messages.MAX_BINARY_BYTES])
             await self._send(messages.End())
         except ConnectionLost:
             return  # the reader sees it too, with what the server said before
+
+    async def _keep_close(self) -> None:
+        """Wait until the server has seen nearly all that was sent, and refuses nothing: a source that can wait does
+        not run ahead of the refusals, or the server would have to hold more than it does.
+        """
+        await self._acknowledged.acquire()
+        await self.ping(ACKNOWLEDGEMENT)
+        await self._none_refused.wait()
 
     async def _begin(self) -> None:
         """`start`, once, before the first thing that needs it."""

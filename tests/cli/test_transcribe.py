@@ -248,10 +248,10 @@ def test_a_warning_of_the_session_that_costs_no_text_exits_with_0(server: Script
 
 
 def test_a_session_that_a_fatal_error_ends_exits_with_1(server: ScriptedServer, run: Run, wav: Path) -> None:
-    fatal = Error(code="unsupported_language", message="language is 'xx'", hint="", fatal=True)
+    fatal = Error(code="unsupported_language", message="language is 'xx'", hint="send en", fatal=True)
     server.scripts = [[fatal]]
-    warning = f"warning: {wav}: session: unsupported_language: language is 'xx'\n"
-    assert run(wav, "--url", server.url) == (1, "\n", warning)
+    error = f"error: {wav}: session: unsupported_language: language is 'xx'\nhint: send en\n"
+    assert run(wav, "--url", server.url) == (1, "\n", error)
 
 
 def test_a_connection_that_ends_early_exits_with_1(server: ScriptedServer, run: Run, wav: Path) -> None:

@@ -252,6 +252,7 @@ async def test_client_that_does_not_read_is_cut_off(scripted: WorkerSpec, monkey
                 while True:
                     await client.send(message)
                     await asyncio.sleep(0)
+        client.socket.transport.abort()
         while app.listener.n_sessions:
             await asyncio.sleep(0)
 
