@@ -20,7 +20,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -38,6 +39,7 @@ from asr_ws.config import DEFAULTS, Settings
 from asr_ws.testing.wer import WordErrors, total, word_errors, words
 
 MAX_EXTRA_RATE: Final = 0.02  # of the words; on a few hundred of them, single words decide below that
+STEP_LIMIT_S: Final = 300.0  # for one recording, or the load: a run that will never end says so
 NO_SPEECH: Final = "none"
 NOT_COMPARED: Final = {"zh": "simplified or traditional script is the model's whim, and counts as wrong characters"}
 VERSIONS_OF: Final = ("asr-ws", "faster-whisper", "ctranslate2", "onnxruntime", "numpy")
@@ -173,7 +175,8 @@ async def stream_here(
     from asr_ws.server.app import running
 
     async with running(settings) as app:
-        await app.dispatcher.wait_ready()
+        async with _within(STEP_LIMIT_S, "the model to be loaded"):
+            await app.dispatcher.wait_ready()
         served, texts = await stream_to(app.url, recordings, step)
         loaded = app.supervisor.loaded
         assert loaded is not None
@@ -190,12 +193,25 @@ async def stream_to(
     for each in choose(recordings, ready.languages)[0]:
         transcript = Transcript()
         language = each.language if each.language != NO_SPEECH else None
-        async with connect(url, language=language, partials=False) as session:
+        async with (
+            _within(STEP_LIMIT_S, f"the text of {each.file.name}"),
+            connect(url, language=language, partials=False) as session,
+        ):
             async for event in session.stream(each.file):
                 transcript.receive(event)
         step()
         texts[each.file] = Streamed(transcript.text, len(transcript.unfinished))
     return Served(ready.model, ready.languages, None, None), texts
+
+
+@asynccontextmanager
+async def _within(limit_s: float, what: str) -> AsyncIterator[None]:
+    """Raises: click.ClickException: it took longer."""
+    try:
+        async with asyncio.timeout(limit_s):
+            yield
+    except TimeoutError as error:
+        raise click.ClickException(f"waited {limit_s:g} s for {what}") from error
 
 
 def decode_whole(served: Served, recordings: Sequence[Recording], step: Callable[[], None]) -> dict[Path, str]:
@@ -278,7 +294,10 @@ def _measure(folder: Path, model: str, url: str | None, verbose: bool) -> int:
 
         step = counting("streamed")
         run = stream_to(url, recordings, step) if url else stream_here(settings, recordings, step)
-        served, streamed = asyncio.run(run)
+        try:
+            served, streamed = asyncio.run(run)
+        except ExceptionGroup as group:  # the server's task group wraps what went wrong beside it
+            raise group.exceptions[0] from group
         chosen, left_out = choose(recordings, served.languages)
         whole = decode_whole(served, chosen, counting("whole"))
     heard = [Heard(each, streamed[each.file].text, whole[each.file], streamed[each.file].unfinished) for each in chosen]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,13 +21,13 @@ from asr_ws.core.types import SAMPLE_RATE, DecodeOptions, Samples, Segment, Word
 
 BEAM_SIZE = 5
 MAX_COMPRESSION_RATIO = 2.4  # text that gzips better than this repeats itself (Whisper's own value)
-MAX_NO_SPEECH_PROB = 0.8  # see benchmarks/accuracy.py: no speech of the corpus comes near it
+MAX_NO_SPEECH_PROB = 0.8  # above it nothing was said, however sure the text is
+DOUBTFUL_NO_SPEECH_PROB, DOUBTFUL_LOGPROB = 0.38, -0.8  # nor where both are worse than this. Measured with tiny.en and
+# base: 35 utterances of speech have at most 0.36 and at least -0.72, 26 stretches of silence, noise, tones, a trumpet
+# and the sea at least 0.40 and at most -0.86.
 CONTEXT_TOKENS = 100  # of hotwords and prompt, the last of them
-TOKENS_FREE, TOKENS_PER_S, TOKENS_IN_ALL = (
-    24,
-    10,
-    440,
-)  # fast English speech is 5-6 tokens a second; Whisper's limit 448
+TOKENS_FREE, TOKENS_PER_S = 24, 10  # fast English speech is 5-6 tokens a second
+TOKENS_IN_ALL = 440  # with the context; the model's limit is 448
 
 
 class Transcription(Protocol):
@@ -76,7 +77,8 @@ def suspicion(segment: Segment) -> str | None:
     """Why this segment is probably not something that was said, or None."""
     if segment.compression_ratio > MAX_COMPRESSION_RATIO:
         return "repetition"
-    if segment.no_speech_prob > MAX_NO_SPEECH_PROB:
+    doubtful = segment.no_speech_prob > DOUBTFUL_NO_SPEECH_PROB and segment.avg_logprob < DOUBTFUL_LOGPROB
+    if doubtful or segment.no_speech_prob > MAX_NO_SPEECH_PROB:
         return "no_speech"
     return None
 
@@ -86,7 +88,7 @@ class FasterWhisperRecognizer:
 
     Args:
         model: a folder with all its files; nothing is downloaded.
-        compute_type: ``default`` is CTranslate2's: as the weights are stored, which on the CPU becomes float32.
+        compute_type: ``default`` is CTranslate2's: as the weights are stored, and on the CPU float32.
         cpu_threads: 0: CTranslate2's default.
     Raises:
         RuntimeError, ValueError: from CTranslate2, when it cannot load.
@@ -96,6 +98,8 @@ class FasterWhisperRecognizer:
         from faster_whisper import WhisperModel
 
         self.device = device
+        if (device, compute_type) == ("cpu", "default"):
+            compute_type = "float32"  # what it comes to, without CTranslate2's warning at each start
         self._model = WhisperModel(
             str(model), device=device, compute_type=compute_type, cpu_threads=cpu_threads, local_files_only=True
         )
@@ -118,9 +122,9 @@ class FasterWhisperRecognizer:
             word_timestamps=options.words,
             max_new_tokens=min(TOKENS_FREE + int(TOKENS_PER_S * audio_s), TOKENS_IN_ALL - n_tokens),
         )
-        return FilteredTranscription(
-            (_segment(segment) for segment in segments), heard.language, float(heard.language_probability)
-        )
+        # Without timestamps the one window is one segment; asked for words, faster-whisper would go on behind the last.
+        one = (_segment(segment) for segment in islice(segments, 1))
+        return FilteredTranscription(one, heard.language, float(heard.language_probability))
 
     def _context(self, options: DecodeOptions) -> tuple[list[int] | None, str | None, int]:
         """Prompt tokens and hotwords, cut to the last CONTEXT_TOKENS, hotwords first; and how many they are."""

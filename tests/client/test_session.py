@@ -1,0 +1,156 @@
+"""The client against a real server with a scripted worker."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+
+from asr_ws import messages
+from asr_ws.client import ConnectionLost, SessionRefused, collect, connect, transcribe
+from asr_ws.client.session import retry_delay_s
+from asr_ws.errors import ClientError
+from asr_ws.testing.recognizer import Gate
+from asr_ws.worker.supervisor import WorkerSpec
+from tests.server.running import SECOND, serving
+
+MANUAL: dict[str, Any] = {"endpointing": {"mode": "manual"}}
+
+
+def busy(**changes: Any) -> messages.Busy:
+    fields: dict[str, Any] = {
+        "utterance": "u1",
+        "attempt": 1,
+        "commit": None,
+        "status": 503,
+        "reason": "queue_full",
+        "retry_after_ms": 800,
+        "estimated_wait_ms": 4000,
+        "queue_depth": 3,
+        "queue_capacity": 3,
+        "retryable": True,
+        "held_ms": 60_000,
+    }
+    return messages.Busy(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "delay_s"),
+    [
+        ({}, 0.8),
+        ({"reason": "starting"}, 4.0),
+        ({"reason": "restarting", "estimated_wait_ms": 100}, 0.8),
+        ({"reason": "unavailable", "estimated_wait_ms": 60_000}, 10.0),
+        ({"reason": "starting", "held_ms": 3000}, 2.5),
+    ],
+)
+def test_retry_waits_for_the_hint_or_the_load_within_the_hold(changes: dict[str, Any], delay_s: float) -> None:
+    assert retry_delay_s(busy(**changes)) == delay_s
+
+
+async def test_stream_of_samples_ends_with_done(scripted: WorkerSpec) -> None:
+    async with serving(scripted) as app, connect(app.url, prompt="say hello", **MANUAL) as session:
+        assert session.ready is not None
+        assert session.ready.model == "base"
+        events = [event async for event in session.stream(np.zeros(16_000, np.float32))]
+    transcript = collect(events)
+    assert (transcript.text, transcript.unfinished) == ("hello", [])
+    assert isinstance(events[-1], messages.Done)
+    assert events[-1].decoded_ms == 1000
+
+
+async def test_long_source_gets_through_and_its_acknowledgements_are_not_shown(scripted: WorkerSpec) -> None:
+    """Once, a source of more than 3 s stood still after its first utterance was accepted."""
+    async with (
+        serving(scripted) as app,
+        connect(app.url, endpointing={"mode": "manual", "max_utterance_ms": 1000}) as s,
+    ):
+        events = [event async for event in s.stream(SECOND * 12)]
+    assert collect(events).done is not None
+    assert [final.audio_start_ms for final in collect(events).finals] == [n * 1000 for n in range(12)]
+    assert not any(isinstance(event, messages.Pong) for event in events)
+
+
+async def test_refused_utterance_is_offered_again_by_itself(scripted: WorkerSpec) -> None:
+    async with (
+        Gate() as gate,
+        serving(scripted, queue_capacity=1) as app,
+        connect(app.url, prompt=gate.script, **MANUAL) as session,
+    ):
+        for _ in range(3):
+            await session.send(SECOND)
+            await session.commit()
+        await session.end()
+        types = []
+        async for event in session.events():
+            types.append(type(event).__name__)
+            if isinstance(event, messages.Busy):
+                break
+        opener = asyncio.create_task(open_times(gate, 3))
+        events = [event async for event in session.events()]
+        await opener
+    assert [final.utterance for final in collect(events).finals] == ["u1", "u2", "u3"]
+    done = collect(events).done
+    assert done is not None
+    assert (done.finals, done.refused_ms, done.lost_ms) == (3, 0, 0)
+
+
+async def open_times(gate: Gate, n: int) -> None:
+    for _ in range(n):
+        await gate.open()
+
+
+async def test_refused_session_says_when_to_come_back(scripted: WorkerSpec) -> None:
+    async with serving(scripted, ready=False, max_sessions=1) as app, connect(app.url):
+        with pytest.raises(SessionRefused) as refused:
+            async with connect(app.url):
+                pass
+    assert 0.5 <= refused.value.retry_after_s <= 1.5
+
+
+async def test_no_server_is_a_clear_error() -> None:
+    with pytest.raises(ClientError, match=r"no session at ws://127.0.0.1:9.*asr-ws serve"):
+        async with connect("ws://127.0.0.1:9/v1/stream"):
+            pass
+
+
+@pytest.mark.parametrize("field", [{"langauge": "en"}, {"endpointing": {"silence_ms": 1}}, {"words": "yes"}])
+async def test_wrong_start_field_is_told_before_anything_is_sent(field: dict[str, Any]) -> None:
+    with pytest.raises(ClientError, match="start fields"):
+        async with connect("ws://127.0.0.1:9/v1/stream", **field):
+            pass
+
+
+async def test_lost_connection_is_told_with_its_close_code(scripted: WorkerSpec) -> None:
+    async with serving(scripted, ready=False) as app, connect(app.url) as session:
+        app.dispatcher.drain()
+        with pytest.raises(ConnectionLost) as lost:
+            [event async for event in session.stream(SECOND)]
+    assert lost.value.close_code == 1012
+
+
+async def test_fatal_error_ends_the_events(scripted: WorkerSpec) -> None:
+    async with serving(scripted, ready=False) as app, connect(app.url, language="tlh") as session:
+        events = [event async for event in session.stream(SECOND)]
+    assert isinstance(events[-1], messages.Error)
+    assert (events[-1].code, events[-1].fatal) == ("unsupported_language", True)
+
+
+async def test_cancel_and_ping_are_at_hand(scripted: WorkerSpec) -> None:
+    async with serving(scripted) as app, connect(app.url, **MANUAL) as session:
+        await session.send(SECOND)
+        await session.cancel()
+        await session.ping("mine")
+        await session.end()
+        events = [event async for event in session.events()]
+    assert [type(event).__name__ for event in events] == [
+        "Ready", "Started", "SpeechStarted", "Dropped", "Pong", "Done",
+    ]  # fmt: skip
+
+
+async def test_one_line_transcribes(scripted: WorkerSpec) -> None:
+    async with serving(scripted) as app:
+        transcript = await asyncio.to_thread(transcribe, SECOND, app.url, prompt="say one line", **MANUAL)
+    assert transcript.text == "one line"
