@@ -294,10 +294,7 @@ def _measure(folder: Path, model: str, url: str | None, verbose: bool) -> int:
 
         step = counting("streamed")
         run = stream_to(url, recordings, step) if url else stream_here(settings, recordings, step)
-        try:
-            served, streamed = asyncio.run(run)
-        except ExceptionGroup as group:  # the server's task group wraps what went wrong beside it
-            raise group.exceptions[0] from group
+        served, streamed = asyncio.run(run)
         chosen, left_out = choose(recordings, served.languages)
         whole = decode_whole(served, chosen, counting("whole"))
     heard = [Heard(each, streamed[each.file].text, whole[each.file], streamed[each.file].unfinished) for each in chosen]

@@ -15,6 +15,9 @@ from asr_ws.client import DEFAULT_URL, Event, Transcript, connect
 from asr_ws.client.sources import open_source
 from asr_ws.errors import ClientError
 
+MAX_CUE_CHARS = 84  # two lines of 42, as broadcasters have it
+SENTENCE_ENDS = (".", "?", "!", "。", "？", "！")
+
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -47,7 +50,7 @@ def _transcribe_one(file: Path, url: str, language: str | None, realtime: bool, 
         duration_s = open_source(file, messages.AudioFormat()).duration_s
         with _bar(file.name, duration_s, shown=sys.stderr.isatty() and not as_json) as advance:
             show = print_event if as_json else advance
-            transcript = asyncio.run(_run(file, url, language, realtime, show))
+            transcript = asyncio.run(_run(file, url, language, realtime, show, words=format_ != "text"))
     except ClientError as error:
         _say(f"error: {error.message}", error.hint)
         return 1
@@ -56,10 +59,12 @@ def _transcribe_one(file: Path, url: str, language: str | None, realtime: bool, 
     return int(transcript.done is None or bool(transcript.done.refused_ms))
 
 
-async def _run(file: Path, url: str, language: str | None, realtime: bool, show: Callable[[Event], None]) -> Transcript:
+async def _run(
+    file: Path, url: str, language: str | None, realtime: bool, show: Callable[[Event], None], *, words: bool
+) -> Transcript:
     transcript = Transcript()
     was_busy = False
-    async with connect(url, language=language, partials=False) as session:
+    async with connect(url, language=language, partials=False, words=words) as session:
         async for event in session.stream(file, realtime=realtime):
             show(event)
             transcript.receive(event)
@@ -117,9 +122,21 @@ def as_vtt(transcript: Transcript) -> str:
 
 
 def _cues(transcript: Transcript) -> Iterable[tuple[int, int, str]]:
+    """Start, end and text: an utterance, cut at its sentences and where it is too long to be read at a glance."""
     for final in transcript.finals:
-        for segment in final.segments:
-            yield segment.start_ms, segment.end_ms, segment.text.strip()
+        cue: list[messages.FinalWord] = []
+        for word in final.words or ():
+            text = "".join(said.word for said in [*cue, word]).strip()
+            if cue and (len(text) > MAX_CUE_CHARS or cue[-1].word.endswith(SENTENCE_ENDS)):
+                yield _cue(cue)
+                cue = []
+            cue.append(word)
+        if cue:
+            yield _cue(cue)
+
+
+def _cue(words: list[messages.FinalWord]) -> tuple[int, int, str]:
+    return words[0].start_ms, words[-1].end_ms, "".join(word.word for word in words).strip()
 
 
 def _clock(total_ms: int, decimal: str) -> str:

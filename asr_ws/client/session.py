@@ -111,6 +111,7 @@ class Session:
         self._socket = socket
         self._start = start
         self._started = False
+        self._source_error: Exception | None = None
         self._early: list[Event] = []  # read while waiting for `ready`
         self._retries: dict[str, asyncio.Task[None]] = {}  # of the utterances refused and not yet settled, by id
         self._none_refused = asyncio.Event()
@@ -185,8 +186,10 @@ class Session:
         try:
             async for event in self.events():
                 yield event
-                if sender.done() and not sender.cancelled() and (error := sender.exception()):
-                    raise error
+        except ConnectionLost:
+            if self._source_error is not None:
+                raise self._source_error from None
+            raise
         finally:
             sender.cancel()
             await asyncio.wait([sender])
@@ -214,6 +217,9 @@ class Session:
             await self._send(messages.End())
         except ConnectionLost:
             return  # the reader sees it too, with what the server said before
+        except Exception as error:  # the source's own: `stream` raises it, once the reader has been woken
+            self._source_error = error
+            await self._socket.close()
 
     async def _keep_close(self) -> None:
         """Wait until the server has seen nearly all that was sent, and refuses nothing: a source that can wait does

@@ -69,7 +69,9 @@ def _open_file(path: Path) -> Opened:
     def chunks() -> Iterator[bytes]:
         with file:
             dtype, n_frames = ("int16" if exact else "float32"), max(1, int(file.samplerate * CHUNK_S))
-            for block in file.blocks(n_frames, dtype=dtype):
+            # Else soundfile seeks after each read, to where it is: an MP3 decoder then loses the bits it carries over.
+            file.seekable = lambda: False
+            while len(block := file.read(n_frames, dtype=dtype)):
                 yield _to_bytes(_at_most_stereo(block))
 
     audio = AudioFormat("pcm_s16le" if exact else "pcm_f32le", file.samplerate, min(file.channels, MAX_CHANNELS))

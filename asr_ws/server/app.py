@@ -107,6 +107,7 @@ async def running(settings: Settings, spec: WorkerSpec | None = None) -> AsyncIt
         UsageError: the address cannot be listened on.
     """
     app = build(settings, spec or worker_spec(settings))
+    error: Exception | None = None  # of the caller's block: kept out of the group, which would wrap it
     async with app.listener, asyncio.TaskGroup() as tasks:
         running_tasks = [
             tasks.create_task(app.supervisor.run(), name="supervisor"),
@@ -114,10 +115,14 @@ async def running(settings: Settings, spec: WorkerSpec | None = None) -> AsyncIt
         ]
         try:
             yield app
+        except Exception as raised:
+            error = raised
         finally:
             app.dispatcher.drain()
             for task in running_tasks:
                 task.cancel()
+    if error is not None:
+        raise error
 
 
 def worker_spec(settings: Settings) -> WorkerSpec:

@@ -27,6 +27,7 @@ from asr_ws.server.pacing import Pace
 
 OUTBOX_EVENTS = 256  # more than a session can have outstanding; beyond it the client does not read
 WRITE_TIMEOUT_S = 10.0
+LAST_WORD_TIMEOUT_S = 1.0
 PING_INTERVAL_S = 20.0  # below the idle cut of common proxies (60 s)
 PING_TIMEOUT_S = 20.0
 WINDOWS_PER_TURN = 8  # detector windows between two looks at other sessions: under 1 ms
@@ -154,14 +155,20 @@ class Connection:
             return
         except TimeoutError:
             self._log.warning("session.not_reading", outbox=len(self._outbox))
-            await self._cut_off("slow_consumer")
+            await self._cut_off()
 
-    async def _cut_off(self, code: str) -> None:
-        """A client that takes nothing gets its close code if there is room for it, and no more time than that."""
+    async def _cut_off(self) -> None:
+        """A client that does not read is told so last, if it reads that much; its outcomes wait no longer."""
+        hint = "read events as they come"
+        error = ProtocolError("slow_consumer", "events are not being read", hint, close_code=1008)
+        last = self._session.receive_failure(error)
         self._session.receive_disconnect()
+        self._outbox.clear()
         try:
-            async with asyncio.timeout(1.0):
-                await self._socket.close(1008, code)
+            async with asyncio.timeout(LAST_WORD_TIMEOUT_S):
+                for event in last[:1]:
+                    await self._socket.send(messages.encode(event))
+                await self._socket.close(1008, error.error_code)
         except (TimeoutError, ConnectionClosed):
             self._socket.transport.abort()
 

@@ -12,7 +12,7 @@ import pytest
 
 import asr_ws
 from asr_ws.cli import COMMANDS, main
-from asr_ws.cli.serve import SERVER_MODULES
+from asr_ws.cli.options import SERVER_MODULES
 from asr_ws.config import SETTINGS, Listen, Model, Settings
 from asr_ws.errors import DownloadFailed, ModelNotDownloaded
 
@@ -246,7 +246,7 @@ def test_serve_runs_with_the_settings_and_exits_with_the_servers_code(
 def test_serve_without_the_server_extra_says_what_to_install(
     missing: str, models: FakeModels, served: list[Settings], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asr_ws.cli.serve.find_spec", lambda module: None if module == missing else find_spec(module))
+    monkeypatch.setattr("asr_ws.cli.options.find_spec", lambda module: None if module == missing else find_spec(module))
     assert run("serve") == (
         2,
         "",

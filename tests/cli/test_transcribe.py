@@ -21,7 +21,9 @@ from websockets.sync.server import ServerConnection, serve
 
 from asr_ws import messages
 from asr_ws.cli import main
-from asr_ws.messages import Done, Dropped, Error, Final, FinalSegment, ServerEvent
+from asr_ws.cli.transcribe import MAX_CUE_CHARS, as_srt
+from asr_ws.client import Transcript
+from asr_ws.messages import Done, Dropped, Error, Final, FinalSegment, FinalWord, ServerEvent
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -49,7 +51,7 @@ BUSY_SESSION = messages.Busy(
 )
 
 
-def final(utterance: str, text: str, *segments: tuple[int, int, str]) -> Final:
+def final(utterance: str, text: str, *words: tuple[int, int, str]) -> Final:
     return Final(
         utterance=utterance,
         attempt=1,
@@ -60,7 +62,8 @@ def final(utterance: str, text: str, *segments: tuple[int, int, str]) -> Final:
         audio_end_ms=int(utterance[1:]) * 1000 + 500,
         wait_ms=0,
         decode_ms=1,
-        segments=[FinalSegment(said, start, end, -0.5, 0.25) for start, end, said in segments],
+        segments=[FinalSegment("".join(said for _, _, said in words), 0, 0, -0.5, 0.25)],
+        words=[FinalWord(said, start, end, 1.0) for start, end, said in words],
     )
 
 
@@ -72,7 +75,7 @@ def done(*, refused_ms: int = 0) -> Done:
 HELLO = [final("u1", "Hello there.", (1000, 1500, " Hello there.")), done()]
 TWO_CUES = [  # told out of order, as a retried utterance is
     final("u4000", "Bye.", (4_000_050, 4_000_500, " Bye.")),
-    final("u1", "Well, hello.", (1000, 1200, " Well,"), (1200, 1500, " hello.")),
+    final("u1", "Well! Hello.", (1000, 1200, " Well!"), (1200, 1500, " Hello.")),
     done(),
 ]
 
@@ -161,7 +164,7 @@ def test_the_language_is_told_to_the_server(server: ScriptedServer, run: Run, wa
 
 def test_finals_are_ordered_by_their_audio(server: ScriptedServer, run: Run, wav: Path) -> None:
     server.scripts = [[*TWO_CUES]]
-    assert run(wav, "--url", server.url) == (0, "Well, hello. Bye.\n", "")
+    assert run(wav, "--url", server.url) == (0, "Well! Hello. Bye.\n", "")
 
 
 def test_json_prints_every_event_as_it_came(server: ScriptedServer, run: Run, wav: Path) -> None:
@@ -171,12 +174,21 @@ def test_json_prints_every_event_as_it_came(server: ScriptedServer, run: Run, wa
     assert (code, [json.loads(line) for line in out.splitlines()], err) == (0, expected, "")
 
 
+def test_cues_are_short_enough_to_read() -> None:
+    words = [(n * 100, n * 100 + 100, f" word{n}.." if n == 3 else f" word{n}") for n in range(25)]
+    transcript = Transcript([final("u1", "", *words)])
+    cues = [line for line in as_srt(transcript).splitlines() if line.startswith("word")]
+    assert cues[0] == "word0 word1 word2 word3..", "a cue ends with its sentence"
+    assert [len(cue) <= MAX_CUE_CHARS for cue in cues] == [True] * 3
+    assert " ".join(cues) == "".join(word for _, _, word in words).strip()
+
+
 def test_srt(server: ScriptedServer, run: Run, wav: Path) -> None:
     server.scripts = [[*TWO_CUES]]
     assert run(wav, "--url", server.url, "--format", "srt") == (
         0,
-        "1\n00:00:01,000 --> 00:00:01,200\nWell,\n\n"
-        "2\n00:00:01,200 --> 00:00:01,500\nhello.\n\n"
+        "1\n00:00:01,000 --> 00:00:01,200\nWell!\n\n"
+        "2\n00:00:01,200 --> 00:00:01,500\nHello.\n\n"
         "3\n01:06:40,050 --> 01:06:40,500\nBye.\n\n",
         "",
     )
@@ -198,7 +210,7 @@ def test_several_files_are_transcribed_in_turn_and_a_missing_one_does_not_stop_t
     missing = tmp_path / "b.wav"
     assert run(wav, missing, wav, "--url", server.url) == (
         1,
-        "Hello there.\nWell, hello. Bye.\n",
+        "Hello there.\nWell! Hello. Bye.\n",
         f"error: {missing}: no such file\nhint: WAV, FLAC, OGG and MP3 can be read\n",
     )
 

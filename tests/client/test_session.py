@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -154,3 +155,13 @@ async def test_one_line_transcribes(scripted: WorkerSpec) -> None:
     async with serving(scripted) as app:
         transcript = await asyncio.to_thread(transcribe, SECOND, app.url, prompt="say one line", **MANUAL)
     assert transcript.text == "one line"
+
+
+async def test_source_that_fails_in_the_middle_is_told_and_ends_the_session(scripted: WorkerSpec) -> None:
+    def failing() -> Iterator[bytes]:
+        yield SECOND
+        raise OSError("the cable was pulled")
+
+    async with serving(scripted) as app, connect(app.url) as session:
+        with pytest.raises(OSError, match="the cable was pulled"):
+            [event async for event in session.stream(failing())]
