@@ -99,6 +99,11 @@ class Endpointer:
         """Start and end so far of the utterance being heard, once it has had its Onset."""
         return (self._start, self._buffer.end) if self._state is _State.SPEAKING else None
 
+    @property
+    def undecided(self) -> int:
+        """No utterance to come begins before this sample."""
+        return self._buffer.start
+
     def feed(self, samples: Samples) -> list[EndpointEvent]:
         """Advance; the events do not depend on how the stream was cut.
 

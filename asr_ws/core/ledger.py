@@ -36,17 +36,16 @@ class Ledger:
 
     def claim(self, start_sample: int, end_sample: int) -> int:
         """An utterance takes these samples (16 kHz). Returns: its frames, to be booked by its outcome."""
-        start, end = self._frame(start_sample), self._frame(end_sample)
-        self.silence += self._valid(self._claimed, start)
-        self._claimed = end
-        n_frames = self._valid(start, end)
-        self._invalid = [span for span in self._invalid if span[1] > end]
-        return n_frames
+        self.pass_over(start_sample)
+        return self._claim(self._frame(end_sample))
+
+    def pass_over(self, sample: int) -> None:
+        """No utterance will take what lies before this sample (16 kHz) and is not claimed yet: it was silence."""
+        self.silence += self._claim(self._frame(sample))
 
     def finish(self) -> None:
         """No more audio, no more utterances: the rest was silence."""
-        self.silence += self._valid(self._claimed, self.received)
-        self._claimed = self.received
+        self.silence += self._claim(self.received)
 
     @property
     def lost(self) -> int:
@@ -65,5 +64,9 @@ class Ledger:
     def _frame(self, sample: int) -> int:
         return min(self.received, (sample * self.sample_rate + SAMPLE_RATE // 2) // SAMPLE_RATE)
 
-    def _valid(self, start: int, end: int) -> int:
-        return end - start - sum(max(0, min(end, b) - max(start, a)) for a, b in self._invalid)
+    def _claim(self, end: int) -> int:
+        """Claim up to this frame. Returns: how many of these frames are valid."""
+        start, self._claimed = self._claimed, max(self._claimed, end)
+        invalid = sum(max(0, min(self._claimed, b) - max(start, a)) for a, b in self._invalid)
+        self._invalid = [span for span in self._invalid if span[1] > self._claimed]
+        return self._claimed - start - invalid

@@ -192,6 +192,7 @@ class Session:
         if audio.n_frames:
             self._in_invalid = audio.invalid  # said once for each run of such frames
         self._receive_endpoints(self._endpointer.feed(audio.samples), now)
+        self.ledger.pass_over(self._endpointer.undecided)
         return self._flush()
 
     def receive_text(self, text: str, *, now: float) -> list[messages.ServerEvent]:
