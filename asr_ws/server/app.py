@@ -51,11 +51,11 @@ class App:
         return self.listener.url.replace("http", "ws", 1) + messages.PATH
 
     async def drain(self) -> None:
-        """Admit nothing more, and wait for what is admitted, at most GRACE_S."""
+        """Admit nothing more; each session closes once what it admitted is told: waits for that, at most GRACE_S."""
         self.dispatcher.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GRACE_S):
-                await self.dispatcher.wait_idle()
+                await self.listener.wait_empty()
 
 
 def build(settings: Settings, spec: WorkerSpec) -> App:

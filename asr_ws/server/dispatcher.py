@@ -65,8 +65,6 @@ class Dispatcher:
         self._ready = asyncio.Event()  # the worker can decode
         self._work = asyncio.Event()  # the ticket in flight is to be decoded
         self._awaits_worker = False  # the ticket in flight is to be decoded again, once there is a worker
-        self._idle = asyncio.Event()  # nothing is in flight or waits
-        self._idle.set()
         self._timer: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------ the desk
@@ -140,10 +138,6 @@ class Dispatcher:
         """Until the worker can decode."""
         await self._ready.wait()
 
-    async def wait_idle(self) -> None:
-        """Until nothing is in flight and nothing waits."""
-        await self._idle.wait()
-
     async def run(self) -> None:
         """Decode what is in flight, one after the other, until cancelled."""
         while True:
@@ -210,10 +204,6 @@ class Dispatcher:
             if (ticket := self.queue.take(now)) is not None:
                 self._metrics.observe_wait(ticket.waited_s)
                 self._work.set()
-        if self.queue.in_flight is None and not self.queue.depth:
-            self._idle.set()
-        else:
-            self._idle.clear()
         self._arm()
 
     def _expire(self, now: float) -> None:

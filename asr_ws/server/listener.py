@@ -59,6 +59,8 @@ class Listener:
         self._limits = limits
         self._log = structlog.get_logger()
         self._server: Server | None = None
+        self._empty = asyncio.Event()
+        self._empty.set()
         self.n_sessions = 0
 
     async def __aenter__(self) -> Self:
@@ -104,17 +106,24 @@ class Listener:
         host = self._host if ":" not in self._host else f"[{self._host}]"
         return f"http://{host}:{self.port}"
 
+    async def wait_empty(self) -> None:
+        """Until no session is open."""
+        await self._empty.wait()
+
     async def _handle(self, socket: ServerConnection) -> None:
         draining = self._dispatcher.queue.draining
         if draining or self.n_sessions >= self._max_sessions:
             await self._refuse(socket, RefusalReason.DRAINING if draining else RefusalReason.MAX_SESSIONS)
             return
         self.n_sessions += 1
+        self._empty.clear()
         try:
             session = self._make_session(SessionId(f"s-{secrets.token_hex(4)}"))
             await Connection(socket, session, self._dispatcher, self._limits).serve()
         finally:
             self.n_sessions -= 1
+            if not self.n_sessions:
+                self._empty.set()
 
     async def _refuse(self, socket: ServerConnection, reason: RefusalReason) -> None:
         shed = self._dispatcher.shed(reason, now=asyncio.get_running_loop().time())

@@ -19,6 +19,7 @@ from asr_ws.config import DEFAULTS, Settings
 from asr_ws.server.app import App, running
 from asr_ws.worker.supervisor import WorkerSpec
 
+HANG_S = 600  # no test takes so long, however slow the machine: it hangs
 SPEED = 1000.0  # audio is taken as fast as it comes
 MANUAL = {"type": "start", "endpointing": {"mode": "manual"}}
 SECOND = bytes(2 * 16_000)  # of s16le silence, which manual mode takes as it takes anything
@@ -36,7 +37,7 @@ def settings(**changes: Any) -> Settings:
 
 @asynccontextmanager
 async def serving(spec: WorkerSpec, *, ready: bool = True, **changes: Any) -> AsyncIterator[App]:
-    async with asyncio.timeout(120), running(settings(**changes), spec) as app:
+    async with asyncio.timeout(HANG_S), running(settings(**changes), spec) as app:
         if ready:
             await app.dispatcher.wait_ready()
         yield app

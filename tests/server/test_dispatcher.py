@@ -321,5 +321,4 @@ async def test_drain_finishes_what_is_admitted_and_nothing_else(n_waiting: int) 
         for _ in range(n_waiting + 1):
             await at.finish()
             assert isinstance(await at.told.get(), Decoded)
-        await at.dispatcher.wait_idle()
         assert at.states[-1] is ServiceState.DRAINING

@@ -231,8 +231,7 @@ async def test_disconnect_frees_the_slots_of_what_waits(scripted: WorkerSpec) ->
         await client.until("accepted", utterance="u3")
         assert app.dispatcher.queue.depth == 2
         client.socket.transport.abort()
-        while app.listener.n_sessions:
-            await asyncio.sleep(0)
+        await app.listener.wait_empty()
         assert app.dispatcher.queue.depth == 0
         gate.release(decode)
         async with Client(app) as other:
@@ -253,8 +252,7 @@ async def test_client_that_does_not_read_is_cut_off(scripted: WorkerSpec, monkey
                     await client.send(message)
                     await asyncio.sleep(0)
         client.socket.transport.abort()
-        while app.listener.n_sessions:
-            await asyncio.sleep(0)
+        await app.listener.wait_empty()
 
 
 async def test_drain_finishes_what_is_admitted_then_closes_with_1012(scripted: WorkerSpec) -> None:
