@@ -20,13 +20,11 @@ Attributes hold the data, ``str()`` builds the sentence, ``code`` is the stable 
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 
 class AsrError(Exception):
     """Base of every error that this project raises on purpose."""
 
-    code: ClassVar[str] = "internal"
+    code: str = "internal"
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -41,18 +39,14 @@ class ProtocolError(AsrError):
     """A client broke the protocol; becomes an `error` event.
 
     Args:
-        error_code: one of PROTOCOL's error codes, such as ``bad_message``.
-        fatal: whether the session ends with ``close_code``.
+        code: one of the protocol's error codes, such as ``bad_message``.
+        close_code: what the session is closed with, where the error is fatal.
     """
 
-    def __init__(self, error_code: str, message: str, hint: str = "", *, close_code: int | None = None) -> None:
+    def __init__(self, code: str, message: str, hint: str = "", *, close_code: int | None = None) -> None:
         super().__init__(message, hint)
-        self.error_code = error_code
+        self.code = code
         self.close_code = close_code
-
-    @property
-    def fatal(self) -> bool:
-        return self.close_code is not None
 
 
 class UsageError(AsrError):

@@ -46,6 +46,10 @@ class AudioInForce(Struct, frozen=True):
 class AudioFormat(AudioInForce, forbid_unknown_fields=True, frozen=True):
     """What the binary frames hold. `check` has the limits: outside them is `unsupported_format`, not `bad_message`."""
 
+    @property
+    def bytes_per_s(self) -> int:
+        return self.sample_rate * self.channels * ENCODINGS[self.encoding]
+
     def check(self) -> None:
         """Raises: ProtocolError: ``unsupported_format``, with the allowed values in the hint."""
         for name, value, allowed, fits in (
@@ -113,7 +117,7 @@ class End(_Message, tag="end"):
 
 
 class Ping(_Message, tag="ping"):
-    id: str | int | None = None
+    id: Annotated[str, Meta(max_length=128)] | int | None = None
 
 
 ClientMessage = Start | Commit | RetryUtterance | Cancel | End | Ping
@@ -222,8 +226,8 @@ class Final(_Event, tag="final"):
     filtered: str | None = None  # why the text was emptied
 
 
-class Busy(_Event, tag="busy"):
-    """Not admitted. ``retry_after_ms`` is within 500..1500, ``estimated_wait_ms`` honest and unclamped."""
+class _Refusal(_Event):
+    """``retry_after_ms`` is within 500..1500, ``estimated_wait_ms`` honest and unclamped."""
 
     utterance: str | None  # None: the session itself
     attempt: int
@@ -238,20 +242,13 @@ class Busy(_Event, tag="busy"):
     held_ms: int  # how long the audio stays on the server; 0: not held
 
 
-class Retry(_Event, tag="retry"):
+class Busy(_Refusal, tag="busy"):
+    """Not admitted."""
+
+
+class Retry(_Refusal, tag="retry"):
     """Was admitted, could not be finished, may be tried again."""
 
-    utterance: str
-    attempt: int
-    commit: str | None
-    status: Literal[429, 503]
-    reason: str
-    retry_after_ms: int
-    estimated_wait_ms: int
-    queue_depth: int
-    queue_capacity: int
-    retryable: bool
-    held_ms: int
     waited_ms: int
 
 

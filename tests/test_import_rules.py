@@ -65,7 +65,7 @@ TABLE = {
     # The child is spawned by its module's name, so that nothing here can load the recognizer.
     "asr_ws.worker.supervisor": Row((*WORKER, "asr_ws.metrics", "structlog")),
     "asr_ws.server": Row((*SERVER, "asr_ws.server", "aiohttp")),
-    "asr_ws.server.dispatcher": Row(SERVER),
+    "asr_ws.server.dispatcher": Row(("asr_ws.core", "asr_ws.errors", "asr_ws.metrics")),
     "asr_ws.server.pacing": Row(()),
     "asr_ws.server.connection": Row(SOCKETS),
     "asr_ws.server.listener": Row((*SOCKETS, "asr_ws.server.pages")),
@@ -164,6 +164,7 @@ def f():
     [
         ("asr_ws.core.session", "from asr_ws import messages", set()),
         ("asr_ws.core.endpointer", "from asr_ws import messages", {"asr_ws.messages"}),
+        ("asr_ws.core.desk", "import asyncio, math\nfrom asr_ws import metrics", {"asyncio", "asr_ws.metrics"}),
         ("asr_ws.core.anything_new", "import time, math, structlog", {"time", "structlog"}),
         ("asr_ws.messages", "def f():\n import numpy", {"numpy"}),
         ("asr_ws.server.http", "import asr_ws.worker.ipc, websockets, aiohttp", {"asr_ws.worker.ipc", "websockets"}),
@@ -193,6 +194,7 @@ GUARDS = [
     ),
     ("asr_ws.cli", (*RECOGNIZER, "onnxruntime", "av", "structlog", "numpy", "websockets", "asr_ws.server")),
     ("asr_ws.core.session", ("asyncio", "websockets", "structlog", "av", "onnxruntime")),
+    ("asr_ws.core.desk", ("asyncio", "msgspec", "structlog")),
 ]
 
 

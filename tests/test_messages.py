@@ -256,7 +256,7 @@ def refusal(text: str) -> str:
     """The message of the `bad_message` that reading ``text`` gives."""
     with pytest.raises(ProtocolError) as caught:
         decode_message(text)
-    assert (caught.value.error_code, caught.value.fatal) == ("bad_message", False)
+    assert (caught.value.code, caught.value.close_code) == ("bad_message", None)
     encode(Error(code="bad_message", message=caught.value.message, hint=caught.value.hint, fatal=False))  # can be said
     return caught.value.message
 
@@ -404,7 +404,7 @@ def test_audio_format_outside_its_limits_is_unsupported_not_bad(audio: str, text
     assert isinstance(start, Start)
     with pytest.raises(ProtocolError) as caught:
         start.audio.check()
-    assert (caught.value.error_code, caught.value.close_code, str(caught.value)) == ("unsupported_format", 1008, text)
+    assert (caught.value.code, caught.value.close_code, str(caught.value)) == ("unsupported_format", 1008, text)
 
 
 def test_prompt_and_hotwords_share_800_characters() -> None:
@@ -532,5 +532,5 @@ def test_event_of_a_newer_server_comes_back_as_unknown() -> None:
 def test_what_is_not_an_event_is_a_protocol_error(text: str | bytes) -> None:
     with pytest.raises(ProtocolError) as caught:
         decode_event(text)
-    assert caught.value.error_code == "bad_message"
+    assert caught.value.code == "bad_message"
     assert caught.value.message == f"the server sent {str(text[:200])!r}"

@@ -6,7 +6,9 @@ server's own.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any, Final, cast
 
 import click
@@ -38,6 +40,9 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, short_help) for name, (_, short_help) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper) and not stream.isatty():
+                stream.reconfigure(encoding="utf-8")  # a pipe on Windows has a code page that lacks most scripts
         try:
             return super().invoke(ctx)
         except AsrError as error:

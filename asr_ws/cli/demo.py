@@ -12,7 +12,7 @@ import click
 from asr_ws.cli.options import require_server
 from asr_ws.cli.pull import pull_with_bar
 from asr_ws.config import DEFAULTS, Settings
-from asr_ws.errors import ModelNotDownloaded
+from asr_ws.errors import ModelError, ModelNotDownloaded
 
 if TYPE_CHECKING:
     from asr_ws.server.app import App
@@ -65,7 +65,8 @@ async def _stream_clip(app: App) -> bool:
     from asr_ws.testing.wer import word_errors
 
     click.echo(f"\nloading {MODEL} ...")
-    await app.dispatcher.wait_ready()
+    if not await app.dispatcher.wait_loaded():
+        raise ModelError(f"{MODEL} cannot be loaded: {app.supervisor.last_failure}")
     click.echo(f"streaming {CLIP} (11 s, in real time) to {app.url}")
     transcript = Transcript()
     with as_file(files("asr_ws") / "assets" / "speech" / CLIP) as clip:

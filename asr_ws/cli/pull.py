@@ -41,8 +41,7 @@ def pull_with_bar(name: str, source: Origin = "hub") -> Path:
     from asr_ws.models import pull as download
 
     if not sys.stderr.isatty():
-        click.echo(f"downloading {name} from the {source}", err=True)
-        return download(name, source=source, progress=_Lines())
+        return download(name, source=source, progress=_Lines(f"downloading {name} from the {source}"))
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -55,12 +54,16 @@ def pull_with_bar(name: str, source: Origin = "hub") -> Path:
 
 
 class _Lines:
-    """Progress as a line per quarter."""
+    """Progress as a line per quarter, after a first one that says what is done."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: str) -> None:
+        self._first = first
         self._said = 0
 
     def __call__(self, done_bytes: int, total_bytes: int) -> None:
+        if self._first:
+            click.echo(self._first, err=True)
+            self._first = ""
         step = done_bytes * PLAIN_STEPS // total_bytes if total_bytes else 0
         if step > self._said:
             self._said = step

@@ -21,17 +21,17 @@ SENTENCE_ENDS = (".", "?", "!", "。", "？", "！")
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--url", default=DEFAULT_URL, show_default=True, help="where the server's sessions are")
-@click.option("--language", help="of the speech, such as en; detected if not given")
-@click.option("--realtime", is_flag=True, help="send as fast as it was spoken, not as fast as the server takes it")
-@click.option("--json", "as_json", is_flag=True, help="print every event, one JSON object a line")
+@click.option("--url", default=DEFAULT_URL, show_default=True, help="Where the server is.")
+@click.option("--language", help="Of the speech, such as en; detected if not given.")
+@click.option("--realtime", is_flag=True, help="Send as fast as it was spoken, not as fast as the server takes it.")
+@click.option("--json", "as_json", is_flag=True, help="Print every event, one JSON object a line.")
 @click.option(
     "--format",
     "format_",
     type=click.Choice(["text", "srt", "vtt"]),
     default="text",
     show_default=True,
-    help="of what is printed",
+    help="Of what is printed.",
 )
 def transcribe(
     files: tuple[Path, ...], url: str, language: str | None, realtime: bool, as_json: bool, format_: str
@@ -40,29 +40,40 @@ def transcribe(
 
     Exit code 1 when a file could not be read, or a part of it came to no text.
     """
+    if as_json and format_ != "text":
+        raise click.UsageError("--json prints events; --format does not go with it")
     codes = [_transcribe_one(file, url, language, realtime, as_json, format_) for file in files]
     sys.exit(max(codes))
 
 
 def _transcribe_one(file: Path, url: str, language: str | None, realtime: bool, as_json: bool, format_: str) -> int:
+    transcript = Transcript()
     try:
         # Before the session, so that a wrong file is said even where no server is.
         duration_s = open_source(file, messages.AudioFormat()).duration_s
         with _bar(file.name, duration_s, shown=sys.stderr.isatty() and not as_json) as advance:
             show = print_event if as_json else advance
-            transcript = asyncio.run(_run(file, url, language, realtime, show, words=format_ != "text"))
+            asyncio.run(_run(file, url, language, realtime, show, transcript, words=format_ != "text"))
     except ClientError as error:
         _say(f"error: {error.message}", error.hint)
-        return 1
-    if not as_json:
-        click.echo(FORMATS[format_](transcript))
+    finally:  # what came before an error, or before Ctrl-C, is text all the same
+        if transcript.finals and not as_json:
+            click.echo(FORMATS[format_](transcript))
+    if transcript.done is None and transcript.finals:
+        _say(f"warning: {file}: the text ends at {_clock(transcript.finals[-1].audio_end_ms, '.')}")
     return int(transcript.done is None or bool(transcript.done.refused_ms))
 
 
 async def _run(
-    file: Path, url: str, language: str | None, realtime: bool, show: Callable[[Event], None], *, words: bool
-) -> Transcript:
-    transcript = Transcript()
+    file: Path,
+    url: str,
+    language: str | None,
+    realtime: bool,
+    show: Callable[[Event], None],
+    transcript: Transcript,
+    *,
+    words: bool,
+) -> None:
     was_busy = False
     async with connect(url, language=language, partials=False, words=words) as session:
         async for event in session.stream(file, realtime=realtime):
@@ -77,7 +88,6 @@ async def _run(
                 case messages.Error():
                     what = f"{file}: {event.utterance or 'session'}: {event.code}: {event.message}"
                     _say(f"{'error' if event.fatal else 'warning'}: {what}", event.hint)
-    return transcript
 
 
 def _say(line: str, hint: str = "") -> None:

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 from websockets.asyncio.client import ClientConnection
@@ -24,12 +25,12 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from websockets.typing import Subprotocol
 
 from asr_ws import messages
-from asr_ws.client.sources import AudioSource, bytes_per_s, open_source
+from asr_ws.client.sources import AudioSource, open_source
 from asr_ws.errors import ClientError, ProtocolError
 
 DEFAULT_URL = f"ws://127.0.0.1:8765{messages.PATH}"
 MAX_RELOAD_WAIT_S = 10.0  # at most this long is waited for a model that loads, before the next try
-AHEAD_S = 1.0  # audio sent between two acknowledgements: a source that can wait stays at most twice this ahead
+AHEAD_S = 0.5  # audio that a source which can wait sends unacknowledged: too little for two utterances to end in
 HOLD_MARGIN_S = 0.5  # a retry is sent this long before the server's hold ends, at the latest
 
 ACKNOWLEDGEMENT = "asr_ws.client"  # the id of pings whose pongs are not the user's
@@ -71,17 +72,20 @@ async def connect(url: str = DEFAULT_URL, *, token: str | None = None, **start_f
     """Open a session; leaving the block closes it.
 
     Args:
-        url: ``ws://HOST:PORT/v1/stream``.
+        url: ``ws://HOST:PORT/v1/stream``; also the server's plain address.
         start_fields: those of the protocol's ``start``: language, task, audio, endpointing, words, ...
     Raises:
         ClientError: no server there, a refused session (`SessionRefused`), or a field that is not one.
     """
     start = _start(token, start_fields)
+    url = _session_url(url)
     try:
         socket = await open_socket(
             url, subprotocols=[Subprotocol(messages.PROTOCOL)], compression=None, max_size=None, max_queue=64
         )
-    except (OSError, InvalidHandshake, InvalidURI, TimeoutError) as error:
+    except (InvalidHandshake, InvalidURI) as error:
+        raise ClientError(f"no session at {url}: {error}", f"sessions are at {DEFAULT_URL} or alike") from error
+    except (OSError, TimeoutError) as error:
         raise ClientError(f"no session at {url}: {error}", "is the server running? asr-ws serve") from error
     session = Session(socket, start)
     try:
@@ -92,10 +96,19 @@ async def connect(url: str = DEFAULT_URL, *, token: str | None = None, **start_f
         await session.close()
 
 
+def _session_url(url: str) -> str:
+    """The server's address will do: http is ws here, and no path is the sessions'."""
+    parts = urlsplit(url)
+    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
+    return parts._replace(scheme=scheme, path=messages.PATH if parts.path in ("", "/") else parts.path).geturl()
+
+
 def _start(token: str | None, fields: dict[str, Any]) -> messages.Start:
     try:
-        return msgspec.convert({"type": "start", "token": token, **msgspec.to_builtins(fields)}, messages.Start)
-    except (msgspec.ValidationError, TypeError) as error:
+        start = msgspec.convert({"type": "start", "token": token, **msgspec.to_builtins(fields)}, messages.Start)
+        start.audio.check()
+        return start
+    except (msgspec.ValidationError, TypeError, ProtocolError) as error:
         raise ClientError(f"start fields: {error}", "see docs/reference/protocol.md") from error
 
 
@@ -116,7 +129,7 @@ class Session:
         self._retries: dict[str, asyncio.Task[None]] = {}  # of the utterances refused and not yet settled, by id
         self._none_refused = asyncio.Event()
         self._none_refused.set()
-        self._acknowledged = asyncio.Semaphore(2)  # pings of `_keep_close` that may be under way
+        self._acknowledged = asyncio.Event()
 
     async def wait_ready(self) -> messages.Ready:
         """Raises: SessionRefused, ConnectionLost."""
@@ -162,7 +175,7 @@ class Session:
                     return
                 raise
             if isinstance(event, messages.Pong) and event.id == ACKNOWLEDGEMENT:
-                self._acknowledged.release()
+                self._acknowledged.set()
                 continue
             self._note(event)
             yield event
@@ -202,11 +215,11 @@ class Session:
 
     async def _send_all(self, chunks: AsyncIterator[bytes], realtime: bool) -> None:
         loop = asyncio.get_running_loop()
-        await self._begin()
         began, sent_s, asked_s = loop.time(), 0.0, 0.0
         try:
+            await self._begin()
             async for chunk in chunks:
-                sent_s += len(chunk) / bytes_per_s(self._start.audio)
+                sent_s += len(chunk) / self._start.audio.bytes_per_s
                 if realtime:
                     await asyncio.sleep(began + sent_s - loop.time())
                 elif sent_s > asked_s + AHEAD_S:
@@ -214,6 +227,8 @@ class Session:
                     await self._keep_close()
                 for start in range(0, len(chunk), messages.MAX_BINARY_BYTES):
                     await self._write(chunk[start : start + messages.MAX_BINARY_BYTES])
+            if not realtime:
+                await self._keep_close()  # also because holds are short after `end`
             await self._send(messages.End())
         except ConnectionLost:
             return  # the reader sees it too, with what the server said before
@@ -222,11 +237,12 @@ class Session:
             await self._socket.close()
 
     async def _keep_close(self) -> None:
-        """Wait until the server has seen nearly all that was sent, and refuses nothing: a source that can wait does
-        not run ahead of the refusals, or the server would have to hold more than it does.
+        """Wait until the server has seen all that was sent, and nothing of it waits to be offered again: a source that
+        can wait does not run ahead of the refusals, or the server would have to hold more than it does.
         """
-        await self._acknowledged.acquire()
+        self._acknowledged.clear()
         await self.ping(ACKNOWLEDGEMENT)
+        await self._acknowledged.wait()
         await self._none_refused.wait()
 
     async def _begin(self) -> None:
@@ -260,7 +276,7 @@ class Session:
     def _note(self, event: Event) -> None:
         """Plan the retry of what was refused and is held; forget that of what is settled."""
         match event:
-            case messages.Busy(utterance=str(id)) | messages.Retry(utterance=id) if event.held_ms:
+            case messages.Busy(utterance=str(id)) | messages.Retry(utterance=str(id)) if event.held_ms:
                 self._retries[id] = asyncio.create_task(self._retry(id, retry_delay_s(event)), name=f"retry {id}")
                 self._none_refused.clear()
             case messages.Accepted(utterance=id) | messages.Dropped(utterance=id):

@@ -46,20 +46,18 @@ def open_source(source: AudioSource, declared: AudioFormat) -> Opened:
     if isinstance(source, np.ndarray):
         return _open_array(source, declared)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return Opened(None, _each(_cut(bytes(source), declared)), len(source) / bytes_per_s(declared))
+        return Opened(None, _each(_cut(bytes(source), declared)), len(source) / declared.bytes_per_s)
     if isinstance(source, AsyncIterable):
         return Opened(None, aiter(source))
     return Opened(None, _each(source))
-
-
-def bytes_per_s(audio: AudioFormat) -> int:
-    return audio.sample_rate * audio.channels * (2 if audio.encoding == "pcm_s16le" else 4)
 
 
 def _open_file(path: Path) -> Opened:
     try:
         file = soundfile.SoundFile(path)
     except (OSError, soundfile.SoundFileError) as error:
+        if path.is_dir():
+            raise ClientError(f"{path}: a folder", "name the files in it") from error
         reason = "no such file" if not path.exists() else f"not a readable audio file: {error}"
         raise ClientError(f"{path}: {reason}", "WAV, FLAC, OGG and MP3 can be read") from error
     if not MIN_RATE <= file.samplerate <= MAX_RATE:
@@ -105,7 +103,7 @@ def _to_bytes(samples: NDArray[Any]) -> bytes:
 
 
 def _cut(data: bytes, audio: AudioFormat) -> Iterator[bytes]:
-    n_bytes = max(1, int(bytes_per_s(audio) * CHUNK_S))
+    n_bytes = max(1, int(audio.bytes_per_s * CHUNK_S))
     return (data[start : start + n_bytes] for start in range(0, len(data), n_bytes))
 
 

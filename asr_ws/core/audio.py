@@ -25,25 +25,17 @@ _NOTHING: Samples = np.empty(0, np.float32)
 
 @dataclass(frozen=True, slots=True)
 class DecodedAudio:
-    """What one message added.
+    """What one call added.
 
     Attributes:
         samples: shape (n,), mono, 16 kHz; the resampler may hold some back for the next call.
         n_frames: sample frames that this call completed, at the declared rate.
-        invalid: NaN or Inf was among them: all of them are zeros in ``samples``, and still count as time.
+        n_invalid: how many of them held NaN or Inf: these are zeros in ``samples``, and still count as time.
     """
 
     samples: Samples
     n_frames: int
-    invalid: bool
-
-
-@dataclass(frozen=True, slots=True)
-class FlushedAudio:
-    """What was held back at the end; ``truncated``: the stream ended inside a sample frame."""
-
-    samples: Samples
-    truncated: bool
+    n_invalid: int
 
 
 class PcmDecoder:
@@ -53,45 +45,60 @@ class PcmDecoder:
         encoding: ``pcm_s16le`` (scaled by 1/32768) or ``pcm_f32le`` (clipped to [-1, 1]).
         sample_rate: Hz, 8000..192000. At 16000 samples pass through exactly and no resampler is made.
         channels: 1, or 2, interleaved and averaged.
-        make_resampler: called once with ``sample_rate``.
-    Attributes:
-        n_frames_received: complete sample frames so far, at the declared rate.
+        make_resampler: called with ``sample_rate``, again after each `settle`.
     """
 
     def __init__(
         self, encoding: str, sample_rate: int, channels: int, make_resampler: Callable[[int], Resampler]
     ) -> None:
         self._dtype = _DTYPES[encoding]
+        self._sample_rate = sample_rate
         self._channels = channels
         self._frame_bytes = channels * self._dtype.itemsize
-        self._resampler = None if sample_rate == SAMPLE_RATE else make_resampler(sample_rate)
+        self._make_resampler = make_resampler
+        self._resampler: Resampler | None = None  # of what came since the last `settle`
         self._carry = b""
-        self.n_frames_received = 0
+        self._n_in = self._n_out = 0
+
+    @property
+    def truncated(self) -> bool:
+        """Whether what came so far ends inside a sample frame."""
+        return bool(self._carry)
 
     def feed(self, data: bytes) -> DecodedAudio:
         """Decode the next bytes, any number of them."""
         data = self._carry + data
         n_frames = len(data) // self._frame_bytes
         self._carry = data[n_frames * self._frame_bytes :]
-        self.n_frames_received += n_frames
-        pcm = np.frombuffer(data, self._dtype, n_frames * self._channels)
-        invalid = False
+        pcm = np.frombuffer(data, self._dtype, n_frames * self._channels).reshape(n_frames, self._channels)
+        n_invalid = 0
         samples: Samples
         if self._dtype.kind == "i":
             samples = np.multiply(pcm, _S16_SCALE, dtype=np.float32)
-        elif np.isfinite(pcm).all():
-            samples = np.clip(pcm, -1, 1, dtype=np.float32)
         else:
-            invalid, samples = True, np.zeros(len(pcm), np.float32)
-        if self._channels > 1:
-            samples = samples.reshape(n_frames, self._channels).mean(axis=1, dtype=np.float32)
-        if self._resampler:
+            samples = np.clip(pcm, -1, 1, dtype=np.float32)
+            if not (valid := np.isfinite(pcm).all(axis=1)).all():
+                samples[~valid] = 0
+                n_invalid = n_frames - int(valid.sum())
+        samples = samples[:, 0] if self._channels == 1 else samples.mean(axis=1, dtype=np.float32)
+        self._n_in += n_frames
+        if self._sample_rate != SAMPLE_RATE and n_frames:
+            self._resampler = self._resampler or self._make_resampler(self._sample_rate)
             samples = self._resampler.feed(samples)
-        return DecodedAudio(samples, n_frames, invalid)
+        self._n_out += len(samples)
+        return DecodedAudio(samples, n_frames, n_invalid)
 
-    def flush(self) -> FlushedAudio:
-        """End the stream; nothing may be fed afterwards."""
-        return FlushedAudio(self._resampler.flush() if self._resampler else _NOTHING, truncated=bool(self._carry))
+    def settle(self) -> Samples:
+        """What the resampler holds back, so that all that came so far is out; shape (n,). More may be fed."""
+        if self._resampler is None:
+            return _NOTHING
+        held = self._resampler.flush()
+        self._resampler = None
+        # Each resampler rounds its own length: what adds up is put right here, a sample at a time.
+        missing = max(0, (self._n_in * SAMPLE_RATE + self._sample_rate // 2) // self._sample_rate - self._n_out)
+        held = np.pad(held[:missing], (0, max(0, missing - len(held))), "edge") if len(held) else held
+        self._n_out += len(held)
+        return held
 
 
 _CONTAINERS = {
@@ -231,7 +238,7 @@ class SampleBuffer:
         self._array[self._first + n_held : self._first + n_needed] = samples
         self.end += len(samples)
 
-    def view(self, start: int, end: int) -> Samples:
+    def copy(self, start: int, end: int) -> Samples:
         """A copy of the samples at positions ``start`` to ``end`` - 1: the caller may keep it."""
         assert self.start <= start <= end <= self.end, (self.start, start, end, self.end)
         offset = self._first - self.start

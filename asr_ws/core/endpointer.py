@@ -118,7 +118,7 @@ class Endpointer:
             self._advance_manual(events)
         elif n_windows := (self._buffer.end - self._window_end) // FRAME:
             assert self._detector is not None
-            windows = self._buffer.view(self._window_end, self._window_end + n_windows * FRAME)
+            windows = self._buffer.copy(self._window_end, self._window_end + n_windows * FRAME)
             for probability in self._detector.probabilities(windows.reshape(n_windows, FRAME)):
                 self._window_end += FRAME
                 self._advance(float(probability), events)
@@ -135,6 +135,8 @@ class Endpointer:
 
     def drop(self) -> None:
         """Forget what is being heard and start anew at this sample."""
+        if self._detector is not None:
+            self._detector.reset()
         self._released = self._buffer.end
         self._state, self._spoken = _State.QUIET, 0
         self._forget()
@@ -205,7 +207,7 @@ class Endpointer:
         return events
 
     def _emit(self, end: int, reason: EndpointReason, events: list[EndpointEvent]) -> None:
-        events.append(Endpoint(self._start, end, self._buffer.view(self._start, end), reason))
+        events.append(Endpoint(self._start, end, self._buffer.copy(self._start, end), reason))
         self._released = end
         self._state, self._spoken = _State.QUIET, 0
 

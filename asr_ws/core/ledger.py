@@ -1,8 +1,8 @@
 """Where every frame of a session's audio went, counted where its fate is decided.
 
 Input sample frames at the declared rate, so that no resampling can hide a loss. Utterances are claimed in order;
-what lies between two of them is silence; an utterance's frames are booked by its outcome. ``lost`` is what nobody
-booked: anything but 0 is a bug.
+what lies between two of them is silence; an utterance's frames are booked by its outcome; invalid frames are refused
+on arrival and belong to neither. ``lost`` is what nobody booked: anything but 0 is a bug.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from asr_ws.core.types import SAMPLE_RATE
+
+_MARKS_PER_S = 100  # so finely is it known where invalid frames lie, and so much does a hostile stream cost
 
 
 @dataclass(slots=True)
@@ -23,19 +25,20 @@ class Ledger:
     silence: int = 0
     refused: int = 0
     _claimed: int = 0  # frames before this one are silence, or belong to an utterance
-    _invalid: list[tuple[int, int]] = field(default_factory=list)  # booked as refused on arrival
+    _invalid: int = 0
+    _marks: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])  # frames received, invalid ones of them
 
-    def receive(self, n_frames: int, *, invalid: bool = False) -> None:
-        if invalid:
-            self.refused += n_frames
-            start = self.received
-            if self._invalid and self._invalid[-1][1] == start:  # a stream of them is one span, however long
-                start = self._invalid.pop()[0]
-            self._invalid.append((start, self.received + n_frames))
+    def receive(self, n_frames: int, n_invalid: int = 0) -> None:
+        if n_invalid:
+            self._mark()
         self.received += n_frames
+        self.refused += n_invalid
+        self._invalid += n_invalid
+        if n_invalid:
+            self._mark()
 
     def claim(self, start_sample: int, end_sample: int) -> int:
-        """An utterance takes these samples (16 kHz). Returns: its frames, to be booked by its outcome."""
+        """An utterance takes these samples (16 kHz). Returns: its valid frames, to be booked by its outcome."""
         self.pass_over(start_sample)
         return self._claim(self._frame(end_sample))
 
@@ -52,9 +55,8 @@ class Ledger:
         return self.received - self.decoded - self.silence - self.refused
 
     def as_ms(self) -> dict[str, int]:
-        ends = [0, self.decoded, self.silence, self.refused, self.lost]
-        total, marks = 0, []
-        for n_frames in ends:
+        total, marks = 0, [0]
+        for n_frames in (self.decoded, self.silence, self.refused, self.lost):
             total += n_frames
             marks.append(round(total * 1000 / self.sample_rate))
         parts = [after - before for before, after in pairwise(marks)]
@@ -67,6 +69,20 @@ class Ledger:
     def _claim(self, end: int) -> int:
         """Claim up to this frame. Returns: how many of these frames are valid."""
         start, self._claimed = self._claimed, max(self._claimed, end)
-        invalid = sum(max(0, min(self._claimed, b) - max(start, a)) for a, b in self._invalid)
-        self._invalid = [span for span in self._invalid if span[1] > self._claimed]
-        return self._claimed - start - invalid
+        n_invalid = self._invalid_before(self._claimed) - self._invalid_before(start)
+        while len(self._marks) > 1 and self._marks[1][0] <= self._claimed:
+            del self._marks[0]
+        return self._claimed - start - n_invalid
+
+    def _mark(self) -> None:
+        """Remember how many are invalid up to here; of marks that lie close together the last."""
+        if len(self._marks) > 2 and (self.received - self._marks[-2][0]) * _MARKS_PER_S < self.sample_rate:
+            del self._marks[-1]
+        self._marks.append((self.received, self._invalid))
+
+    def _invalid_before(self, frame: int) -> int:
+        """Between two marks evenly: whatever the position, the differences add up."""
+        for (a, before), (b, after) in pairwise([*self._marks, (self.received, self._invalid)]):
+            if frame < b:
+                return before + (after - before) * max(0, frame - a) // (b - a)
+        return self._invalid

@@ -28,6 +28,7 @@ from asr_ws.core.types import (
     Decoded,
     DecodeOptions,
     Detector,
+    DropReason,
     Failed,
     Outcome,
     RefusalReason,
@@ -46,6 +47,10 @@ HOLD_S = 60.0  # from an utterance's first refusal
 HOLD_AFTER_REFUSAL_S = 5.0  # at least this after any refusal, so that its hint can be followed
 EARLY_S = 0.1  # a retry may come this much before its hint
 MAX_BAD_MESSAGES = 3  # the last of them ends the session
+FAILURE_HINTS = {
+    "decode_failed": "the server's log may say more; other utterances are not affected",
+    "poison_audio": "do not send this audio again",
+}
 
 
 class Desk(Protocol):
@@ -114,8 +119,8 @@ class _Entry:
 
 class Session:
     """Args:
-    make_detector: called once, for a session with server-side endpointing.
-    make_resampler: ``make_resampler(rate)``, called once for audio that is not at 16 kHz.
+    make_detector: for a session with server-side endpointing.
+    make_resampler: ``make_resampler(rate)``, for audio that is not at 16 kHz; a fresh one after each commit.
     """
 
     def __init__(
@@ -153,7 +158,7 @@ class Session:
     @property
     def audio_bytes_per_s(self) -> int:
         audio = self._start.audio
-        return audio.sample_rate * audio.channels * messages.ENCODINGS[audio.encoding]
+        return audio.bytes_per_s
 
     # ------------------------------------------------------------ what comes in
 
@@ -186,11 +191,11 @@ class Session:
                 "audio_format_suspect", suspicion, "declare the right `audio` in start, and send headerless PCM"
             )
         audio = self._decoder.feed(data)
-        self.ledger.receive(audio.n_frames, invalid=audio.invalid)
-        if audio.invalid and not self._in_invalid:
-            self._error("invalid_samples", "NaN or Inf in float PCM", "this frame is taken as silence")
+        self.ledger.receive(audio.n_frames, audio.n_invalid)
+        if audio.n_invalid and not self._in_invalid:
+            self._error("invalid_samples", "NaN or Inf in float PCM", "these samples are taken as silence")
         if audio.n_frames:
-            self._in_invalid = audio.invalid  # said once for each run of such frames
+            self._in_invalid = audio.n_invalid > 0  # said once for each run of such audio
         self._receive_endpoints(self._endpointer.feed(audio.samples), now)
         self.ledger.pass_over(self._endpointer.undecided)
         return self._flush()
@@ -213,18 +218,21 @@ class Session:
         """What became of an attempt, or of a hold; ignored where the utterance has had its outcome meanwhile."""
         utterance = outcome.utterance
         entry = self._entries.get(utterance.id)
-        place = _Place.HELD if isinstance(outcome, Released) else _Place.ADMITTED
+        was_held = isinstance(outcome, Released) and outcome.reason is not DropReason.NOT_HELD
+        place = _Place.HELD if was_held else _Place.ADMITTED
         if entry is None or entry.place is not place or entry.attempt != utterance.attempt:
             return []
         match outcome:
             case Decoded():
-                self._settle(entry, "decoded")
+                self.ledger.decoded += self._settle(entry)
                 self._emit(_final(outcome, words=self._start.words))
             case Unfinished():
                 self._refuse(entry, utterance, outcome.shed, now, waited_s=outcome.waited_s)
             case Failed():
-                self._settle(entry, "refused")
-                self._error(outcome.code, outcome.message, "", utterance=entry.id, commit=entry.commit)
+                self.ledger.refused += self._settle(entry)
+                self._error(
+                    outcome.code, outcome.message, FAILURE_HINTS[outcome.code], utterance=entry.id, commit=entry.commit
+                )
             case Released():
                 self._drop(entry, outcome.reason)
         self._advance()
@@ -240,7 +248,7 @@ class Session:
             if self._phase is _Phase.ENDING:
                 self._drop_unadmitted()
             else:
-                self._begin_closing(Close(1012, "the server restarts"))
+                self._begin_closing(Close(1012, "the server stops"))
             self._advance()
         return self._flush()
 
@@ -255,7 +263,7 @@ class Session:
         self._desk.withdraw(self.id)
         self._claim_heard()
         for entry in list(self._entries.values()):
-            self._settle(entry, "refused")
+            self.ledger.refused += self._settle(entry)
         self.ledger.finish()
         self._phase = _Phase.CLOSED
 
@@ -275,7 +283,7 @@ class Session:
             case messages.RetryUtterance(utterance=id):
                 self._receive_retry(id, now)
             case messages.Cancel(utterance=id):
-                self._receive_cancel(id)
+                self._receive_cancel(id, now)
             case messages.End():
                 self._receive_end(now)
 
@@ -291,7 +299,7 @@ class Session:
             raise ProtocolError(
                 "unsupported_language",
                 f"this model does not know {start.language!r}",
-                f"it knows {', '.join(languages)}; null detects",
+                f"it knows {', '.join(languages)}; without one it is detected",
                 close_code=1008,
             )
         if start.task == "translate" and languages == ("en",):
@@ -344,20 +352,27 @@ class Session:
             None if manual else self._make_detector(),
         )
 
+    def _settle_audio(self, now: float) -> None:
+        """Let the endpointer hear all audio that came before this message."""
+        self._receive_endpoints(self._endpointer.feed(self._decoder.settle()), now)
+
     def _receive_commit(self, commit: str | None, now: float) -> None:
         if self._phase is not _Phase.STREAMING:
             raise ProtocolError("unexpected_message", "commit after end", "end already ended the last utterance")
+        self._settle_audio(now)
         events = self._endpointer.commit()
         if not events:
-            self._error("nothing_to_commit", "no speech is being heard", "", commit=commit)
+            hint = "the endpointer may have been first: see the last accepted"
+            self._error("nothing_to_commit", "no speech is being heard", hint, commit=commit)
         self._receive_endpoints(events, now, commit)
 
     def _receive_retry(self, id: str, now: float) -> None:
         entry = self._entries.get(id)
         if entry is None:
-            self._error("unknown_utterance", f"no utterance {id!r} waits for a retry", "", utterance=id)
+            self._error("unknown_utterance", f"no utterance {id!r} is held", "it has had its outcome", utterance=id)
         elif entry.place is not _Place.HELD:
-            self._error("unexpected_message", f"{id} is {entry.place.name.lower()}, not held", "", utterance=id)
+            hint = "only what was refused is offered again"
+            self._error("unexpected_message", f"{id} is {entry.place.name.lower()}, not held", hint, utterance=id)
         elif now < entry.hint_at - EARLY_S:
             shed = self._desk.shed(RefusalReason.RETRY_EARLY, now=now)
             until_hint_s = min(max(entry.hint_at - now, 0.5), 1.5)
@@ -366,24 +381,24 @@ class Session:
             self._offer(entry, utterance, now)
         # Otherwise its hold ended in this very moment: the Released that says so is on its way.
 
-    def _receive_cancel(self, id: str | None) -> None:
+    def _receive_cancel(self, id: str | None, now: float) -> None:
+        self._settle_audio(now)
         self._claim_heard(id)
         for entry in [self._entries.get(id)] if id is not None else list(self._entries.values()):
             if entry is not None:
                 self._desk.withdraw(self.id, entry.id)
-                self._drop(entry, "cancelled")
+                self._drop(entry, DropReason.CANCELLED)
         if id is None:
             self._endpointer.drop()  # also what is not speech yet
         self._advance()
 
     def _receive_end(self, now: float) -> None:
         if self._phase is not _Phase.STREAMING:
-            raise ProtocolError("unexpected_message", "end was sent already", "")
-        rest = self._decoder.flush()
-        if rest.truncated:
+            raise ProtocolError("unexpected_message", "end was sent already", "wait for done")
+        if self._decoder.truncated:
             self._error("truncated_pcm", "the stream ended inside a sample", "its last bytes are ignored")
         self._phase = _Phase.ENDING  # from here on, holds are short
-        self._receive_endpoints(self._endpointer.feed(rest.samples), now)
+        self._settle_audio(now)
         self._receive_endpoints(self._endpointer.finish(), now)
         self.ledger.finish()
         for entry in self._entries.values():
@@ -460,7 +475,7 @@ class Session:
         if held:
             self._desk.hold(utterance, until=until)
         else:
-            self._drop(entry, "not_held")
+            self._drop(entry, DropReason.NOT_HELD)
 
     def _hold_until(self, entry: _Entry, now: float) -> float:
         assert entry.first_refused_at is not None
@@ -491,12 +506,12 @@ class Session:
             entry.n_frames = self.ledger.claim(*heard)
             self._endpointer.drop()
 
-    def _drop(self, entry: _Entry, reason: Any) -> None:
-        self._settle(entry, "refused")
+    def _drop(self, entry: _Entry, reason: DropReason) -> None:
+        self.ledger.refused += self._settle(entry)
         self._emit(
             messages.Dropped(
                 utterance=entry.id,
-                reason=reason,
+                reason=reason.value,
                 audio_start_ms=ms(entry.start_sample),
                 audio_end_ms=ms(entry.end_sample),
             )
@@ -507,24 +522,24 @@ class Session:
         for entry in list(self._entries.values()):
             if entry.place is not _Place.ADMITTED:
                 self._desk.withdraw(self.id, entry.id)
-                self._drop(entry, "not_held")
+                self._drop(entry, DropReason.NOT_HELD)
 
-    def _settle(self, entry: _Entry, fate: str) -> None:
-        """The utterance has its one outcome: book its audio."""
+    def _settle(self, entry: _Entry) -> int:
+        """The utterance has its one outcome. Returns: its frames, to be booked."""
         del self._entries[entry.id]
-        setattr(self.ledger, fate, getattr(self.ledger, fate) + entry.n_frames)
+        return entry.n_frames
 
     # ------------------------------------------------------------ the way out
 
     def _receive_error(self, error: ProtocolError) -> None:
         close_code = error.close_code
-        if error.error_code == "bad_message":
+        if error.code == "bad_message":
             self._n_bad_messages += 1
             if self._n_bad_messages >= MAX_BAD_MESSAGES:
                 close_code = 1008
-        self._error(error.error_code, error.message, error.hint, fatal=close_code is not None)
+        self._error(error.code, error.message, error.hint, fatal=close_code is not None)
         if close_code is not None:
-            self._begin_closing(Close(close_code, error.error_code))
+            self._begin_closing(Close(close_code, error.code))
             self._advance()
 
     def _begin_closing(self, close: Close) -> None:

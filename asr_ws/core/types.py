@@ -130,6 +130,15 @@ class ServiceState(StrEnum):
     DRAINING = "draining"
 
 
+class DropReason(StrEnum):
+    """Why an utterance is gone without text; the values are the wire's."""
+
+    CANCELLED = "cancelled"
+    HOLD_EXPIRED = "hold_expired"
+    EVICTED = "evicted"
+    NOT_HELD = "not_held"
+
+
 class RefusalReason(StrEnum):
     """Why work was not admitted, or not finished; the values are the wire's."""
 
@@ -193,10 +202,10 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """A held utterance is held no longer."""
+    """A held utterance is held no longer; or an admitted one is not finished (NOT_HELD), because the server stops."""
 
     utterance: Utterance
-    reason: str  # "hold_expired" or "evicted"
+    reason: DropReason
 
 
 Outcome = Decoded | Unfinished | Failed | Released

@@ -48,6 +48,7 @@ STALL_S: Final = 30.0  # no byte for so long means that none will come; a hub th
 BLOCK_BYTES: Final = 1 << 20  # what is read at a time
 MANIFEST: Final = "asr-ws.json"  # in a folder of our own cache: file name -> bytes
 HUB_PATTERNS: Final = ["config.json", "preprocessor_config.json", "model.bin", "tokenizer.json", "vocabulary.*"]
+ON_INDEX: Final = ("tiny.en", "base")  # those that `asr_ws.models.index` knows
 _REQUIRED = ("model.bin", "config.json", "tokenizer.json")
 _VOCABULARIES = ("vocabulary.txt", "vocabulary.json")  # CTranslate2 writes one or the other, by its version
 
@@ -81,6 +82,8 @@ def resolve(name_or_path: str) -> Path:
         error = ModelNotDownloaded(name_or_path)
         if (damaged := cache_dir() / name_or_path).exists():
             error.hint = f"the copy in {damaged} is damaged"
+        elif name_or_path in ON_INDEX:
+            error.hint = f"where the hub cannot be reached: asr-ws pull {name_or_path} --source index"
         raise error
     folder = Path(name_or_path).expanduser()
     if not folder.is_dir():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -123,6 +124,7 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     Thread(target=_end_with_parent, name="parent watch", daemon=True).start()
     _download(sys.argv[1])
     os._exit(0)  # the library's threads may be stuck

@@ -32,6 +32,8 @@ from asr_ws.server.pages import Pages
 from asr_ws.worker.supervisor import Supervisor, WorkerSpec
 
 GRACE_S = 10.0  # for what is admitted, once the server is told to stop
+INTERRUPTED = 1  # exit code where a visitor was not let finish
+LAST_WORDS_S = 1.0  # for what was given up to be told
 MAX_UTTERANCE_MS = 30_000  # Whisper's window
 
 
@@ -53,8 +55,17 @@ class App:
     async def drain(self) -> None:
         """Admit nothing more; each session closes once what it admitted is told: waits for that, at most GRACE_S."""
         self.dispatcher.drain()
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(GRACE_S):
+                await self.listener.wait_empty()
+        except TimeoutError:
+            await self.give_up()
+
+    async def give_up(self) -> None:
+        """Tell what is still admitted that it will not be finished."""
+        self.dispatcher.give_up()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
                 await self.listener.wait_empty()
 
 
@@ -64,7 +75,7 @@ def build(settings: Settings, spec: WorkerSpec) -> App:
     metrics = Metrics()
     service_time = ServiceTime()
     dispatcher = Dispatcher(AdmissionQueue(admission.queue_capacity, service_time), Holds(), metrics)
-    supervisor = Supervisor(spec, on_state=dispatcher.worker_changed, on_self_test=service_time.observe)
+    supervisor = Supervisor(spec, on_state=dispatcher.worker_changed, on_self_test=service_time.prime)
     dispatcher.worker = supervisor
     service = Service(
         version=__version__,
@@ -155,27 +166,28 @@ async def _serve(settings: Settings, visitor: Visitor | None) -> int:
         async with running(settings) as app:
             logger.info("server.listening", url=app.listener.url, model=settings.model.model)
             announce(app)
+            loaded = asyncio.create_task(announce_loaded(app), name="announcement")
             told = asyncio.create_task(signals.get(), name="signal")
             visit = asyncio.create_task(_visit(visitor, app), name="visitor")
             await asyncio.wait([told, visit], return_when=asyncio.FIRST_COMPLETED)
+            if visit.done() and visit.result() is None:  # it was here, and leaves the server running
+                await told
             logger.info("server.draining", signal=told.result() if told.done() else None)
             drained = asyncio.create_task(app.drain(), name="drain")
             again = asyncio.create_task(signals.get(), name="second signal")
             await asyncio.wait([drained, again], return_when=asyncio.FIRST_COMPLETED)
-            for task in (told, drained, again):
+            if not drained.done():
+                await app.give_up()
+            for task in (told, loaded, drained, again):
                 task.cancel()
-            exit_code = visit.result() if visit.done() else 0
+            exit_code = (visit.result() or 0) if visit.done() else INTERRUPTED
             visit.cancel()
     logger.info("server.stopped")
     return exit_code
 
 
-async def _visit(visitor: Visitor | None, app: App) -> int:
-    """The visitor's exit code; without one, never."""
-    if visitor is not None and (code := await visitor(app)) is not None:
-        return code
-    await asyncio.Event().wait()
-    raise AssertionError("nobody sets it")
+async def _visit(visitor: Visitor | None, app: App) -> int | None:
+    return await visitor(app) if visitor is not None else None
 
 
 @contextlib.contextmanager
@@ -202,7 +214,7 @@ def announce(app: App) -> None:
         ("page", f"{url}/"),
         ("sessions", app.url),
         ("numbers", f"{url}/v1/stats"),
-        ("health", f"{url}/readyz  {url}/livez"),
+        ("health", f"{url}/readyz  {url}/livez  {url}/healthz"),
         (
             "model",
             f"{settings.model.model}, device {settings.model.device}, compute type {settings.model.compute_type}",
@@ -210,3 +222,9 @@ def announce(app: App) -> None:
         ("queue", f"{settings.admission.queue_capacity} may wait, {settings.admission.max_wait_ms} ms at most"),
     ):
         print(f"  {what:<9} {where}", flush=True)
+
+
+async def announce_loaded(app: App) -> None:
+    """And, once the model is there, what it really runs on."""
+    if await app.dispatcher.wait_loaded() and (loaded := app.supervisor.loaded):
+        print(f"  ready     {loaded.device}, {loaded.compute_type}", flush=True)

@@ -8,10 +8,11 @@ read for pacing cannot see pongs, and must not be closed for it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections import deque
-from collections.abc import Awaitable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 from websockets.asyncio.server import ServerConnection
@@ -52,7 +53,9 @@ class Connection:
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._log = structlog.get_logger().bind(session=session.id)
-        self._outbox: deque[str] = deque()
+        self._outbox: list[str] = []
+        self._overflowed = False
+        self._writing: asyncio.Timeout | None = None  # of the event that is being written
         self._wake_writer = asyncio.Event()
         self._n_taken = 0  # messages, and slices of audio
         self._pace = Pace(limits.ingest_speed, self._loop.time())
@@ -63,13 +66,17 @@ class Connection:
         self._log.info("session.opened", client=_address(self._socket))
         self._dispatcher.attach(self._session.id, Subscriber(self._receive_outcome, self._receive_state))
         try:
-            self._send(self._session.receive_open(self._dispatcher.queue.state))
+            self._do(lambda: self._session.receive_open(self._dispatcher.queue.state))
             async with asyncio.TaskGroup() as tasks:
-                writer = tasks.create_task(self._write(), name=f"{self._session.id} writer")
-                keepalive = tasks.create_task(self._keep_alive(), name=f"{self._session.id} keepalive")
-                await self._read_to_the_end()
-                writer.cancel()
-                keepalive.cancel()
+                id = self._session.id
+                running = [
+                    tasks.create_task(self._read(), name=f"{id} reader"),
+                    tasks.create_task(self._write(), name=f"{id} writer"),
+                    tasks.create_task(self._keep_alive(), name=f"{id} keepalive"),
+                ]
+                await self._socket.wait_closed()
+                for task in running:  # what was received and not yet looked at has nobody to be told to
+                    task.cancel()
         finally:
             self._dispatcher.detach(self._session.id)
             self._session.receive_disconnect()
@@ -77,47 +84,40 @@ class Connection:
 
     # ------------------------------------------------------------ in
 
-    async def _read_to_the_end(self) -> None:
-        try:
-            await self._read()
-        except ConnectionClosed:
-            return
-        except Exception as error:
-            # The task boundary of a session: our bug ends this session, with its traceback in the log.
-            self._log.exception("session.failed")
-            self._send(
-                self._session.receive_failure(ProtocolError("internal", f"internal error: {error}", close_code=1011))
-            )
-        await self._socket.wait_closed()
-
     async def _read(self) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(self._limits.idle_timeout_s or None):
-                    message = await self._socket.recv()
-            except TimeoutError:
-                hint = "send audio, or a ping now and then"
-                error = ProtocolError(
-                    "idle", f"nothing came for {self._limits.idle_timeout_s:g} s", hint, close_code=1008
-                )
-                self._send(self._session.receive_failure(error))
-                continue
-            self._n_taken += 1
-            if isinstance(message, str):
-                self._send(self._session.receive_text(message, now=self._loop.time()))
-            elif self._session.takes_audio:
-                await self._read_audio(message)
-            else:
-                self._send(self._session.receive_audio(message, now=self._loop.time()))
-            await asyncio.sleep(0)  # a client whose frames lie ready must not keep the loop to itself
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                await self._read_one()
+                await asyncio.sleep(0)  # a client whose frames lie ready must not keep the loop to itself
+
+    async def _read_one(self) -> None:
+        # A session that only waits for its outcomes is not idle.
+        idle_timeout_s = self._limits.idle_timeout_s if self._session.takes_audio else 0
+        try:
+            async with asyncio.timeout(idle_timeout_s or None):
+                message = await self._socket.recv()
+        except TimeoutError:
+            hint = "send audio, or a ping now and then"
+            error = ProtocolError("idle", f"nothing came for {idle_timeout_s:g} s", hint, close_code=1008)
+            self._do(partial(self._session.receive_failure, error))
+            return
+        self._n_taken += 1
+        if isinstance(message, str):
+            self._do(partial(self._session.receive_text, message, now=self._loop.time()))
+        elif self._session.takes_audio:
+            await self._read_audio(message)
+        else:
+            self._do(partial(self._session.receive_audio, message, now=self._loop.time()))
 
     async def _read_audio(self, data: bytes) -> None:
         """In slices of a few detector windows, as fast as the pace allows."""
         for audio in self._slices(data):
+            if not self._session.takes_audio:
+                return
             if (delay_s := self._pace.delay(len(audio) / self._session.audio_bytes_per_s, self._loop.time())) > 0:
                 await asyncio.sleep(delay_s)
             self._n_taken += 1
-            self._send(self._session.receive_audio(audio, now=self._loop.time()))
+            self._do(partial(self._session.receive_audio, audio, now=self._loop.time()))
             if len(audio) < len(data):
                 await asyncio.sleep(0)
 
@@ -126,16 +126,33 @@ class Connection:
         return (data[start : start + n_bytes] for start in range(0, len(data), n_bytes))
 
     def _receive_outcome(self, outcome: Outcome) -> None:
-        self._send(self._session.receive_outcome(outcome, now=self._loop.time()))
+        self._do(partial(self._session.receive_outcome, outcome, now=self._loop.time()))
 
     def _receive_state(self, state: ServiceState) -> None:
-        self._send(self._session.receive_state(state, now=self._loop.time()))
+        self._do(partial(self._session.receive_state, state, now=self._loop.time()))
+
+    def _do(self, receive: Callable[[], list[messages.ServerEvent]]) -> None:
+        """Let the session receive something, and send what it says."""
+        try:
+            self._send(receive())
+        except Exception as error:
+            # The boundary of a session: our bug ends this session, with its traceback in the log.
+            self._log.exception("session.failed")
+            hint = "the server's log has the traceback; open a new session"
+            internal = ProtocolError("internal", f"internal error: {type(error).__name__}", hint, close_code=1011)
+            self._send(self._session.receive_failure(internal))
 
     # ------------------------------------------------------------ out
 
     def _send(self, events: Iterable[messages.ServerEvent]) -> None:
+        """Into the outbox, as far as it has room: beyond it the client does not read, and is cut off."""
         self._outbox.extend(messages.encode(event) for event in events)
         self._wake_writer.set()
+        if len(self._outbox) > OUTBOX_EVENTS:
+            del self._outbox[OUTBOX_EVENTS:]
+            if self._writing is not None and not self._overflowed:
+                self._writing.reschedule(self._loop.time())
+            self._overflowed = True
 
     async def _write(self) -> None:
         """Events in order, then the close that the session asked for."""
@@ -144,10 +161,11 @@ class Connection:
                 await self._wake_writer.wait()
                 self._wake_writer.clear()
                 while self._outbox:
-                    if len(self._outbox) > OUTBOX_EVENTS:
+                    if self._overflowed:
                         raise TimeoutError
-                    async with asyncio.timeout(self._limits.write_timeout_s):
-                        await self._socket.send(self._outbox.popleft())
+                    async with asyncio.timeout(self._limits.write_timeout_s) as self._writing:
+                        await self._socket.send(self._outbox.pop(0))
+                    self._writing = None
                 if (close := self._session.close) is not None:
                     await self._socket.close(close.code, close.reason)
                     return
@@ -168,7 +186,7 @@ class Connection:
             async with asyncio.timeout(LAST_WORD_TIMEOUT_S):
                 for event in last[:1]:
                     await self._socket.send(messages.encode(event))
-                await self._socket.close(1008, error.error_code)
+                await self._socket.close(1008, error.code)
         except (TimeoutError, ConnectionClosed):
             self._socket.transport.abort()
 
@@ -176,7 +194,8 @@ class Connection:
         try:
             while True:
                 await asyncio.sleep(self._limits.ping_interval_s)
-                pong = await self._socket.ping()
+                async with asyncio.timeout(self._limits.ping_timeout_s):
+                    pong = await self._socket.ping()
                 n_taken = self._n_taken
                 while not await self._arrives(pong):
                     if self._n_taken == n_taken:
@@ -185,6 +204,8 @@ class Connection:
                     n_taken = self._n_taken  # the pong may stand behind what we have not read yet
         except ConnectionClosed:
             return
+        except TimeoutError:  # not even a ping can be written: it does not read, and sends what is to be answered
+            self._socket.transport.abort()
 
     async def _arrives(self, pong: Awaitable[float]) -> bool:
         done, _ = await asyncio.wait([asyncio.ensure_future(pong)], timeout=self._limits.ping_timeout_s)

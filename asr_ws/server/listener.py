@@ -7,6 +7,8 @@ failed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import secrets
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
@@ -30,6 +32,7 @@ from asr_ws.server.dispatcher import Dispatcher
 FRAMES_AHEAD = 4  # read from the socket before we look at them; beyond it TCP holds the client back
 HANDSHAKE_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 5.0
+STOP_TIMEOUT_S = 2.0  # for all of them together, when the server stops
 
 Page = Callable[[], tuple[HTTPStatus, str, str]]  # status, content type, body
 
@@ -67,8 +70,9 @@ class Listener:
         try:
             self._server = await self._listen()
         except OSError as error:
-            message = f"cannot listen on {self._host}:{self._asked_port}: {error.strerror or error}"
-            raise UsageError(message, "choose another --host or --port") from error
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+            message = f"cannot listen on {self._host}:{self._asked_port}: {reason}"
+            raise UsageError(message, "choose another host or port") from error
         return self
 
     async def _listen(self) -> Server:
@@ -92,8 +96,10 @@ class Listener:
     ) -> None:
         """Close what is still open with 1012: the clients come back to the next server."""
         assert self._server is not None
-        self._server.close(code=1012, reason="the server restarts")
-        await self._server.wait_closed()
+        self._server.close(code=1012, reason="the server stops")
+        with contextlib.suppress(TimeoutError):  # who answers no close, or is still in a handshake, is left behind
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await self._server.wait_closed()
 
     @property
     def port(self) -> int:

@@ -21,7 +21,7 @@ code{{background:#8882;padding:.1em .3em}}</style>
 <h1>asr_ws {version}</h1>
 <p>A streaming speech-recognition server: audio in over a WebSocket, text out, and a clear word when it is busy.</p>
 <p>The model is <b>{model}</b>; the server is <b>{state}</b>.</p>
-<ul><li>Sessions: <code id="ws">{path}</code> (WebSocket, <code>{protocol}</code>)
+<ul><li>It listens at <code>{url}</code>; sessions are WebSockets at <code>{path}</code> (<code>{protocol}</code>)
 <li><a href="v1/stats">v1/stats</a>: queue, waits and outcomes as JSON
 <li><a href="readyz">readyz</a>: whether it can decode now · <a href="livez">livez</a>: whether it lives</ul>
 <p>From a shell: <code>asr-ws transcribe FILE</code></p></html>
@@ -64,6 +64,7 @@ class Pages:
             "version": __version__,
             "model": self._model,
             "state": self._dispatcher.queue.state.value,
+            "url": self.listener.url,
             "path": messages.PATH,
             "protocol": messages.PROTOCOL,
         }

@@ -20,6 +20,7 @@ import numpy as np
 from asr_ws.core.types import SAMPLE_RATE, DecodeOptions, Samples, Segment, Word
 
 BEAM_SIZE = 5
+MIN_WORDS_S = 0.1  # words of less are not timed: with a frame or two faster-whisper's alignment raises
 MAX_COMPRESSION_RATIO = 2.4  # text that gzips better than this repeats itself (Whisper's own value)
 MAX_NO_SPEECH_PROB = 0.8  # above it nothing was said, however sure the text is
 DOUBTFUL_NO_SPEECH_PROB, DOUBTFUL_LOGPROB = 0.38, -0.8  # nor where both are worse than this. Measured with tiny.en and
@@ -119,7 +120,7 @@ class FasterWhisperRecognizer:
             no_speech_threshold=None,  # `suspicion` decides, and says so
             initial_prompt=prompt,
             hotwords=hotwords,
-            word_timestamps=options.words,
+            word_timestamps=options.words and audio_s >= MIN_WORDS_S,
             max_new_tokens=min(TOKENS_FREE + int(TOKENS_PER_S * audio_s), TOKENS_IN_ALL - n_tokens),
         )
         # Without timestamps the one window is one segment; asked for words, faster-whisper would go on behind the last.
@@ -155,9 +156,16 @@ def _segment(segment: Any) -> Segment:
 
 
 def pick_device(wanted: str) -> str:
-    """``auto`` -> ``cuda`` where CTranslate2 sees such a device, else ``cpu``."""
-    if wanted != "auto":
+    """``auto`` -> ``cuda`` where CTranslate2 sees such a device, else ``cpu``.
+
+    Raises: ValueError: ``cuda``, and there is none.
+    """
+    if wanted == "cpu":
         return wanted
     import ctranslate2
 
-    return "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
+    if ctranslate2.get_cuda_device_count():
+        return "cuda"
+    if wanted == "cuda":
+        raise ValueError("CTranslate2 sees no CUDA device: use --device cpu, or auto")
+    return "cpu"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -30,14 +31,9 @@ EXIT_GRACE_S = 1.0  # from closing its end to being gone
 FAILED_STARTS_UNTIL_UNAVAILABLE = 3
 LOAD_BASE_S, LOAD_BYTES_PER_S = 1.0, 200e6  # the guess before the first load has been seen
 
-# Exit statuses of native deaths: negative signals on POSIX, NTSTATUS (unsigned) on Windows.
-CAUSES = {
-    -11: "segv",
-    -6: "abrt",
-    -9: "killed",  # possibly out of memory
-    -4: "illegal_instruction",
-    -7: "bus",
-    -15: "terminated",
+# Exit statuses of native deaths: signals' names on POSIX, NTSTATUS (unsigned) on Windows.
+SIGNAL_CAUSES = {"SIGKILL": "killed", "SIGILL": "illegal_instruction"}  # killed: possibly out of memory
+NTSTATUS_CAUSES = {
     0xC0000005: "segv",
     0xC0000409: "abrt",
     0xC0000374: "heap_corruption",
@@ -50,12 +46,20 @@ PERMANENT_CAUSES = ("illegal_instruction", "missing_dll")
 
 def cause_of(returncode: int) -> str:
     """An enum-like word for how a process ended, on any platform."""
-    return CAUSES.get(returncode, f"signal_{-returncode}" if returncode < 0 else f"exit_{returncode}")
+    if returncode >= 0:
+        return NTSTATUS_CAUSES.get(returncode, f"exit_{returncode}")
+    try:
+        name = signal.Signals(-returncode).name
+    except ValueError:
+        return f"signal_{-returncode}"
+    return SIGNAL_CAUSES.get(name, name.removeprefix("SIG").lower())
 
 
 def backoff_s(n_deaths: int, uniform: Callable[[float, float], float] = random.uniform) -> float:
     """Seconds to wait before the next start after ``n_deaths`` >= 1 in a row."""
-    return 0.0 if n_deaths <= 1 else min(MAX_BACKOFF_S, 2.0 ** (n_deaths - 3)) * uniform(0.8, 1.2)
+    if n_deaths <= 1:
+        return 0.0
+    return min(MAX_BACKOFF_S, 2.0 ** min(n_deaths - 3, 10)) * uniform(0.8, 1.2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +84,15 @@ class _Call:
 class _Life:
     """One process, from its start to its end."""
 
-    process: asyncio.subprocess.Process
     began: float
+    process: asyncio.subprocess.Process | None = None
     device: str | None = None
     loaded: ipc.Loaded | None = None
     failure: ipc.LoadFailed | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid if self.process else None
 
 
 class Supervisor:
@@ -104,6 +112,7 @@ class Supervisor:
         self.state = ServiceState.STARTING
         self.loaded: ipc.Loaded | None = None  # of the latest life that came so far
         self.n_restarts = 0
+        self.last_failure = ""  # why the latest life ended
         self.max_concurrent_decodes = 0
         self._spec = spec
         self._on_state = on_state
@@ -120,7 +129,7 @@ class Supervisor:
 
     @property
     def pid(self) -> int | None:
-        return self._life.process.pid if self._life else None
+        return self._life.pid if self._life else None
 
     @property
     def expected_load_s(self) -> float:
@@ -135,19 +144,28 @@ class Supervisor:
         """Keep a worker alive until cancelled, or until trying again cannot help; the worker does not outlive it."""
         self._enter(ServiceState.STARTING, self.expected_load_s)
         while True:
-            life = await self._spawn()
-            try:
-                await self._read(life)
-                returncode = await _exit_status(life.process)
-            finally:
-                if life.process.returncode is None:
-                    life.process.kill()
-                    await life.process.wait()
-                self._life = None
-            delay_s = self._bury(life, cause_of(returncode))
+            delay_s = self._bury(*await self._live())
             if delay_s is None:
                 return  # for good: an operator has to change something
             await asyncio.sleep(delay_s)
+
+    async def _live(self) -> tuple[_Life, str]:
+        """One process, from its start to its end. Returns: with the cause of its end."""
+        life = self._life = _Life(time.monotonic())
+        try:
+            life.process = await self._spawn()
+        except OSError as error:  # no memory, no file descriptors: as passing as any other failed start
+            life.failure = ipc.LoadFailed(f"the process could not be started: {error}", retryable=True)
+            self._life = None
+            return life, "not_started"
+        try:
+            await self._read(life, life.process)
+            return life, cause_of(await _exit_status(life.process))
+        finally:
+            if life.process.returncode is None:
+                life.process.kill()
+                await life.process.wait()
+            self._life = None
 
     async def decode(self, samples: Samples, options: DecodeOptions) -> Hypothesis:
         """Decode now. The caller is the only one, and calls only while READY.
@@ -156,15 +174,16 @@ class Supervisor:
             WorkerDied: the process ended under it; the state has changed already.
             DecodeFailed: this decode raised, the worker lives.
         """
-        assert self._life is not None
-        assert self._call is None, "strictly one decode at a time"
-        self._n_calls += 1
-        call = self._call = _Call(self._n_calls, asyncio.get_running_loop().create_future(), [])
         self._n_concurrent += 1
         self.max_concurrent_decodes = max(self.max_concurrent_decodes, self._n_concurrent)
         try:
+            assert self._call is None, "strictly one decode at a time"
+            assert self._life is not None
+            assert self._life.process is not None
             stdin = self._life.process.stdin
             assert stdin is not None
+            self._n_calls += 1
+            call = self._call = _Call(self._n_calls, asyncio.get_running_loop().create_future(), [])
             stdin.write(ipc.frame(ipc.DecodeRequest(call.id, samples.astype("<f4", copy=False).tobytes(), options)))
             with contextlib.suppress(ConnectionError):  # its end is seen, and told, by the reader
                 await stdin.drain()
@@ -173,9 +192,9 @@ class Supervisor:
             self._n_concurrent -= 1
             self._call = None
 
-    async def _spawn(self) -> _Life:
+    async def _spawn(self) -> asyncio.subprocess.Process:
         spec = self._spec
-        process = await asyncio.create_subprocess_exec(
+        return await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",  # the current folder must not shadow modules
             *("-m", "asr_ws.worker.child", str(spec.model)),
@@ -186,12 +205,10 @@ class Supervisor:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
-        self._life = _Life(process, time.monotonic())
-        return self._life
 
-    async def _read(self, life: _Life) -> None:
+    async def _read(self, life: _Life, process: asyncio.subprocess.Process) -> None:
         """Until the process closes its end, or breaks the framing."""
-        stdout = life.process.stdout
+        stdout = process.stdout
         assert stdout is not None
         try:
             while True:
@@ -200,7 +217,7 @@ class Supervisor:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         except ValueError as error:  # msgspec's errors are ValueErrors too
-            self._log.error("worker.garbled", pid=life.process.pid, error=str(error))
+            self._log.error("worker.garbled", pid=process.pid, error=str(error))
 
     def _receive(self, life: _Life, reply: ipc.Reply) -> None:
         call = self._call
@@ -214,7 +231,7 @@ class Supervisor:
                 self._on_self_test(reply.self_test_audio_s, reply.self_test_decode_s)
                 self._log.info(
                     "worker.ready",
-                    pid=life.process.pid,
+                    pid=life.pid,
                     device=reply.device,
                     compute_type=reply.compute_type,
                     load_s=round(reply.load_s, 2),
@@ -237,6 +254,7 @@ class Supervisor:
     def _bury(self, life: _Life, cause: str) -> float | None:
         """Account for a death. Returns: seconds until the next start, or None: never."""
         self._n_deaths += 1
+        self.last_failure = life.failure.message if life.failure else cause
         permanent = cause in PERMANENT_CAUSES or (life.failure is not None and not life.failure.retryable)
         if life.loaded is None:
             self._n_failed_starts += 1
@@ -245,13 +263,13 @@ class Supervisor:
                 self._log.warning("worker.cuda_refused", cause=cause, hint="CUDA failed its self-test: using the CPU")
         delay_s = backoff_s(self._n_deaths)
         unavailable = permanent or self._n_failed_starts >= FAILED_STARTS_UNTIL_UNAVAILABLE
-        self._log.warning(
+        (self._log.error if permanent else self._log.warning)(
             "worker.died",
-            pid=life.process.pid,
+            pid=life.pid,
             cause=cause,
             loaded=life.loaded is not None,
             decoding=self._call is not None,
-            error=life.failure.message if life.failure else None,
+            error=self.last_failure,
             restart_in_s=None if permanent else round(delay_s, 2),
         )
         state = ServiceState.UNAVAILABLE if unavailable else ServiceState.RESTARTING

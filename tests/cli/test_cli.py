@@ -103,7 +103,7 @@ def test_another_failure_exits_with_1_and_no_empty_hint(run: Run, monkeypatch: p
         raise DownloadFailed("the hub is silent")
 
     monkeypatch.setattr("asr_ws.models.pull", pull)
-    assert run("pull", "base") == (1, "", "downloading base from the hub\nerror: the hub is silent\n")
+    assert run("pull", "base") == (1, "", "error: the hub is silent\n")
 
 
 # ---------------------------------------------------------------- config

@@ -103,6 +103,8 @@ class ScriptedServer:
             match messages.decode_message(frame):
                 case messages.Start() as start:
                     pass
+                case messages.Ping(id=id):
+                    socket.send(messages.encode(messages.Pong(id=id)))
                 case messages.End():
                     break
         self.heard.append((start, n_bytes))
@@ -249,7 +251,7 @@ def test_a_dropped_utterance_is_warned_of_and_exits_with_1(server: ScriptedServe
 def test_a_failed_utterance_is_warned_of_and_exits_with_1(server: ScriptedServer, run: Run, wav: Path) -> None:
     failed = Error(code="decode_failed", message="out of memory", hint="", fatal=False, utterance="u1")
     server.scripts = [[failed, done(refused_ms=1000)]]
-    assert run(wav, "--url", server.url) == (1, "\n", f"warning: {wav}: u1: decode_failed: out of memory\n")
+    assert run(wav, "--url", server.url) == (1, "", f"warning: {wav}: u1: decode_failed: out of memory\n")
 
 
 def test_a_warning_of_the_session_that_costs_no_text_exits_with_0(server: ScriptedServer, run: Run, wav: Path) -> None:
@@ -263,12 +265,19 @@ def test_a_session_that_a_fatal_error_ends_exits_with_1(server: ScriptedServer, 
     fatal = Error(code="unsupported_language", message="language is 'xx'", hint="send en", fatal=True)
     server.scripts = [[fatal]]
     error = f"error: {wav}: session: unsupported_language: language is 'xx'\nhint: send en\n"
-    assert run(wav, "--url", server.url) == (1, "\n", error)
+    assert run(wav, "--url", server.url) == (1, "", error)
 
 
 def test_a_connection_that_ends_early_exits_with_1(server: ScriptedServer, run: Run, wav: Path) -> None:
     server.scripts = [HELLO[:1]]
-    assert run(wav, "--url", server.url) == (1, "", "error: the connection ended with 1000\n")
+    error = f"error: the connection ended with 1000\nwarning: {wav}: the text ends at 00:00:01.500\n"
+    assert run(wav, "--url", server.url) == (1, "Hello there.\n", error)
+
+
+def test_json_and_a_format_do_not_go_together(run: Run, wav: Path) -> None:
+    code, out, err = run(wav, "--json", "--format", "srt")
+    assert (code, out) == (2, "")
+    assert "--json prints events" in err
 
 
 def test_a_busy_server_is_said_once(server: ScriptedServer, run: Run, wav: Path) -> None:

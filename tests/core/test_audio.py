@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 import asr_ws
 from asr_ws.core.audio import FormatProbe, PcmDecoder, SampleBuffer
 from asr_ws.core.types import Resampler, Samples
+from asr_ws.resampler import AvResampler
 
 SPEECH = sorted((Path(asr_ws.__file__).parent / "assets" / "speech").glob("*.wav"))
 INVALID = np.array([np.nan, np.inf, -np.inf], "<f4")
@@ -49,7 +50,7 @@ def cut(data: bytes, *sizes: int) -> Iterator[bytes]:
 
 
 def decode(decoder: PcmDecoder, pieces: Iterator[bytes]) -> Samples:
-    return np.concatenate([*(decoder.feed(piece).samples for piece in pieces), decoder.flush().samples])
+    return np.concatenate([*(decoder.feed(piece).samples for piece in pieces), decoder.settle()])
 
 
 def recording(path: Path) -> NDArray[np.int16]:
@@ -68,7 +69,7 @@ def test_s16_is_scaled_by_two_to_the_fifteenth() -> None:
     decoded = PcmDecoder("pcm_s16le", 16_000, 1, no_resampler).feed(bytes.fromhex("0000 0100 ff7f 0080 ffff"))
     assert decoded.samples.tolist() == [0, 1 / 32768, 32767 / 32768, -1, -1 / 32768]
     assert decoded.samples.dtype == np.float32
-    assert (decoded.n_frames, decoded.invalid) == (5, False)
+    assert (decoded.n_frames, decoded.n_invalid) == (5, 0)
 
 
 def test_f32_is_clipped_and_otherwise_exact() -> None:
@@ -107,17 +108,15 @@ def test_chunking_does_not_matter(encoding: str, rate: int, channels: int, sizes
     expected = decode(whole, iter([data]))
     assert len(expected) == n_frames * 16_000 // rate
     assert np.array_equal(decode(cuts, cut(data, *sizes)), expected)
-    assert (whole.n_frames_received, cuts.n_frames_received) == (n_frames, n_frames)
 
 
 def test_frames_count_at_the_declared_rate_once_they_are_complete() -> None:
     decoder = PcmDecoder("pcm_s16le", 32_000, 2, lambda _rate: HalvingResampler())
     fed = [decoder.feed(bytes(size)).n_frames for size in (0, 3, 1, 7, 9)]
     assert fed == [0, 0, 1, 1, 3]
-    assert decoder.n_frames_received == 5
 
 
-def test_the_resampler_is_made_for_the_declared_rate_and_flushed() -> None:
+def test_the_resampler_is_made_for_the_declared_rate_and_anew_after_each_settling() -> None:
     rates: list[int] = []
 
     def make(rate: int) -> Resampler:
@@ -125,37 +124,44 @@ def test_the_resampler_is_made_for_the_declared_rate_and_flushed() -> None:
         return HalvingResampler()
 
     decoder = PcmDecoder("pcm_s16le", 32_000, 1, make)
+    assert decoder.settle().tolist() == []
     fed = decoder.feed(np.array([1, 2, 3, 4], "<i2").tobytes()).samples * 32768
-    flushed = decoder.flush()
-    assert rates == [32_000]
-    assert (fed.tolist(), (flushed.samples * 32768).tolist(), flushed.truncated) == ([1], [3], False)
+    assert (fed.tolist(), (decoder.settle() * 32768).tolist(), decoder.settle().tolist()) == ([1], [3], [])
+    again = decoder.feed(np.array([5, 6], "<i2").tobytes()).samples
+    assert (again.tolist(), (decoder.settle() * 32768).tolist()) == ([], [5])
+    assert rates == [32_000, 32_000]
+
+
+@pytest.mark.parametrize("rate", [8000, 11_025, 44_100, 48_000, 191_999])
+def test_settling_often_neither_loses_nor_adds_time(rate: int) -> None:
+    decoder = PcmDecoder("pcm_s16le", rate, 1, AvResampler)
+    n_samples = 0
+    for n in range(1, 60):
+        n_samples += len(decoder.feed(bytes(2 * (n * rate // 1000 + n))).samples)
+        n_samples += len(decoder.settle())
+        n_frames = sum(m * rate // 1000 + m for m in range(1, n + 1))
+        assert abs(n_samples - n_frames * 16_000 / rate) <= 0.5
 
 
 @pytest.mark.parametrize(("n_bytes", "truncated"), [(0, False), (7, True), (8, False), (9, True)])
 def test_a_stream_that_ends_inside_a_frame_is_truncated(n_bytes: int, truncated: bool) -> None:
     decoder = PcmDecoder("pcm_f32le", 16_000, 2, no_resampler)
     decoder.feed(bytes(n_bytes))
-    flushed = decoder.flush()
-    assert (flushed.samples.tolist(), flushed.truncated) == ([], truncated)
+    assert (decoder.settle().tolist(), decoder.truncated) == ([], truncated)
 
 
 @pytest.mark.parametrize("value", INVALID, ids=str)
-def test_a_call_with_a_sample_that_is_no_number_counts_as_time_and_is_zeros(value: np.float32) -> None:
+def test_sample_that_is_no_number_counts_as_time_and_is_zero(value: np.float32) -> None:
     decoder = PcmDecoder("pcm_f32le", 16_000, 1, no_resampler)
     decoded = [decoder.feed(np.array(pcm, "<f4").tobytes()) for pcm in ([0.5, 0.5], [0.5, value, 0.5], [0.5])]
-    assert [call.samples.tolist() for call in decoded] == [[0.5, 0.5], [0, 0, 0], [0.5]]
-    assert [call.invalid for call in decoded] == [False, True, False]
-    assert decoder.n_frames_received == 6
+    assert [call.samples.tolist() for call in decoded] == [[0.5, 0.5], [0.5, 0, 0.5], [0.5]]
+    assert [(call.n_frames, call.n_invalid) for call in decoded] == [(2, 0), (3, 1), (1, 0)]
 
 
-def test_an_invalid_sample_belongs_to_the_call_that_completes_it() -> None:
-    decoder = PcmDecoder("pcm_f32le", 16_000, 1, no_resampler)
-    data = np.array([0.5, np.nan], "<f4").tobytes()
-    decoded = [decoder.feed(data[:7]), decoder.feed(data[7:])]
-    assert [(call.samples.tolist(), call.n_frames, call.invalid) for call in decoded] == [
-        ([0.5], 1, False),
-        ([0], 1, True),
-    ]
+def test_one_invalid_channel_makes_the_frame_invalid() -> None:
+    decoder = PcmDecoder("pcm_f32le", 16_000, 2, no_resampler)
+    decoded = decoder.feed(np.array([0.5, np.nan, 0.5, 0.25], "<f4").tobytes())
+    assert (decoded.samples.tolist(), decoded.n_frames, decoded.n_invalid) == ([0, 0.375], 2, 1)
 
 
 # ---------------------------------------------------------------- FormatProbe
@@ -293,9 +299,9 @@ def test_samples_are_addressed_by_position() -> None:
     buffer.append(ramp(5, 12))
     buffer.discard_before(3)
     assert (buffer.start, buffer.end) == (3, 12)
-    assert buffer.view(3, 12).tolist() == list(range(3, 12))
-    assert buffer.view(4, 7).tolist() == [4, 5, 6]
-    assert buffer.view(12, 12).tolist() == []
+    assert buffer.copy(3, 12).tolist() == list(range(3, 12))
+    assert buffer.copy(4, 7).tolist() == [4, 5, 6]
+    assert buffer.copy(12, 12).tolist() == []
 
 
 @pytest.mark.parametrize(("position", "start"), [(0, 3), (3, 3), (5, 5), (8, 8), (99, 8)])
@@ -304,7 +310,7 @@ def test_discarding_is_limited_to_what_is_held(position: int, start: int) -> Non
     buffer.append(ramp(0, 8))
     buffer.discard_before(3)
     buffer.discard_before(position)
-    assert (buffer.start, buffer.end, buffer.view(start, 8).tolist()) == (start, 8, list(range(start, 8)))
+    assert (buffer.start, buffer.end, buffer.copy(start, 8).tolist()) == (start, 8, list(range(start, 8)))
 
 
 @pytest.mark.parametrize(("start", "end"), [(2, 5), (3, 9), (6, 5)])
@@ -313,18 +319,18 @@ def test_a_view_outside_of_what_is_held_is_a_bug(start: int, end: int) -> None:
     buffer.append(ramp(0, 8))
     buffer.discard_before(3)
     with pytest.raises(AssertionError):
-        buffer.view(start, end)
+        buffer.copy(start, end)
 
 
 def test_a_view_is_the_callers_to_keep() -> None:
     buffer = SampleBuffer()
     buffer.append(ramp(0, 1000))
-    view = buffer.view(0, 10)
+    view = buffer.copy(0, 10)
     buffer.discard_before(1000)
     buffer.append(np.full(5000, -1, np.float32))
     assert view.tolist() == list(range(10))
     view[:] = 7
-    assert set(buffer.view(1000, 6000)) == {-1}
+    assert set(buffer.copy(1000, 6000)) == {-1}
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 320, 5000])
@@ -334,7 +340,7 @@ def test_a_sliding_window_holds_the_right_samples_and_little_memory(chunk: int) 
         buffer.append(ramp(start, start + chunk))
         buffer.discard_before(buffer.end - 4800)
         assert buffer.n_bytes <= max(3 * 4 * (4800 + chunk), 4096)
-    assert np.array_equal(buffer.view(buffer.start, buffer.end), ramp(buffer.start, buffer.end))
+    assert np.array_equal(buffer.copy(buffer.start, buffer.end), ramp(buffer.start, buffer.end))
     assert buffer.start == buffer.end - 4800
 
 

@@ -1,6 +1,7 @@
 """Nothing is lost: over random schedules attempts and utterances have exactly one outcome each, audio a fate.
 
-Three sessions share a `ScriptedDesk`; what clients do, what the worker does, and when, is Hypothesis's choice.
+Three sessions share the server's `Desk` in virtual time; what clients do, what the worker does, and when, is
+Hypothesis's choice, also whether the worker dies between a ticket's being taken and its decode.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr_ws import messages
+from asr_ws.core.desk import MAX_DEATHS
 from asr_ws.core.holds import Holds
 from asr_ws.core.session import Close, Service, Session
 from asr_ws.core.types import Resampler, ServiceState, SessionId
@@ -223,6 +225,7 @@ WORLD = [
     ("unavailable", None, 1),
     ("ready", None, 4),
     ("drain", None, 1),
+    ("give_up", None, 1),
 ]
 acts = st.builds(
     lambda who, what_value: Act(who, *what_value),
@@ -264,6 +267,9 @@ class World:
                 self.desk.worker_changed(ServiceState.READY)
             case "drain":
                 self.desk.drain()
+            case "give_up":
+                self.desk.drain()
+                self.desk.give_up()
             case _ if self.gone[act.who]:
                 pass
             case "audio":
@@ -308,9 +314,10 @@ def test_every_attempt_and_utterance_has_one_outcome_and_all_audio_a_fate(
     acts: list[Act], script: list[Step], capacity: int, modes: list[Any], reload_s: float, hold_bytes: int
 ) -> None:
     world = World(capacity, script, modes, reload_s, hold_bytes)
+    desk = world.desk
     for act in acts:
         world.do(act)
-    desk = world.desk
+        assert desk.queue.depth <= capacity
     desk.worker_changed(ServiceState.READY)
     for who, gone in enumerate(world.gone):
         if not gone:
@@ -330,11 +337,11 @@ def test_every_attempt_and_utterance_has_one_outcome_and_all_audio_a_fate(
             assert ended
             check_done(client, law)
         else:
-            assert client.session.close in (Close(1012, "the server restarts"), Close(1008, "bad_message"))
+            assert client.session.close in (Close(1012, "the server stops"), Close(1008, "bad_message"))
 
     assert (desk.queue.depth, desk.queue.in_flight) == (0, None)
-    assert desk.max_depth <= capacity
     assert all(decoding.began_at <= decoding.deadline for decoding in desk.decodings)
+    assert all(decoding.utterance.deaths < MAX_DEATHS for decoding in desk.decodings)
     assert all(before.ended_at <= after.began_at for before, after in pairwise(desk.decodings))
     assert all(decoding.ended_at < math.inf for decoding in desk.decodings)
     decoded = [(u.session, u.id, u.attempt, u.deaths) for u in (decoding.utterance for decoding in desk.decodings)]

@@ -67,11 +67,11 @@ def test_finishing_twice_books_once() -> None:
 def test_invalid_frames_are_refused_and_in_no_utterance_or_silence() -> None:
     ledger = Ledger(16_000)
     ledger.receive(1000)
-    ledger.receive(200, invalid=True)  # before the utterance
+    ledger.receive(200, 200)  # before the utterance
     ledger.receive(1000)
-    ledger.receive(300, invalid=True)  # inside it
+    ledger.receive(300, 300)  # inside it
     ledger.receive(500)
-    ledger.receive(400, invalid=True)  # half inside, half after it
+    ledger.receive(400, 400)  # half inside, half after it
     ledger.receive(600)
     assert ledger.claim(1500, 3200) == 1700 - 300 - 200
     ledger.finish()
@@ -82,21 +82,31 @@ def test_invalid_frames_are_refused_and_in_no_utterance_or_silence() -> None:
 def test_an_invalid_frame_that_two_utterances_share_is_booked_once() -> None:
     ledger = Ledger(16_000)
     ledger.receive(1000)
-    ledger.receive(1000, invalid=True)
+    ledger.receive(1000, 1000)
     ledger.receive(1000)
     assert [ledger.claim(500, 1400), ledger.claim(1400, 2500)] == [500, 500]
     ledger.finish()
     assert (ledger.silence, ledger.refused, ledger.lost) == (1000, 1000, 1000)
 
 
-def test_a_stream_of_invalid_frames_is_remembered_as_one() -> None:
-    """Regression: every message of them was, for as long as nobody spoke."""
+@pytest.mark.parametrize("n_invalid", [0, 1])
+def test_what_is_remembered_of_invalid_frames_is_bounded_by_time(n_invalid: int) -> None:
+    """Regression: every message of them was remembered, for as long as nobody spoke."""
     ledger = Ledger(16_000)
-    for _ in range(1000):
-        ledger.receive(1, invalid=True)
-    assert ledger._invalid == [(0, 1000)]
-    assert ledger.claim(0, 1000) == 0
-    assert ledger._invalid == []
+    for _ in range(16_000):
+        ledger.receive(1, 1)
+        ledger.receive(1, n_invalid)
+    assert len(ledger._marks) <= 2 * 200 + 3, "two marks in 10 ms"
+    assert ledger.claim(0, 32_000) == 16_000 * (1 - n_invalid)
+    assert len(ledger._marks) <= 2
+
+
+def test_invalid_frames_that_lie_close_together_are_spread_between_two_utterances_and_add_up() -> None:
+    ledger = Ledger(16_000)
+    for _ in range(100):
+        ledger.receive(1, 1)
+        ledger.receive(1)
+    assert ledger.claim(0, 77) + ledger.claim(77, 200) == 100
 
 
 def test_samples_beyond_what_was_received_are_the_resamplers_and_nobodys_frames() -> None:
@@ -120,16 +130,16 @@ def test_adjacent_utterances_leave_nothing_between_them_at_any_rate(sample_rate:
 @settings(max_examples=200, deadline=None)
 @given(
     sample_rate=st.integers(8000, 192_000),
-    messages=st.lists(st.tuples(st.integers(0, 5000), st.booleans()), max_size=12),
+    messages=st.lists(st.tuples(st.integers(0, 5000), st.floats(0, 1)), max_size=12),
     edges=st.lists(st.integers(0, 40_000), max_size=12).map(sorted),
     fates=st.lists(st.sampled_from(["decoded", "refused"]), min_size=6, max_size=6),
 )
 def test_the_parts_add_up_and_nothing_is_lost(
-    sample_rate: int, messages: list[tuple[int, bool]], edges: list[int], fates: list[str]
+    sample_rate: int, messages: list[tuple[int, float]], edges: list[int], fates: list[str]
 ) -> None:
     ledger = Ledger(sample_rate)
-    for n_frames, invalid in messages:
-        ledger.receive(n_frames, invalid=invalid)
+    for n_frames, share in messages:
+        ledger.receive(n_frames, int(n_frames * share))
     for start, end, fate in zip(edges[::2], edges[1::2], fates, strict=False):
         n_frames = ledger.claim(start, end)
         assert n_frames >= 0

@@ -23,9 +23,20 @@ def test_the_first_decode_replaces_the_prior() -> None:
     assert after(0.5, prior_s=100.0) == 0.5
 
 
-def test_each_decode_counts_for_a_fifth() -> None:
-    assert after(0.5, 1.5) == pytest.approx(0.5 * 0.8 + 1.5 * 0.2)
-    assert after(0.5, 1.5, 0.25) == pytest.approx((0.5 * 0.8 + 1.5 * 0.2) * 0.8 + 0.25 * 0.2)
+def test_first_decodes_are_averaged_and_later_ones_count_for_a_fifth() -> None:
+    assert after(0.5, 1.5, 2.5) == pytest.approx(1.5)
+    assert after(*[0.5] * 10, 1.5) == pytest.approx(0.5 * 0.8 + 1.5 * 0.2)
+
+
+def test_self_test_stands_in_until_the_first_decode() -> None:
+    """Regression: a cold self-test of 9.5 s had decodes of 0.7 s refused for minutes."""
+    service_time = ServiceTime(1.0)
+    service_time.prime(11.0, 9.5)
+    assert service_time.estimate(3.0) == 9.5
+    service_time.observe(3.0, 0.7)
+    assert service_time.estimate(3.0) == pytest.approx(0.7)
+    service_time.prime(11.0, 9.5)  # after a restart
+    assert service_time.estimate(3.0) == pytest.approx(0.7)
 
 
 def test_a_machine_that_became_slower_is_believed_within_some_decodes() -> None:

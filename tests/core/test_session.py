@@ -62,6 +62,7 @@ from asr_ws.messages import (
     Started,
     State,
 )
+from asr_ws.resampler import AvResampler
 from asr_ws.testing import ScriptedDetector
 from asr_ws.testing.desk import DeskClient, ScriptedDesk, Step, says
 
@@ -200,7 +201,17 @@ def speech_started(seq: int, utterance: str = "u1", audio_start_ms: int = 0) -> 
     return SpeechStarted(seq=seq, utterance=utterance, audio_start_ms=audio_start_ms)
 
 
-def error(seq: int, code: str, message: str, hint: str = "", fatal: bool = False, **about: Any) -> Error:
+ONLY_REFUSED = "only what was refused is offered again"
+HINTS = {
+    "nothing_to_commit": "the endpointer may have been first: see the last accepted",
+    "unknown_utterance": "it has had its outcome",
+    "decode_failed": "the server's log may say more; other utterances are not affected",
+    "poison_audio": "do not send this audio again",
+}
+
+
+def error(seq: int, code: str, message: str, hint: str | None = None, fatal: bool = False, **about: Any) -> Error:
+    hint = HINTS[code] if hint is None else hint
     return Error(seq=seq, code=code, message=message, hint=hint, fatal=fatal, **about)
 
 
@@ -248,6 +259,7 @@ def test_null_language_is_detected_unless_the_model_knows_but_one(
     client.send(Start(endpointing=MANUAL, prompt="P", hotwords="H"))
     speak(client)
     assert client.take()[1] == where(STARTED, 1, language=language)
+    desk.advance(0)
     assert desk.decodings[0].utterance.options == DecodeOptions(language, "transcribe", "P", "H", words=False)
 
 
@@ -296,7 +308,7 @@ def test_start_may_follow_a_ping_or_a_start_that_was_refused() -> None:
             '{"type":"start","language":"de"}',
             "unsupported_language",
             "this model does not know 'de'",
-            "it knows en; null detects",
+            "it knows en; without one it is detected",
         ),
         (
             '{"type":"start","task":"translate"}',
@@ -401,7 +413,7 @@ def test_commit_and_a_second_end_after_end_are_unexpected() -> None:
     client.send(End())
     assert client.take() == [
         error(4, "unexpected_message", "commit after end", "end already ended the last utterance"),
-        error(5, "unexpected_message", "end was sent already"),
+        error(5, "unexpected_message", "end was sent already", "wait for done"),
     ]
 
 
@@ -514,7 +526,7 @@ def test_stream_that_ends_inside_a_sample_is_told() -> None:
     ]
 
 
-INVALID = ("invalid_samples", "NaN or Inf in float PCM", "this frame is taken as silence")
+INVALID = ("invalid_samples", "NaN or Inf in float PCM", "these samples are taken as silence")
 
 
 def test_invalid_samples_count_as_time_and_as_refused() -> None:
@@ -534,10 +546,10 @@ def test_invalid_samples_count_as_time_and_as_refused() -> None:
         error(4, *INVALID),
         where(ACCEPTED, 5, audio_end_ms=70, endpoint="end"),
         where(FINAL, 6, audio_end_ms=70, segments=segments),
-        where(DONE, 7, received_ms=70, decoded_ms=30, refused_ms=40, finals=1, errors=2),
+        where(DONE, 7, received_ms=70, decoded_ms=40, refused_ms=30, finals=1, errors=2),
     ]
     samples = desk.decodings[0].utterance.samples
-    assert samples[::160].tolist() == [np.float32(0.1), np.float32(0.1), 0, 0, 0, np.float32(0.1), 0]
+    assert samples[::160].tolist() == [*[np.float32(0.1)] * 3, 0, 0, np.float32(0.1), 0]
 
 
 def test_invalid_samples_are_silence_to_the_detector() -> None:
@@ -727,13 +739,13 @@ def test_retry_of_what_is_not_held_is_told_and_changes_nothing() -> None:
     desk.advance(1)
     client.send(RetryUtterance("u1"))
     assert client.take() == [
-        error(2, "unknown_utterance", "no utterance 'u1' waits for a retry", utterance="u1"),
+        error(2, "unknown_utterance", "no utterance 'u1' is held", utterance="u1"),
         speech_started(3),
-        error(4, "unexpected_message", "u1 is heard, not held", utterance="u1"),
+        error(4, "unexpected_message", "u1 is heard, not held", ONLY_REFUSED, utterance="u1"),
         where(ACCEPTED, 5),
-        error(6, "unexpected_message", "u1 is admitted, not held", utterance="u1"),
+        error(6, "unexpected_message", "u1 is admitted, not held", ONLY_REFUSED, utterance="u1"),
         where(FINAL, 7),
-        error(8, "unknown_utterance", "no utterance 'u1' waits for a retry", utterance="u1"),
+        error(8, "unknown_utterance", "no utterance 'u1' is held", utterance="u1"),
     ]
 
 
@@ -743,7 +755,7 @@ def test_utterance_of_another_session_is_unknown() -> None:
     other = started_client(desk, id="s-2")
     desk.advance(1)
     other.send(RetryUtterance("u1"))
-    assert other.take() == [error(2, "unknown_utterance", "no utterance 'u1' waits for a retry", utterance="u1")]
+    assert other.take() == [error(2, "unknown_utterance", "no utterance 'u1' is held", utterance="u1")]
 
 
 def test_hold_ends_60_s_after_the_first_refusal() -> None:
@@ -1153,6 +1165,7 @@ def test_cancel_in_mid_decode_drops_at_once_and_nothing_is_replayed(id: str | No
     desk = ScriptedDesk(1, [Step(0.5, WorkerDied("segv"))])
     client = started_client(desk)
     speak(client)
+    desk.advance(0.1)
     client.send(Cancel(utterance=id))
     assert client.take()[2:] == [where(DROPPED, 4)]
     client.send(End())
@@ -1223,6 +1236,7 @@ def test_cancel_of_one_leaves_the_others() -> None:
     desk = ScriptedDesk(1)
     client = started_client(desk)
     speak(client)
+    desk.advance(0)
     client.send(bytes(32_000))
     client.send(Cancel(utterance="u1"))
     client.send(Commit())
@@ -1380,7 +1394,7 @@ def test_drain_drops_the_held_and_closes_after_the_admitted() -> None:
     assert client.take() == []
     desk.advance(2)
     assert client.take() == [where(FINAL, 12), where(FINAL, 13, **U2_FINAL)]
-    assert client.session.close == Close(1012, "the server restarts")
+    assert client.session.close == Close(1012, "the server stops")
     assert client.session.ledger.lost == 0
 
 
@@ -1455,7 +1469,7 @@ def test_offer_that_meets_the_drain_before_its_news_is_not_held() -> None:
     assert client.take() == [speech_started(2), draining, not_held(4, "u1", 0)]
     desk.advance(0)
     assert client.take() == [where(DRAINING, 5)]
-    assert client.session.close == Close(1012, "the server restarts")
+    assert client.session.close == Close(1012, "the server stops")
 
 
 def test_retry_that_meets_the_drain_before_its_news_ends_the_session_that_sent_end() -> None:
@@ -1509,6 +1523,7 @@ def test_state_is_told_to_sessions_before_start_and_after_end_and_not_after_done
     ending.send(bytes(32_000))
     ending.send(End())
     closed.send(End())
+    desk.advance(0)
     for client in (fresh, ending, closed):
         client.take()
     desk.worker_changed(ServiceState.UNAVAILABLE)
@@ -1538,6 +1553,7 @@ def test_disconnect_withdraws_everything_and_closes_the_ledger() -> None:
     for _ in range(3):
         speak(client)
     client.send(bytes(32_000))
+    desk.advance(0)
     client.take()
     assert holds.n_bytes == 64_000
     client.disconnect()
@@ -1563,3 +1579,26 @@ def test_nothing_is_heard_of_a_session_after_its_disconnect() -> None:
     client.send(b"\0\0")
     assert client.session.receive_state(ServiceState.DRAINING, now=0.0) == []
     assert client.take() == []
+
+
+# ---------------------------------------------------------------- rates other than 16 kHz
+
+
+@pytest.mark.parametrize("rate", [8000, 44_100, 48_000])
+@pytest.mark.parametrize("mode", ["manual", "server"])
+def test_commit_and_cancel_act_after_all_audio_sent_before_them(rate: int, mode: str) -> None:
+    """Regression: the last milliseconds stayed in the resampler and became an utterance of their own at `end`."""
+    desk = ScriptedDesk(1)
+    client = open_client(desk, make_resampler=AvResampler)
+    client.send(Start(audio=AudioFormat("pcm_s16le", rate), endpointing=Endpointing(mode=mode)))  # type: ignore[arg-type]
+    tone = (np.sin(np.arange(rate) * (2 * np.pi * 440 / rate)) * 30_000).astype("<i2").tobytes()
+    for last in (Commit(), Cancel("u2")):
+        client.send(tone)
+        client.send(last)
+    client.send(End())
+    desk.advance(1)
+    outcomes = [event for event in client.take() if isinstance(event, (Final, Dropped, Done))]
+    assert [(type(event), event.audio_end_ms) for event in outcomes[:-1]] == [(Dropped, 2000), (Final, 1000)]  # type: ignore[union-attr]
+    done = outcomes[-1]
+    assert isinstance(done, Done)
+    assert (done.received_ms, done.lost_ms, done.finals, done.dropped) == (2000, 0, 1, 1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +193,7 @@ async def test_bad_input_gets_its_error_and_ends_at_most_its_own_session(
         error = [event for event in client.events if event["type"] == "error"][-1]
         assert (error["code"], error["fatal"]) == (code, fatal)
         assert error["message"]
+        assert error["hint"]
         await neighbour.send({"type": "end"})
         assert await neighbour.rest() == 1000
         assert [event["text"] for event in neighbour.events if event["type"] == "final"] == ["unharmed"]
@@ -241,12 +244,19 @@ async def test_disconnect_frees_the_slots_of_what_waits(scripted: WorkerSpec) ->
 
 
 async def test_client_that_does_not_read_is_cut_off(scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the length of its outbox, long before the write timeout."""
     monkeypatch.setattr(connection, "OUTBOX_EVENTS", 8)
-    async with serving(scripted) as app, Client(app) as client:
+    async with serving(scripted) as app:
+        app.listener._limits = replace(app.listener._limits, write_timeout_s=3600.0)
+        narrow = socket.socket()
+        narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        narrow.connect(("127.0.0.1", app.listener.port))
+        client = Client(app, sock=narrow)
+        await client.__aenter__()
         await client.next()
         client.socket.transport.pause_reading()
-        message = json.dumps({"type": "ping", "id": "x" * 10_000})
-        async with asyncio.timeout(30):
+        message = json.dumps({"type": "ping", "id": "x" * 128})
+        async with asyncio.timeout(120):
             with pytest.raises(ConnectionClosed):
                 while True:
                     await client.send(message)

@@ -44,8 +44,16 @@ def test_filter_drops_the_suspicious_and_says_so_only_when_nothing_is_left() -> 
     assert (list(nothing), nothing.filtered) == ([], None)
 
 
-def test_named_device_is_taken_as_it_is() -> None:
-    assert (pick_device("cpu"), pick_device("cuda")) == ("cpu", "cuda")
+@pytest.mark.parametrize(("n_devices", "device"), [(0, "cpu"), (1, "cuda")])
+def test_cuda_is_taken_where_it_is(n_devices: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctranslate2.get_cuda_device_count", lambda: n_devices)
+    assert (pick_device("auto"), pick_device("cpu")) == (device, "cpu")
+
+
+def test_cuda_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctranslate2.get_cuda_device_count", lambda: 0)
+    with pytest.raises(ValueError, match="use --device cpu"):
+        pick_device("cuda")
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +104,7 @@ def test_longest_context_and_utterance_fit_the_model_together(
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("n_samples", [0, 1, 160, 511])
-def test_shortest_utterances_do_not_raise(recognizer: FasterWhisperRecognizer, n_samples: int) -> None:
-    list(recognizer.transcribe(np.zeros(n_samples, np.float32), DecodeOptions("en")))
+@pytest.mark.parametrize("words", [False, True])
+@pytest.mark.parametrize("n_samples", [0, 1, 160, 319, 511, 1600])
+def test_shortest_utterances_do_not_raise(recognizer: FasterWhisperRecognizer, n_samples: int, words: bool) -> None:
+    list(recognizer.transcribe(read_speech("jfk.wav")[8000 : 8000 + n_samples], DecodeOptions("en", words=words)))
