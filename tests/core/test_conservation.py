@@ -148,7 +148,7 @@ class Law:
             "cancelled": (Place.HEARD, Place.ADMITTED, Place.HELD),
             "hold_expired": (Place.HELD,),
             "evicted": (Place.HELD,),
-            "not_held": (Place.HEARD, Place.HELD, Place.REFUSED),
+            "not_held": (Place.HEARD, Place.HELD, Place.REFUSED, Place.ADMITTED),  # admitted: given up at shutdown
         }
         told = self._expect(event, *allowed[event.reason])
         told.place = Place.GONE

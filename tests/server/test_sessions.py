@@ -15,6 +15,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from asr_ws import messages
+from asr_ws.core import session as session_module
+from asr_ws.server import app as app_module
 from asr_ws.server import connection
 from asr_ws.testing.recognizer import Gate, scripted_worker
 from asr_ws.worker.supervisor import WorkerSpec
@@ -279,6 +281,47 @@ async def test_drain_finishes_what_is_admitted_then_closes_with_1012(scripted: W
         assert await client.rest() == 1012
         assert await idle.rest() == 1012
         assert client.types()[-1] == "final"
+
+
+async def test_what_the_grace_time_is_too_short_for_is_told_so(
+    scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_module, "GRACE_S", 0.0)
+    async with Gate() as gate, serving(scripted) as app, Client(app) as client:
+        await client.send({**MANUAL, "prompt": gate.script}, SECOND, {"type": "end"})
+        await gate.entered()
+        await client.until("accepted")
+        await app.drain()
+        assert await client.rest() == 1000
+    assert client.types()[-3:] == ["state", "dropped", "done"]
+    assert client.events[-2]["reason"] == "not_held"
+    assert client.events[-1]["lost_ms"] == 0
+
+
+async def test_audio_of_a_client_that_is_gone_is_not_taken(scripted: WorkerSpec) -> None:
+    """Once, what lay in the buffers was taken at its pace, and held its session's slot for 40 s."""
+    async with serving(scripted, ingest_speed=1.0) as app, Client(app) as client:
+        await client.send({"type": "start", "audio": {"sample_rate": 8000}}, *[bytes(256 * 1024)] * 4)
+        await client.until("started")
+        client.socket.transport.abort()
+        async with asyncio.timeout(10):
+            await app.listener.wait_empty()
+
+
+async def test_our_own_bug_ends_its_session_with_1011_and_no_other(
+    scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Gate() as gate, serving(scripted) as app, Client(app) as client, Client(app) as other:
+        await client.send({**MANUAL, "prompt": gate.script}, SECOND, {"type": "commit"})
+        decode = await gate.entered()
+        final = session_module._final
+        monkeypatch.setattr(session_module, "_final", None)
+        gate.release(decode)
+        assert await client.rest() == 1011
+        assert client.events[-1]["code"] == "internal"
+        await other.send({**MANUAL, "prompt": "say fine"}, SECOND, {"type": "end"})
+        monkeypatch.setattr(session_module, "_final", final)
+        assert await other.rest() == 1000
 
 
 async def test_sessions_are_told_starting_then_ready(tmp_path: Path) -> None:
