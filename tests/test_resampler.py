@@ -118,5 +118,5 @@ def test_two_hundred_of_them_start_no_thread() -> None:
     before = len(list(Path("/proc/self/task").iterdir()))
     resamplers = [AvResampler(48_000) for _ in range(200)]
     fed = {len(resampler.feed(noise(960))) for resampler in resamplers}
-    assert len(list(Path("/proc/self/task").iterdir())) == before
+    assert len(list(Path("/proc/self/task").iterdir())) <= before
     assert fed == {304}  # 320 less the filter's 1 ms

@@ -5,7 +5,7 @@ Positions are sample indices at 16 kHz mono, counted from a session's first samp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType, Protocol
 
@@ -68,7 +68,7 @@ class Utterance:
 
     session: SessionId
     id: str
-    samples: Samples
+    samples: Samples = field(compare=False, repr=False)  # the rest says which they are
     start_sample: int
     end_sample: int
     endpoint: EndpointReason
