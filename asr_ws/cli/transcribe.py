@@ -97,14 +97,15 @@ def _say(line: str, hint: str = "") -> None:
 @contextmanager
 def _bar(name: str, duration_s: float | None, *, shown: bool) -> Iterator[Callable[[Event], None]]:
     """A bar on stderr, by the seconds of audio whose fate the events tell."""
+    if not shown:
+        yield lambda event: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn()
     # Not stdout's redirection: it would move to stderr what a pipe waits for.
-    with Progress(
-        *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, disable=not shown
-    ) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
         task = progress.add_task(name, total=duration_s)
 
         def advance(event: Event) -> None:
