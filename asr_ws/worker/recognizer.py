@@ -24,7 +24,7 @@ MIN_WORDS_S = 0.1  # words of less are not timed: with a frame or two faster-whi
 MAX_COMPRESSION_RATIO = 2.4  # text that gzips better than this repeats itself (Whisper's own value)
 MAX_NO_SPEECH_PROB = 0.8  # above it nothing was said, however sure the text is
 DOUBTFUL_NO_SPEECH_PROB, DOUBTFUL_LOGPROB = 0.38, -0.8  # nor where both are worse than this. Measured with tiny.en and
-# base: 35 utterances of speech have at most 0.36 and at least -0.72, 26 stretches of silence, noise, tones, a trumpet
+# base: 31 utterances of speech have at most 0.36 and at least -0.72, 26 stretches of silence, noise, tones, a trumpet
 # and the sea at least 0.40 and at most -0.86.
 CONTEXT_TOKENS = 100  # of hotwords and prompt, the last of them
 TOKENS_FREE, TOKENS_PER_S = 24, 10  # fast English speech is 5-6 tokens a second
