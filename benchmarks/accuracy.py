@@ -268,22 +268,25 @@ def _cpu_model() -> str:
 @click.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--model", default="tiny.en", show_default=True, help="served where no --url is given")
+@click.option(
+    "--compute-type", default=DEFAULTS.model.compute_type, show_default=True, help="of the arithmetic, such as int8"
+)
 @click.option("--url", help="of a running server's sessions, with a model that is on this machine too")
 @click.option("--verbose", is_flag=True, help="print the texts where streamed and whole differ")
-def main(folder: Path | None, model: str, url: str | None, verbose: bool) -> None:
+def main(folder: Path | None, model: str, compute_type: str, url: str | None, verbose: bool) -> None:
     """Word errors of the recordings in FOLDER (default: the bundled ones), streamed and whole, side by side."""
     log.configure(level="warning")
     with as_file(files("asr_ws") / "assets" / "speech") as bundled:
-        sys.exit(_measure(folder or bundled, model, url, verbose))
+        sys.exit(_measure(folder or bundled, model, compute_type, url, verbose))
 
 
-def _measure(folder: Path, model: str, url: str | None, verbose: bool) -> int:
+def _measure(folder: Path, model: str, compute_type: str, url: str | None, verbose: bool) -> int:
     settings = replace(  # nothing is refused here: this measures words, not admission
         DEFAULTS,
         listen=replace(DEFAULTS.listen, port=0),
         session=replace(DEFAULTS.session, ingest_speed=20.0),
         admission=replace(DEFAULTS.admission, queue_capacity=100, max_wait_ms=600_000),
-        model=replace(DEFAULTS.model, model=model),
+        model=replace(DEFAULTS.model, model=model, compute_type=compute_type),
     )
     recordings = read_manifest(folder)
     console = Console(stderr=True)

@@ -1,8 +1,7 @@
 """The recognizer: the only file that imports faster_whisper.
 
 Decoding: temperature 0 (the fallback list takes seconds, and has crashed on noise), beam 5, no text carried over, no
-timestamp tokens: an utterance fits one window, and without them it is decoded in one pass, faster and with fewer word
-errors (benchmarks/accuracy.py).
+timestamp tokens: an utterance fits one window, and without them it is decoded in one pass.
 faster-whisper's own guards then drop nothing, so results that look made up are dropped here. The tokens are bounded,
 because a repetition loop otherwise runs to the model's limit.
 """

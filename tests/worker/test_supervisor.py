@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,6 +148,25 @@ async def test_three_failed_starts_make_it_unavailable_and_it_goes_on_trying(
         await watched.until(ServiceState.READY)
 
 
+async def test_process_that_cannot_be_started_is_a_failed_start_like_any_other(
+    scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, a lack of file descriptors at a restart ended the server."""
+    spawn, refused = asyncio.create_subprocess_exec, []
+
+    async def refuse_once(*args: Any, **options: Any) -> asyncio.subprocess.Process:
+        if not refused:
+            refused.append(args)
+            raise OSError(24, "Too many open files")
+        return await spawn(*args, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse_once)
+    async with supervised(scripted) as watched:
+        await watched.until(ServiceState.READY)
+        assert watched.supervisor.n_restarts == 1
+        assert "Too many open files" in watched.supervisor.last_failure
+
+
 async def test_failure_that_trying_again_cannot_help_is_not_retried(scripted: WorkerSpec) -> None:
     spec = replace(scripted, recognizer="asr_ws.testing.recognizer:NoSuchRecognizer")
     watched = Watched(spec)
@@ -195,7 +215,7 @@ def test_backoff_grows_from_nothing_to_its_limit() -> None:
     def middle(low: float, high: float) -> float:
         return (low + high) / 2
 
-    delays = [backoff_s(n_deaths, middle) for n_deaths in (1, 2, 3, 4, 5, 9, 500)]
+    delays = [backoff_s(n_deaths, middle) for n_deaths in (1, 2, 3, 4, 5, 9, 5000)]
     assert delays == [0.0, 0.5, 1.0, 2.0, 4.0, 30.0, 30.0]
 
 
