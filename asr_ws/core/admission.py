@@ -2,11 +2,29 @@
 
 Rules, all here:
 
-- At most ``capacity`` utterances wait; one more may be in flight. A refusal costs nothing and is told at once.
+- At most ``capacity`` utterances wait; one decode more may be running. A refusal costs nothing and is told at once.
 - FIFO by the moment of acceptance. Each ticket has an absolute deadline; an expired ticket is never taken.
-- ``retry_after`` = time until a slot frees, clamped to 0.5-1.0 s, plus up to 0.5 s of jitter: inside 0.5-1.5 s and
-  spread. (Jitter before the clamp would pile the herd up on its edges.)
-- While the worker loads, the expected rest of its load time counts as waiting.
+- The predicted wait is what is left of the running decode plus the estimates of all that wait. A decode without a
+  ticket (a partial, a speculation) is `aside`, and runs like any other. While the worker loads, the expected rest of
+  its load counts too.
+- **No empty promise.** What would have to wait is admitted only if the predicted wait and its doubt fit into its
+  ``max_wait``. The doubt is `SURE` times the estimates' ``sigma`` times the square root of the decodes ahead, as
+  independent errors add up. What goes to the worker at once is admitted in any case.
+- **Fair share.** While another session waits, or was refused within `FAIR_SHARE_MEMORY_S`, a session has at most one
+  utterance waiting. It never has the whole queue, so that whoever comes next finds a slot; a queue of one has nothing
+  to share.
+- **Whose doing it is** decides between reasons. First what would refuse anybody whatever waits: draining, no worker.
+  Then `fair_share`: who has its share already would be refused with the rest of the queue empty too, and is the only
+  one that could have done otherwise; told `queue_full`, one that filled the queue itself would take the server to be
+  too small. Then the server's state, a full queue before a long one; during a restart both are the restart's doing.
+- **Who was refused** is an utterance that wanted in and found no room or no worker. A refusal for `fair_share` is not
+  remembered: its session has something waiting, which counts already, and once that is taken it has had its turn; two
+  hogs would hold the room of their refusals against each other. `retry_early` never asked the queue. An utterance
+  that gets in or is withdrawn wants in no more.
+- **Honest hints.** ``retry_after`` is the time until a slot frees for this caller, clamped to 0.5-1.0 s, plus up to
+  0.5 s of jitter: inside 0.5-1.5 s and spread. (Jitter before the clamp would pile the herd up on its edges.) That is
+  the end of the running decode; for `fair_share` when enough of the session's own are taken; for `predicted_wait`
+  when the wait and its doubt have shrunk to ``max_wait``.
 
 The queue never calls anybody: expired tickets are collected by `expire`, whose caller sets a timer by
 `next_deadline`. ``now`` is monotonic seconds throughout.
@@ -14,15 +32,21 @@ The queue never calls anybody: expired tickets are collected by `expire`, whose 
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import chain
 
 from asr_ws.core.service_time import ServiceTime
 from asr_ws.core.types import RefusalReason, ServiceState, SessionId, Shed, Utterance
 
-MIN_HINT_S, MAX_HINT_S, HINT_SPREAD_S = 0.5, 1.0, 0.5
+MIN_HINT_S, MAX_HINT_S, HINT_SPREAD_S = 0.5, 1.0, 0.5  # the wire's 500..1500 ms
 LEAST_LEFT_S = 0.001  # the wire's grain: what is not over yet must not round to a wait of 0
+SURE = 3.0  # mean absolute errors: 2.4 standard deviations of a normal one. Who is refused comes back just when wait
+# and doubt fit, so under load most of what gets in is borderline: simulated at 1 of these 15 % of it expired, at 3 2 %
+FAIR_SHARE_MEMORY_S = 2.0  # the longest hint, 1.5 s, and time to follow it: who does is back before it is forgotten
 
 _CLOSED = {  # worker states in which nothing is admitted; a restart is short, so the queue stays open through it
     ServiceState.STARTING: RefusalReason.STARTING,
@@ -55,6 +79,14 @@ class Ticket:
         return self.first_taken_at - self.accepted_at
 
 
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """What the worker decodes without a ticket: a partial, or a final before its endpoint."""
+
+    expected_s: float
+    began_at: float
+
+
 def overrun(expected_s: float, elapsed_s: float) -> float:
     """What is probably left of something that was expected to take ``expected_s``.
 
@@ -64,21 +96,33 @@ def overrun(expected_s: float, elapsed_s: float) -> float:
 
 
 class AdmissionQueue:
-    """Args: uniform: ``uniform(a, b)``, the source of jitter."""
+    """Who waits for the worker, and what it does now.
+
+    Args:
+        uniform: ``uniform(a, b)``, the source of jitter.
+        fair: False turns the fair share off, for comparison.
+    Attributes:
+        aside: what the worker decodes without a ticket; set and cleared by the caller, who takes no ticket meanwhile.
+    """
 
     def __init__(
         self,
         capacity: int,
         service_time: ServiceTime,
         uniform: Callable[[float, float], float] = random.uniform,
+        *,
+        fair: bool = True,
     ) -> None:
         self.capacity = capacity
         self.draining = False  # for good: nothing new is admitted, what is admitted is finished
         self.in_flight: Ticket | None = None
+        self.aside: Aside | None = None
         self.worker_state = ServiceState.STARTING
         self._service_time = service_time
         self._uniform = uniform
+        self._fair = fair
         self._waiting: list[Ticket] = []
+        self._refused_at: OrderedDict[tuple[SessionId, str], float] = OrderedDict()  # the longest ago first
         self._load_began, self._load_s = 0.0, 0.0
 
     @property
@@ -98,42 +142,78 @@ class AdmissionQueue:
 
     def offer(self, utterance: Utterance, *, now: float, max_wait_s: float) -> Ticket | Shed:
         """Admit or refuse, at once."""
+        session, key = utterance.session, (utterance.session, utterance.id)
         wait_s = self.predicted_wait(now)
-        if (reason := self._refusal(wait_s, max_wait_s)) is not None:
-            return self.shed(reason, now=now)
+        while self._refused_at and now - next(iter(self._refused_at.values())) >= FAIR_SHARE_MEMORY_S:
+            self._refused_at.popitem(last=False)
+        self._refused_at.pop(key, None)
+        if (reason := self._refusal(session, wait_s, now=now, max_wait_s=max_wait_s)) is not None:
+            if reason is not RefusalReason.FAIR_SHARE:
+                self._refused_at[key] = now
+            return self.shed(reason, now=now, session=session, max_wait_s=max_wait_s)
         ticket = Ticket(
             utterance,
             accepted_at=now,
             deadline=now + max_wait_s,
-            position=self.depth + (self.in_flight is not None),
+            position=self._n_ahead(now),
             estimated_wait_s=wait_s,
             estimated_final_s=wait_s + self._service_time.estimate(utterance.audio_s),
         )
         self._waiting.append(ticket)
         return ticket
 
-    def _refusal(self, wait_s: float, max_wait_s: float) -> RefusalReason | None:
-        """The admission rules in order. Sigma and fair share belong here too."""
+    def _refusal(self, session: SessionId, wait_s: float, *, now: float, max_wait_s: float) -> RefusalReason | None:
+        """The admission rules, in their order."""
         if self.draining:
             return RefusalReason.DRAINING
         if self.worker_state in _CLOSED:
             return _CLOSED[self.worker_state]
-        restarting = self.worker_state is ServiceState.RESTARTING
+        if len(self._waiting_of(session)) >= self._share(session) < self.capacity:
+            return RefusalReason.FAIR_SHARE
         if self.depth >= self.capacity:
-            return RefusalReason.RESTARTING if restarting else RefusalReason.QUEUE_FULL
-        if wait_s > max_wait_s:
-            return RefusalReason.RESTARTING if restarting else RefusalReason.PREDICTED_WAIT
-        return None
+            reason = RefusalReason.QUEUE_FULL
+        elif wait_s + self._doubt(now) > max_wait_s:
+            reason = RefusalReason.PREDICTED_WAIT
+        else:
+            return None
+        return RefusalReason.RESTARTING if self.worker_state is ServiceState.RESTARTING else reason
 
-    def shed(self, reason: RefusalReason, *, now: float) -> Shed:
-        """A refusal for ``reason``, with the hint and the numbers of this moment."""
-        frees_in_s = self._load_left(now) + self._in_flight_left(now)
+    def _share(self, session: SessionId) -> int:
+        """How many utterances of ``session`` may wait now."""
+        if not self._fair:
+            return self.capacity
+        others = chain((ticket.utterance.session for ticket in self._waiting), (owner for owner, _ in self._refused_at))
+        return 1 if any(other != session for other in others) else max(self.capacity - 1, 1)
+
+    def shed(
+        self,
+        reason: RefusalReason,
+        *,
+        now: float,
+        session: SessionId | None = None,
+        max_wait_s: float | None = None,
+    ) -> Shed:
+        """A refusal for ``reason``, with the hint and the numbers of this moment.
+
+        Args:
+            session: whose utterance it is, for `fair_share`.
+            max_wait_s: what it may wait, for `predicted_wait`. Without these the hint is for anybody.
+        """
+        wait_s = self.predicted_wait(now)
+        frees_in_s = self._wait_behind([], now)
+        if reason is RefusalReason.FAIR_SHARE and session is not None:
+            # With the oldest of a full share taken, the session has less than that.
+            for ticket in self._waiting_of(session)[-self._share(session) :][:1]:
+                frees_in_s = self._wait_behind(self._waiting[: self._waiting.index(ticket)], now)
+        elif reason is RefusalReason.PREDICTED_WAIT and max_wait_s is not None:
+            frees_in_s = wait_s - max(max_wait_s - self._doubt(now), 0.0)
         hint_s = min(max(frees_in_s, MIN_HINT_S), MAX_HINT_S) + self._uniform(0.0, HINT_SPREAD_S)
-        return Shed(reason, hint_s, self.predicted_wait(now), self.depth, self.capacity)
+        return Shed(reason, hint_s, wait_s, self.depth, self.capacity)
 
     def take(self, now: float) -> Ticket | None:
         """The oldest ticket whose deadline has not passed goes in flight; None when there is none."""
         assert self.in_flight is None, "strictly one decode at a time"
+        assert self.aside is None, "strictly one decode at a time"
         ticket = next((ticket for ticket in self._waiting if not ticket.expired(now)), None)
         if ticket is not None:
             self._waiting.remove(ticket)
@@ -153,7 +233,7 @@ class AdmissionQueue:
         self.in_flight.decode_began_at = now
 
     def finish(self, decode_s: float | None = None) -> None:
-        """Nothing is in flight any more; ``decode_s`` where a decode completed."""
+        """Nothing is in flight any more; ``decode_s`` where a decode completed: how long it kept the worker busy."""
         assert self.in_flight is not None
         if decode_s is not None:
             self._service_time.observe(self.in_flight.utterance.audio_s, decode_s)
@@ -169,28 +249,55 @@ class AdmissionQueue:
         return min((ticket.deadline for ticket in self._waiting), default=None)
 
     def withdraw(self, session: SessionId, utterance: str | None = None) -> None:
-        """Remove what waits of a session, or one utterance of it; what is in flight is marked abandoned."""
+        """Forget what waits or was refused of a session, or one utterance of it; in flight it is marked abandoned."""
 
-        def wanted(ticket: Ticket) -> bool:
-            return ticket.utterance.session == session and utterance in (None, ticket.utterance.id)
+        def wanted(owner: SessionId, id: str) -> bool:
+            return owner == session and utterance in (None, id)
 
-        self._waiting = [ticket for ticket in self._waiting if not wanted(ticket)]
-        if self.in_flight is not None and wanted(self.in_flight):
+        self._waiting = [
+            ticket for ticket in self._waiting if not wanted(ticket.utterance.session, ticket.utterance.id)
+        ]
+        for key in [key for key in self._refused_at if wanted(*key)]:
+            del self._refused_at[key]
+        if self.in_flight is not None and wanted(self.in_flight.utterance.session, self.in_flight.utterance.id):
             self.in_flight.abandoned = True
+
+    def count_death(self, session: SessionId, utterance: str) -> None:
+        """The worker died under a draft of what waits now."""
+        for ticket in self._waiting:
+            if (ticket.utterance.session, ticket.utterance.id) == (session, utterance):
+                ticket.utterance = replace(ticket.utterance, deaths=ticket.utterance.deaths + 1)
 
     def predicted_wait(self, now: float) -> float:
         """Seconds that an utterance offered now would wait; 0 when it would go to the worker at once."""
-        ahead_s = sum(self._service_time.estimate(ticket.utterance.audio_s) for ticket in self._waiting)
-        return self._load_left(now) + self._in_flight_left(now) + ahead_s
+        return self._wait_behind(self._waiting, now)
+
+    def _wait_behind(self, ahead: Iterable[Ticket], now: float) -> float:
+        estimates_s = sum(self._service_time.estimate(ticket.utterance.audio_s) for ticket in ahead)
+        return self._load_left(now) + self._running_left(now) + estimates_s
+
+    def _doubt(self, now: float) -> float:
+        """Seconds by which the predicted wait may well be exceeded; 0 when there is none."""
+        return SURE * self._service_time.sigma * math.sqrt(self._n_ahead(now))
+
+    def _n_ahead(self, now: float) -> int:
+        return self.depth + (self._running_left(now) > 0)
+
+    def _waiting_of(self, session: SessionId) -> list[Ticket]:
+        return [ticket for ticket in self._waiting if ticket.utterance.session == session]
 
     def _load_left(self, now: float) -> float:
         return 0.0 if self.worker_state is ServiceState.READY else overrun(self._load_s, now - self._load_began)
 
-    def _in_flight_left(self, now: float) -> float:
-        if self.in_flight is None:
-            return 0.0
-        expected_s = self._service_time.estimate(self.in_flight.utterance.audio_s)
-        if self.worker_state is not ServiceState.READY:  # it will be decoded from its beginning
-            return expected_s
-        assert self.in_flight.decode_began_at is not None
-        return overrun(expected_s, now - self.in_flight.decode_began_at)
+    def _running_left(self, now: float) -> float:
+        """Of the one decode that the worker is at, or will be at once it has loaded."""
+        ready = self.worker_state is ServiceState.READY
+        if self.in_flight is not None:
+            expected_s = self._service_time.estimate(self.in_flight.utterance.audio_s)
+            if not ready:  # it will be decoded from its beginning
+                return expected_s
+            assert self.in_flight.decode_began_at is not None
+            return overrun(expected_s, now - self.in_flight.decode_began_at)
+        if self.aside is not None and ready:  # a worker that died took it along
+            return overrun(self.aside.expected_s, now - self.aside.began_at)
+        return 0.0

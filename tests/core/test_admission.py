@@ -1,17 +1,21 @@
-"""AdmissionQueue: who gets in, what they are told, and how everybody gets out. Every decode is expected to take 1 s."""
+"""AdmissionQueue: who gets in, what they are told, and how everybody gets out.
+
+Every decode is expected to take 1 s, exactly, where nothing else is said.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from asr_ws.core.admission import AdmissionQueue, Ticket, overrun
+from asr_ws.core.admission import FAIR_SHARE_MEMORY_S, AdmissionQueue, Aside, Ticket, overrun
 from asr_ws.core.service_time import ServiceTime
 from asr_ws.core.types import (
     DecodeOptions,
@@ -23,7 +27,7 @@ from asr_ws.core.types import (
     Utterance,
 )
 
-A, B = SessionId("a"), SessionId("b")
+A, B, C, D = (SessionId(name) for name in "abcd")
 OPTIONS = DecodeOptions(language=None)
 SAMPLES = np.zeros(16_000, np.float32)
 
@@ -50,11 +54,20 @@ def admit(
     return ticket
 
 
-def begin(queue: AdmissionQueue, now: float, id: str = "running") -> Ticket:
+def begin(queue: AdmissionQueue, now: float, id: str = "running", session: SessionId = A) -> Ticket:
     """Something is in flight from now on."""
-    ticket = admit(queue, id, now=now)
+    ticket = admit(queue, id, now=now, session=session)
     assert queue.take(now) is ticket
     return ticket
+
+
+def refusal(
+    queue: AdmissionQueue, id: str, *, now: float, max_wait_s: float = 8.0, session: SessionId = A
+) -> tuple[RefusalReason, float]:
+    """Returns: why, and the hint."""
+    refused = queue.offer(utterance(id, session), now=now, max_wait_s=max_wait_s)
+    assert isinstance(refused, Shed)
+    return refused.reason, refused.retry_after_s
 
 
 def ids(tickets: Iterable[Ticket]) -> list[str]:
@@ -67,9 +80,9 @@ def ids(tickets: Iterable[Ticket]) -> list[str]:
 def test_capacity_wait_beside_the_one_in_flight_and_no_more() -> None:
     queue = queue_of(capacity=3)
     begin(queue, 0.0)
-    tickets = [admit(queue, f"u{i}", now=0.0) for i in (1, 2, 3)]
+    tickets = [admit(queue, now=0.0, session=session) for session in (A, B, C)]
     assert [ticket.position for ticket in tickets] == [1, 2, 3]
-    assert queue.offer(utterance("u4"), now=0.0, max_wait_s=8.0) == Shed(RefusalReason.QUEUE_FULL, 1.0, 4.0, 3, 3)
+    assert queue.offer(utterance("u1", D), now=0.0, max_wait_s=8.0) == Shed(RefusalReason.QUEUE_FULL, 1.0, 4.0, 3, 3)
     assert queue.depth == 3
 
 
@@ -90,8 +103,8 @@ def test_a_slot_that_frees_is_free() -> None:
 
 def test_taken_in_the_order_of_acceptance_whatever_the_deadlines() -> None:
     queue = queue_of()
-    for id, max_wait_s in [("u1", 8.0), ("u2", 4.0), ("u3", 6.0)]:
-        admit(queue, id, now=0.0, max_wait_s=max_wait_s)
+    for id, session, max_wait_s in [("u1", A, 8.0), ("u2", B, 4.0), ("u3", C, 6.0)]:
+        admit(queue, id, now=0.0, max_wait_s=max_wait_s, session=session)
     taken = []
     for now in (0.0, 1.0, 2.0):
         ticket = queue.take(now)
@@ -166,6 +179,56 @@ def test_a_decode_that_is_due_right_now_is_still_waited_for() -> None:
     assert isinstance(queue.offer(utterance(), now=1.0, max_wait_s=0.0), Shed)
 
 
+def test_a_longer_utterance_is_expected_to_take_longer() -> None:
+    service_time = ServiceTime()
+    service_time.prime(1.0, 1.0)
+    queue = AdmissionQueue(3, service_time, no_jitter)
+    queue.worker_changed(ServiceState.READY, now=0.0)
+    admit(queue, "u1", now=0.0)
+    long = Utterance(B, "u1", SAMPLES, 0, 11 * 16_000, EndpointReason.SILENCE, OPTIONS)
+    ticket = queue.offer(long, now=0.0, max_wait_s=8.0)
+    assert isinstance(ticket, Ticket)
+    assert (ticket.estimated_wait_s, ticket.estimated_final_s) == (1.0, 1.0 + 3.0)
+
+
+# ---------------------------------------------------------------- decodes without a ticket
+
+
+def test_a_decode_without_a_ticket_is_waited_for() -> None:
+    queue = queue_of()
+    queue.aside = Aside(expected_s=0.5, began_at=0.0)
+    first, second = admit(queue, now=0.125), admit(queue, now=0.125, session=B)
+    assert (first.position, first.estimated_wait_s, first.estimated_final_s) == (1, 0.375, 1.375)
+    assert (second.position, second.estimated_wait_s, second.estimated_final_s) == (2, 1.375, 2.375)
+    assert queue.predicted_wait(1.25) == 0.75 + 2.0  # it runs late
+
+
+def test_max_wait_0_does_not_get_in_behind_a_decode_without_a_ticket() -> None:
+    queue = queue_of()
+    queue.aside = Aside(expected_s=0.5, began_at=0.0)
+    assert refusal(queue, "u1", now=0.125, max_wait_s=0.0) == (RefusalReason.PREDICTED_WAIT, 0.5)
+    queue.aside = None
+    assert admit(queue, "u1", now=0.25, max_wait_s=0.0).position == 0
+
+
+def test_nothing_is_taken_beside_a_decode_without_a_ticket() -> None:
+    queue = queue_of()
+    queue.aside = Aside(expected_s=0.5, began_at=0.0)
+    ticket = admit(queue, now=0.0)
+    with pytest.raises(AssertionError):
+        queue.take(0.0)
+    queue.aside = None
+    assert queue.take(0.0) is ticket
+
+
+def test_a_worker_that_died_took_its_decode_without_a_ticket_along() -> None:
+    queue = queue_of()
+    queue.aside = Aside(expected_s=0.5, began_at=0.0)
+    queue.worker_changed(ServiceState.RESTARTING, now=0.25, load_s=2.0)
+    ticket = admit(queue, now=0.25)
+    assert (ticket.position, ticket.estimated_wait_s) == (0, 2.0)
+
+
 # ---------------------------------------------------------------- deadlines
 
 
@@ -174,7 +237,7 @@ def test_a_predicted_wait_beyond_the_deadline_is_refused_at_once() -> None:
     begin(queue, 0.0)
     admit(queue, "u1", now=0.0, max_wait_s=1.0)
     refused = queue.offer(utterance("u2"), now=0.0, max_wait_s=1.99)
-    assert refused == Shed(RefusalReason.PREDICTED_WAIT, 1.0, 2.0, 1, 3)
+    assert refused == Shed(RefusalReason.PREDICTED_WAIT, 0.5, 2.0, 1, 3)
     assert admit(queue, "u3", now=0.0, max_wait_s=2.0).estimated_wait_s == 2.0
 
 
@@ -194,8 +257,8 @@ def test_it_expires_at_its_deadline_exactly() -> None:
 def test_expired_ones_are_told_oldest_first() -> None:
     queue = queue_of()
     begin(queue, 0.0)
-    for id, max_wait_s in [("u1", 7.0), ("u2", 8.0), ("u3", 6.0)]:
-        admit(queue, id, now=0.0, max_wait_s=max_wait_s)
+    for id, session, max_wait_s in [("u1", A, 7.0), ("u2", B, 8.0), ("u3", C, 6.0)]:
+        admit(queue, id, now=0.0, max_wait_s=max_wait_s, session=session)
     assert ids(queue.expire(7.0)) == ["u1", "u3"]
     assert queue.depth == 1
 
@@ -233,6 +296,212 @@ def test_max_wait_0_expires_in_the_next_moment() -> None:
     assert queue.expire(5.001) == [ticket]
 
 
+# ---------------------------------------------------------------- what the estimates are not sure of
+
+
+def unsure(capacity: int = 3) -> AdmissionQueue:
+    """A decode is expected to take 1 s, give or take 0.25 s, so that the doubt about one is 0.75 s."""
+    service_time = ServiceTime()
+    service_time.prime(1.0, 1.0)
+    queue = AdmissionQueue(capacity, service_time, no_jitter)
+    queue.worker_changed(ServiceState.READY, now=0.0)
+    return queue
+
+
+def test_the_doubt_about_a_wait_must_fit_too() -> None:
+    queue = unsure()
+    begin(queue, 0.0)
+    assert refusal(queue, "u1", now=0.0, max_wait_s=1.625)[0] is RefusalReason.PREDICTED_WAIT
+    assert admit(queue, "u1", now=0.0, max_wait_s=1.75).estimated_wait_s == 1.0
+
+
+def test_the_doubt_about_four_decodes_is_twice_that_about_one() -> None:
+    queue = unsure(capacity=4)
+    queue.aside = Aside(expected_s=1.0, began_at=0.0)
+    for session in (A, B, C):
+        admit(queue, now=0.0, session=session)
+    assert refusal(queue, "u1", now=0.0, max_wait_s=5.375, session=D)[0] is RefusalReason.PREDICTED_WAIT
+    assert admit(queue, "u1", now=0.0, max_wait_s=5.5, session=D).estimated_wait_s == 4.0
+
+
+def test_what_goes_to_the_worker_at_once_leaves_no_doubt() -> None:
+    assert admit(unsure(), now=0.0, max_wait_s=0.0).estimated_wait_s == 0.0
+
+
+# ---------------------------------------------------------------- fair share
+
+
+def test_a_session_alone_has_all_of_the_queue_but_one() -> None:
+    queue = queue_of(capacity=3)
+    begin(queue, 0.0)
+    admit(queue, "u1", now=0.0)
+    admit(queue, "u2", now=0.0)
+    assert queue.offer(utterance("u3"), now=0.0, max_wait_s=8.0) == Shed(RefusalReason.FAIR_SHARE, 1.0, 3.0, 2, 3)
+    assert admit(queue, now=0.0, session=B).position == 3
+
+
+def test_a_session_that_has_its_share_has_it_again_once_one_is_taken() -> None:
+    queue = queue_of(capacity=3)
+    first = admit(queue, "u1", now=0.0)
+    admit(queue, "u2", now=0.0)
+    assert refusal(queue, "u3", now=0.0)[0] is RefusalReason.FAIR_SHARE
+    assert queue.take(0.0) is first
+    admit(queue, "u3", now=0.0)
+
+
+def test_while_another_waits_a_session_has_one_waiting() -> None:
+    queue = queue_of(capacity=3)
+    begin(queue, 0.0)
+    admit(queue, "u1", now=0.0)
+    admit(queue, "u1", now=0.0, session=B)
+    for session in (A, B):
+        assert refusal(queue, "u2", now=0.0, session=session)[0] is RefusalReason.FAIR_SHARE
+    admit(queue, "u1", now=0.0, session=C)
+
+
+def test_what_is_in_flight_is_no_ones_share() -> None:
+    queue = queue_of(capacity=3)
+    begin(queue, 0.0, session=A)
+    admit(queue, "u1", now=0.0, session=B)
+    assert admit(queue, "u1", now=0.0, session=A).position == 2
+
+
+def test_a_queue_of_one_has_nothing_to_share() -> None:
+    queue = queue_of(capacity=1)
+    begin(queue, 0.0)
+    admit(queue, "u1", now=0.0)
+    assert refusal(queue, "u1", now=0.0, session=B)[0] is RefusalReason.QUEUE_FULL
+    assert refusal(queue, "u2", now=0.0, session=A)[0] is RefusalReason.QUEUE_FULL
+
+
+def test_without_the_rule_one_session_may_fill_the_queue() -> None:
+    queue = AdmissionQueue(3, ServiceTime(prior_s=1.0), no_jitter, fair=False)
+    queue.worker_changed(ServiceState.READY, now=0.0)
+    for id in ("u1", "u2", "u3"):
+        admit(queue, id, now=0.0)
+    assert refusal(queue, "u4", now=0.0)[0] is RefusalReason.QUEUE_FULL
+
+
+def crowded_out(queue: AdmissionQueue, now: float) -> None:
+    """B's u9 finds no room; then the queue is empty, and the worker busy."""
+    begin(queue, now)
+    for session in (A, C, D):
+        admit(queue, "u0", now=now, session=session)
+    assert refusal(queue, "u9", now=now, session=B)[0] is RefusalReason.QUEUE_FULL
+    for session in (A, C, D):
+        queue.withdraw(session, "u0")
+
+
+def test_a_refusal_is_remembered_until_it_should_have_come_back() -> None:
+    queue = queue_of(capacity=3)
+    crowded_out(queue, 0.0)
+    admit(queue, "u1", now=1.0)
+    assert refusal(queue, "u2", now=FAIR_SHARE_MEMORY_S - 0.001)[0] is RefusalReason.FAIR_SHARE
+    admit(queue, "u2", now=FAIR_SHARE_MEMORY_S)
+
+
+def test_each_refusal_is_remembered_from_its_own_moment() -> None:
+    queue = queue_of(capacity=3)
+    crowded_out(queue, 0.0)
+    queue.finish()
+    crowded_out(queue, 1.5)
+    admit(queue, "u1", now=2.0)
+    assert refusal(queue, "u2", now=3.0)[0] is RefusalReason.FAIR_SHARE
+    admit(queue, "u2", now=3.5)
+
+
+def test_a_refusal_for_a_long_wait_or_for_no_worker_is_remembered() -> None:
+    queue = queue_of(capacity=3)
+    begin(queue, 0.0)
+    assert refusal(queue, "u9", now=0.0, session=B, max_wait_s=0.5)[0] is RefusalReason.PREDICTED_WAIT
+    admit(queue, "u1", now=0.0)
+    assert refusal(queue, "u2", now=0.0)[0] is RefusalReason.FAIR_SHARE
+
+    queue = queue_of(state=ServiceState.STARTING)
+    assert refusal(queue, "u9", now=0.0, session=B)[0] is RefusalReason.STARTING
+    queue.worker_changed(ServiceState.READY, now=1.0)
+    admit(queue, "u1", now=1.0)
+    assert refusal(queue, "u2", now=1.0)[0] is RefusalReason.FAIR_SHARE
+
+
+def test_a_refusal_of_its_own_is_not_held_against_a_session() -> None:
+    queue = queue_of(capacity=3)
+    begin(queue, 0.0)
+    assert refusal(queue, "u9", now=0.0, max_wait_s=0.5)[0] is RefusalReason.PREDICTED_WAIT
+    admit(queue, "u1", now=0.0)
+    admit(queue, "u2", now=0.0)
+
+
+def test_a_refusal_for_fair_share_is_not_remembered() -> None:
+    """Its session had its share; two hogs would block each other for nothing."""
+    queue = queue_of(capacity=3)
+    admit(queue, "u1", now=0.0, session=A)
+    admit(queue, "u1", now=0.0, session=B)
+    assert refusal(queue, "u2", now=0.0, session=A)[0] is RefusalReason.FAIR_SHARE
+    queue.take(0.0)
+    admit(queue, "u2", now=0.0, session=B)  # A's only one is taken
+
+
+def test_an_utterance_that_got_in_is_not_remembered_as_refused() -> None:
+    queue = queue_of(capacity=3)
+    crowded_out(queue, 0.0)
+    admit(queue, "u9", now=0.5, session=B)
+    queue.finish()
+    queue.take(0.5)
+    admit(queue, "u1", now=0.5)
+    admit(queue, "u2", now=0.5)
+
+
+@pytest.mark.parametrize("withdrawn", [None, "u9"])
+def test_a_withdrawn_utterance_is_not_remembered_as_refused(withdrawn: str | None) -> None:
+    queue = queue_of(capacity=3)
+    crowded_out(queue, 0.0)
+    admit(queue, "u1", now=0.5)
+    queue.withdraw(B, "another")
+    queue.withdraw(C)
+    assert refusal(queue, "u2", now=0.5)[0] is RefusalReason.FAIR_SHARE
+    queue.withdraw(B, withdrawn)
+    admit(queue, "u2", now=0.5)
+
+
+# ---------------------------------------------------------------- whose doing it is
+
+
+def test_who_has_its_share_is_told_so_whatever_the_queue_is_like() -> None:
+    """The rest would refuse it too, but would also be there without its own doing."""
+    queue = queue_of(capacity=3)
+    begin(queue, 0.0)
+    for session in (A, B, C):
+        admit(queue, "u1", now=0.0, session=session)
+    reasons = [refusal(queue, "u2", now=0.0, max_wait_s=max_wait_s)[0] for max_wait_s in (8.0, 0.5)]
+    queue.worker_changed(ServiceState.RESTARTING, now=0.0, load_s=2.0)
+    reasons.append(refusal(queue, "u2", now=0.0)[0])
+    assert reasons == [RefusalReason.FAIR_SHARE] * 3
+    assert refusal(queue, "u1", now=0.0, session=D)[0] is RefusalReason.RESTARTING
+
+
+def test_a_full_queue_is_told_before_a_long_one() -> None:
+    queue = queue_of(capacity=3)
+    begin(queue, 0.0)
+    for session in (A, B, C):
+        admit(queue, "u1", now=0.0, session=session)
+    assert refusal(queue, "u1", now=0.0, session=D, max_wait_s=0.5)[0] is RefusalReason.QUEUE_FULL
+
+
+def test_what_would_refuse_anybody_is_told_before_the_share() -> None:
+    for state, reason in [
+        (ServiceState.STARTING, RefusalReason.STARTING),
+        (ServiceState.UNAVAILABLE, RefusalReason.UNAVAILABLE),
+    ]:
+        queue = queue_of(capacity=2)
+        admit(queue, "u1", now=0.0)
+        assert refusal(queue, "u2", now=0.0)[0] is RefusalReason.FAIR_SHARE
+        queue.worker_changed(state, now=0.0)
+        assert refusal(queue, "u2", now=0.0)[0] is reason
+        queue.draining = True
+        assert refusal(queue, "u2", now=0.0)[0] is RefusalReason.DRAINING
+
+
 # ---------------------------------------------------------------- hints
 
 
@@ -253,6 +522,68 @@ def test_the_estimate_is_not_clamped() -> None:
     begin(queue, 0.0)
     admit(queue, "u1", now=0.0)
     assert queue.shed(RefusalReason.QUEUE_FULL, now=61.0).estimated_wait_s == 61.0
+
+
+def quick(capacity: int) -> AdmissionQueue:
+    """Decodes are expected to take 0.25 s, so that hints are not clamped."""
+    queue = AdmissionQueue(capacity, ServiceTime(prior_s=0.25), no_jitter)
+    queue.worker_changed(ServiceState.READY, now=0.0)
+    return queue
+
+
+def test_the_hint_for_a_full_queue_is_when_the_running_decode_ends() -> None:
+    queue = quick(capacity=2)
+    queue.aside = Aside(expected_s=0.75, began_at=0.0)
+    for session in (A, B):
+        admit(queue, now=0.0, session=session)
+    assert refusal(queue, "u1", now=0.0, session=C) == (RefusalReason.QUEUE_FULL, 0.75)
+    assert refusal(queue, "u1", now=0.125, session=C) == (RefusalReason.QUEUE_FULL, 0.625)
+
+
+def test_the_hint_for_a_fair_share_is_when_its_own_is_taken() -> None:
+    queue = quick(capacity=4)
+    queue.aside = Aside(expected_s=0.25, began_at=0.0)
+    for session in (A, B, C):
+        admit(queue, now=0.0, session=session)
+    hints = [refusal(queue, "u2", now=0.0, session=session) for session in (A, B, C)]
+    assert hints == [(RefusalReason.FAIR_SHARE, hint_s) for hint_s in (0.5, 0.5, 0.75)]  # 0.25 is clamped
+
+
+def test_the_hint_for_a_fair_share_is_when_enough_of_its_own_are_taken() -> None:
+    queue = quick(capacity=4)
+    queue.aside = Aside(expected_s=0.5, began_at=0.0)
+    for id in ("u1", "u2", "u3"):
+        admit(queue, id, now=0.0)
+    assert refusal(queue, "u4", now=0.0) == (RefusalReason.FAIR_SHARE, 0.5)  # with one of three taken
+    admit(queue, now=0.0, session=B)
+    assert refusal(queue, "u4", now=0.0) == (RefusalReason.FAIR_SHARE, 1.0)  # with all three taken
+
+
+def test_the_hint_for_a_long_wait_is_when_it_has_become_short_enough() -> None:
+    queue = unsure()
+    begin(queue, 0.0)
+    assert refusal(queue, "u1", now=0.0, max_wait_s=1.0) == (RefusalReason.PREDICTED_WAIT, 0.75)  # 1 + 0.75 - 1
+    assert refusal(queue, "u1", now=0.125, max_wait_s=1.0) == (RefusalReason.PREDICTED_WAIT, 0.625)
+
+
+def test_the_hint_for_a_wait_that_the_doubt_alone_exceeds_is_when_nothing_waits() -> None:
+    queue = unsure()
+    begin(queue, 0.0)
+    assert refusal(queue, "u1", now=0.375, max_wait_s=0.125) == (RefusalReason.PREDICTED_WAIT, 0.625)
+
+
+def test_the_hint_while_loading_is_the_rest_of_the_load() -> None:
+    queue = queue_of(state=ServiceState.STARTING, load_s=2.0)
+    assert refusal(queue, "u1", now=1.25) == (RefusalReason.STARTING, 0.75)
+
+
+def test_a_hint_without_a_caller_is_for_anybody() -> None:
+    queue = queue_of(capacity=3)
+    begin(queue, 0.0)
+    admit(queue, "u1", now=0.0)
+    for reason in RefusalReason:
+        assert queue.shed(reason, now=0.25) == Shed(reason, 0.75, 1.75, 1, 3)
+    assert queue.shed(RefusalReason.FAIR_SHARE, now=0.25, session=B).retry_after_s == 0.75  # none of its own waits
 
 
 @pytest.mark.parametrize("elapsed_s", [0.0, 0.5, 1.0, 60.0])
@@ -411,32 +742,84 @@ def test_what_is_in_flight_is_abandoned_and_still_waited_for() -> None:
 # ---------------------------------------------------------------- any schedule
 
 
+@given(
+    capacity=st.integers(1, 5),
+    offers=st.lists(st.tuples(st.sampled_from([A, B, C]), st.floats(0.0, 4.0)), max_size=40),
+    decode_s=st.floats(0.0, 3.0),
+)
+def test_whatever_is_offered_no_session_has_the_whole_queue_and_no_accepted_one_a_wait_too_long(
+    capacity: int, offers: list[tuple[SessionId, float]], decode_s: float
+) -> None:
+    service_time = ServiceTime()
+    service_time.prime(1.0, decode_s)
+    queue = AdmissionQueue(capacity, service_time)
+    queue.worker_changed(ServiceState.READY, now=0.0)
+    waiting: Counter[SessionId] = Counter()
+    for n, (session, max_wait_s) in enumerate(offers):
+        answer = queue.offer(utterance(f"u{n}", session), now=n / 8, max_wait_s=max_wait_s)
+        if isinstance(answer, Ticket):
+            waiting[session] += 1
+            wait_s = answer.estimated_wait_s
+            assert wait_s == 0 or wait_s + 3 * service_time.sigma * answer.position**0.5 <= max_wait_s + 1e-9
+            assert answer.estimated_final_s == wait_s + service_time.estimate(1.0)
+        assert queue.depth == waiting.total() <= capacity
+        assert max(waiting.values(), default=0) <= max(capacity - 1, 1)
+
+
 class AnySchedule(RuleBasedStateMachine):
     """Each accepted ticket leaves once: taken and finished, expired at its deadline, or withdrawn."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 100.0
-        self.queue = AdmissionQueue(2, ServiceTime(prior_s=1.0))
+        self.service_time = ServiceTime()
+        self.service_time.prime(1.0, 1.0)
+        self.queue = AdmissionQueue(3, self.service_time)
         self.queue.worker_changed(ServiceState.READY, now=self.now)
         self.waiting: list[Ticket] = []  # the model: what must be in the queue, in order
+        self.refused: dict[str, tuple[SessionId, float]] = {}  # and who was refused when
         self.n = 0
 
-    @rule(session=st.sampled_from([A, B]), max_wait_s=st.sampled_from([0.0, 0.5, 1.0, 2.0, 8.0]))
+    def has_its_share(self, session: SessionId) -> bool:
+        others = {ticket.utterance.session for ticket in self.waiting} | {
+            owner for owner, refused_at in self.refused.values() if self.now - refused_at < 2.0
+        }
+        n_own = sum(ticket.utterance.session == session for ticket in self.waiting)
+        return n_own >= (1 if others - {session} else 2)
+
+    @rule(session=st.sampled_from([A, B, C]), max_wait_s=st.sampled_from([0.0, 0.5, 1.0, 2.0, 8.0]))
     def offer(self, session: SessionId, max_wait_s: float) -> None:
         self.n += 1
+        self.receive_offer(utterance(f"u{self.n}", session), max_wait_s)
+
+    @precondition(lambda self: self.refused)
+    @rule(data=st.data())
+    def offer_again(self, data: st.DataObject) -> None:
+        id = data.draw(st.sampled_from(sorted(self.refused)))
+        self.receive_offer(utterance(id, self.refused.pop(id)[0]), 8.0)
+
+    def receive_offer(self, offered: Utterance, max_wait_s: float) -> None:
         predicted_s, depth = self.queue.predicted_wait(self.now), self.queue.depth
-        answer = self.queue.offer(utterance(f"u{self.n}", session), now=self.now, max_wait_s=max_wait_s)
-        admits = self.queue.state in (ServiceState.READY, ServiceState.RESTARTING)
-        assert isinstance(answer, Ticket) is (admits and depth < 2 and predicted_s <= max_wait_s)
+        answer = self.queue.offer(offered, now=self.now, max_wait_s=max_wait_s)
+        open = self.queue.state in (ServiceState.READY, ServiceState.RESTARTING)
+        runs = self.queue.in_flight is not None or (
+            self.queue.aside is not None and self.queue.worker_state is ServiceState.READY
+        )
+        doubt_s = 3 * self.service_time.sigma * math.sqrt(depth + runs)
+        in_time = predicted_s == 0 or predicted_s + doubt_s <= max_wait_s
+        has_its_share = self.has_its_share(offered.session)
+        assert isinstance(answer, Ticket) is (open and depth < 3 and in_time and not has_its_share)
         if isinstance(answer, Ticket):
             assert (answer.deadline, answer.estimated_wait_s) == (self.now + max_wait_s, predicted_s)
             self.waiting.append(answer)
         else:
+            assert (answer.reason is RefusalReason.FAIR_SHARE) is (open and has_its_share)
             assert 0.5 <= answer.retry_after_s <= 1.5
             assert answer.estimated_wait_s == predicted_s
+            if answer.reason is not RefusalReason.FAIR_SHARE:
+                self.refused[offered.id] = (offered.session, self.now)
 
-    @precondition(lambda self: self.queue.in_flight is None)
+    @precondition(lambda self: self.queue.in_flight is None and self.queue.aside is None)
     @rule()
     def take(self) -> None:
         ticket = self.queue.take(self.now)
@@ -449,6 +832,11 @@ class AnySchedule(RuleBasedStateMachine):
     @rule(decode_s=st.sampled_from([None, 0.25, 1.0, 3.0]))
     def finish(self, decode_s: float | None) -> None:
         self.queue.finish(decode_s)
+
+    @precondition(lambda self: self.queue.in_flight is None)
+    @rule(expected_s=st.sampled_from([None, 0.25, 1.0]))
+    def decode_aside(self, expected_s: float | None) -> None:
+        self.queue.aside = None if expected_s is None else Aside(expected_s, self.now)
 
     @rule(by_s=st.sampled_from([0.25, 0.5, 2.0]))
     def let_time_pass(self, by_s: float) -> None:
@@ -466,10 +854,11 @@ class AnySchedule(RuleBasedStateMachine):
         ]
         self.waiting = [ticket for ticket in self.waiting if ticket not in expired]
 
-    @rule(session=st.sampled_from([A, B]))
+    @rule(session=st.sampled_from([A, B, C]))
     def withdraw(self, session: SessionId) -> None:
         self.queue.withdraw(session)
         self.waiting = [ticket for ticket in self.waiting if ticket.utterance.session != session]
+        self.refused = {id: refused for id, refused in self.refused.items() if refused[0] != session}
 
     @rule(state=st.sampled_from([*ServiceState][:4]), load_s=st.sampled_from([0.0, 1.0]))
     def change_the_worker(self, state: ServiceState, load_s: float) -> None:
@@ -477,12 +866,18 @@ class AnySchedule(RuleBasedStateMachine):
 
     @invariant()
     def what_waits_is_what_was_admitted_and_never_more_than_the_capacity(self) -> None:
-        assert self.queue.depth == len(self.waiting) <= 2
+        assert self.queue.depth == len(self.waiting) <= 3
         assert self.queue.next_deadline() == min((ticket.deadline for ticket in self.waiting), default=None)
 
     @invariant()
+    def no_session_has_the_whole_queue(self) -> None:
+        owners = Counter(ticket.utterance.session for ticket in self.waiting)
+        assert max(owners.values(), default=0) <= 2
+
+    @invariant()
     def only_an_idle_server_predicts_no_wait(self) -> None:
-        idle = self.queue.state is ServiceState.READY and self.queue.in_flight is None and not self.waiting
+        works = self.queue.in_flight is not None or self.queue.aside is not None
+        idle = self.queue.state is ServiceState.READY and not works and not self.waiting
         assert (self.queue.predicted_wait(self.now) == 0) is idle
 
 
