@@ -3,7 +3,8 @@
 Inbound messages are strict (an unknown field is an error that names its path, because a misspelt ``sample_rate``
 would otherwise decode to garbage); events are read tolerantly, because a server may add to them. All times are
 integer milliseconds from the session's first audio byte, durations are integer milliseconds. The prose reference
-is docs/reference/protocol.md.
+is docs/reference/protocol.md; `asr_ws.schema` makes a JSON Schema of what is here, docstrings included. What is only in
+an ``extra_json_schema`` the schema says and nothing here checks.
 """
 
 from __future__ import annotations
@@ -26,6 +27,27 @@ ENCODINGS: Constant = {"pcm_s16le": 2, "pcm_f32le": 4}  # bytes a sample
 MIN_RATE, MAX_RATE, MAX_CHANNELS = 8000, 192_000, 2
 
 Id = Annotated[str, Meta(min_length=1, max_length=128)]
+Prompt = Annotated[
+    str,
+    Meta(
+        description=f"`prompt` and `hotwords` have at most {MAX_PROMPT_CHARS} characters together.",
+        extra_json_schema={"maxLength": MAX_PROMPT_CHARS},
+    ),
+]
+
+# Of events: a client takes any number.
+Count = Annotated[int, Meta(extra_json_schema={"minimum": 0})]
+DurationMs = Annotated[Count, Meta(description="Milliseconds.")]
+PositionMs = Annotated[Count, Meta(description="Milliseconds from the session's first byte of audio.")]
+HintMs = Annotated[int, Meta(description="Milliseconds.", extra_json_schema={"minimum": 500, "maximum": 1500})]
+Probability = Annotated[float, Meta(extra_json_schema={"minimum": 0, "maximum": 1})]
+Seq = Annotated[
+    int,
+    Meta(
+        description="1, 2, 3 ... per session; absent from `ready` and from a session's own refusal.",
+        extra_json_schema={"minimum": 1},
+    ),
+]
 
 
 # ---------------------------------------------------------------- client -> server
@@ -44,7 +66,7 @@ class AudioInForce(Struct, frozen=True):
 
 
 class AudioFormat(AudioInForce, forbid_unknown_fields=True, frozen=True):
-    """What the binary frames hold. `check` has the limits: outside them is `unsupported_format`, not `bad_message`."""
+    """What the binary frames hold. Outside these limits it is `unsupported_format`, not `bad_message`."""
 
     @property
     def bytes_per_s(self) -> int:
@@ -83,14 +105,14 @@ class Start(_Message, tag="start"):
 
     token: str | None = None
     audio: AudioFormat = AudioFormat()
-    language: str | None = None  # None: detect
+    language: Annotated[str | None, Meta(description="One of `ready.languages`; null: detected.")] = None
     task: Literal["transcribe", "translate"] = "transcribe"
-    prompt: str | None = None
-    hotwords: str | None = None
+    prompt: Prompt | None = None
+    hotwords: Prompt | None = None
     partials: bool = True
     words: bool = False
     endpointing: Endpointing = Endpointing()
-    max_wait_ms: Annotated[int, Meta(ge=0)] | None = None  # None: the server's
+    max_wait_ms: Annotated[int, Meta(ge=0, description="At most the server's, in `ready.limits`.")] | None = None
     client: str | None = None
 
 
@@ -117,6 +139,8 @@ class End(_Message, tag="end"):
 
 
 class Ping(_Message, tag="ping"):
+    """Answered by `pong`, for programs that cannot send WebSocket pings."""
+
     id: Annotated[str, Meta(max_length=128)] | int | None = None
 
 
@@ -127,16 +151,18 @@ ClientMessage = Start | Commit | RetryUtterance | Cancel | End | Ping
 
 
 class _Event(Struct, tag_field="type", kw_only=True):
-    seq: int | UnsetType = UNSET  # 1, 2, 3 ... per session; absent from `ready` and from a session's own refusal
+    seq: Seq | UnsetType = UNSET
 
 
 class Limits(Struct, frozen=True):
-    queue_capacity: int
-    max_wait_ms: int
-    max_utterance_ms: int
-    max_message_bytes: int
-    max_sessions: int
-    hold_ms: int
+    """The server's."""
+
+    queue_capacity: Count
+    max_wait_ms: DurationMs
+    max_utterance_ms: DurationMs
+    max_message_bytes: Count
+    max_sessions: Count
+    hold_ms: DurationMs
 
 
 State_ = Literal["starting", "ready", "restarting", "unavailable", "draining"]
@@ -145,7 +171,7 @@ State_ = Literal["starting", "ready", "restarting", "unavailable", "draining"]
 class Ready(_Event, tag="ready"):
     """The session is open. Audio may be sent before it."""
 
-    protocol: str
+    protocol: Annotated[str, Meta(extra_json_schema={"const": PROTOCOL})]
     session: str
     server: str
     model: str
@@ -163,12 +189,14 @@ class Started(_Event, tag="started"):
     partials: bool
     words: bool
     endpointing: EndpointingInForce
-    max_wait_ms: int
+    max_wait_ms: DurationMs
 
 
 class SpeechStarted(_Event, tag="speech_started"):
+    """Speech has lasted `min_speech_ms`: an utterance is being heard."""
+
     utterance: str
-    audio_start_ms: int
+    audio_start_ms: PositionMs
 
 
 class Partial(_Event, tag="partial"):
@@ -177,69 +205,71 @@ class Partial(_Event, tag="partial"):
     utterance: str
     stable: str
     unstable: str
-    audio_end_ms: int
+    audio_end_ms: PositionMs
 
 
 class Accepted(_Event, tag="accepted"):
     """Admitted; ``position`` counts the decodes ahead, 0 goes to the worker now."""
 
     utterance: str
-    attempt: int
+    attempt: Count
     commit: str | None
-    position: int
-    estimated_wait_ms: int
-    estimated_final_ms: int
-    audio_start_ms: int
-    audio_end_ms: int
+    position: Count
+    estimated_wait_ms: DurationMs
+    estimated_final_ms: DurationMs
+    audio_start_ms: PositionMs
+    audio_end_ms: PositionMs
     endpoint: Literal["silence", "commit", "max_length", "end"]
 
 
 class FinalSegment(Struct, frozen=True):
+    """Part of the text, with what the recognizer thinks of it."""
+
     text: str
-    start_ms: int
-    end_ms: int
+    start_ms: PositionMs
+    end_ms: PositionMs
     avg_logprob: float
-    no_speech_prob: float
+    no_speech_prob: Probability
 
 
 class FinalWord(Struct, frozen=True):
+    """One word, with the space before it where there is one."""
+
     word: str
-    start_ms: int
-    end_ms: int
-    probability: float
+    start_ms: PositionMs
+    end_ms: PositionMs
+    probability: Probability
 
 
 class Final(_Event, tag="final"):
     """Done; it replaces every partial, ``stable`` included."""
 
     utterance: str
-    attempt: int
+    attempt: Count
     text: str
     language: str
-    language_probability: float
-    audio_start_ms: int
-    audio_end_ms: int
-    wait_ms: int
-    decode_ms: int
+    language_probability: Probability
+    audio_start_ms: PositionMs
+    audio_end_ms: PositionMs
+    wait_ms: DurationMs
+    decode_ms: DurationMs
     segments: list[FinalSegment]
-    words: list[FinalWord] | UnsetType = UNSET  # if asked
-    filtered: str | None = None  # why the text was emptied
+    words: Annotated[list[FinalWord], Meta(description="Only with `start.words`.")] | UnsetType = UNSET
+    filtered: Annotated[str | None, Meta(description="Why the text was emptied; null: it was not.")] = None
 
 
 class _Refusal(_Event):
-    """``retry_after_ms`` is within 500..1500, ``estimated_wait_ms`` honest and unclamped."""
-
-    utterance: str | None  # None: the session itself
-    attempt: int
+    utterance: Annotated[str | None, Meta(description="Null: the session itself.")]
+    attempt: Count
     commit: str | None
     status: Literal[429, 503]
     reason: str
-    retry_after_ms: int
-    estimated_wait_ms: int
-    queue_depth: int
-    queue_capacity: int
+    retry_after_ms: HintMs
+    estimated_wait_ms: Annotated[Count, Meta(description="Milliseconds, honest and unclamped.")]
+    queue_depth: Count
+    queue_capacity: Count
     retryable: bool
-    held_ms: int  # how long the audio stays on the server; 0: not held
+    held_ms: Annotated[Count, Meta(description="Milliseconds that the audio stays on the server; 0: not held.")]
 
 
 class Busy(_Refusal, tag="busy"):
@@ -249,17 +279,21 @@ class Busy(_Refusal, tag="busy"):
 class Retry(_Refusal, tag="retry"):
     """Was admitted, could not be finished, may be tried again."""
 
-    waited_ms: int
+    waited_ms: DurationMs
 
 
 class Dropped(_Event, tag="dropped"):
+    """The utterance is gone, without text."""
+
     utterance: str
     reason: Literal["cancelled", "hold_expired", "evicted", "not_held"]
-    audio_start_ms: int
-    audio_end_ms: int
+    audio_start_ms: PositionMs
+    audio_end_ms: PositionMs
 
 
 class Error(_Event, tag="error"):
+    """The client, or the server, did something wrong; the session ends by it if it is ``fatal``."""
+
     code: str
     message: str
     hint: str
@@ -276,22 +310,24 @@ class State(_Event, tag="state"):
 
 
 class Pong(_Event, tag="pong"):
+    """The answer to `ping`, with its id."""
+
     id: str | int | None
 
 
 class Done(_Event, tag="done"):
     """The ledger: ``received = decoded + silence + refused + lost``, and lost is always 0 or our bug."""
 
-    received_ms: int
-    decoded_ms: int
-    silence_ms: int
-    refused_ms: int
+    received_ms: DurationMs
+    decoded_ms: DurationMs
+    silence_ms: DurationMs
+    refused_ms: DurationMs
     lost_ms: int
-    finals: int
-    busy: int
-    retries: int
-    dropped: int
-    errors: int
+    finals: Count
+    busy: Count
+    retries: Count
+    dropped: Count
+    errors: Count
 
 
 class Unknown(Struct, frozen=True):

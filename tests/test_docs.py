@@ -6,7 +6,7 @@ import ast
 import re
 from importlib import import_module
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import click
 import msgspec
@@ -16,7 +16,7 @@ import asr_ws
 from asr_ws import messages
 from asr_ws.cli import COMMANDS
 from asr_ws.config import SETTINGS
-from asr_ws.core.types import RefusalReason
+from asr_ws.core.types import DropReason, EndpointReason, RefusalReason, ServiceState
 from asr_ws.errors import DecodeFailed
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +24,13 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("
 PROTOCOL = (ROOT / "docs" / "reference" / "protocol.md").read_text("utf-8")
 COMMAND_LINE = (ROOT / "docs" / "reference" / "command-line.md").read_text("utf-8")
 
+IN, OUT = "Messages to the server", "Events from the server"
+STRUCTS = [
+    *((IN, struct) for struct in get_args(messages.ClientMessage)),
+    *((OUT, struct) for struct in get_args(messages.ServerEvent)),
+]
+# Fields that are described under another heading, which these refer to.
+ELSEWHERE = {messages.Ready: (OUT, "`state`"), messages.Started: (IN, "`start`"), messages.Retry: (OUT, "`busy`")}
 RESERVED_CODES = {"unauthorized"}  # in the protocol, not sent yet
 ERROR_CALLS = {"ProtocolError": 0, "_error": 0, "_cut_off": 0, "Failed": 1}  # which argument is the code
 
@@ -45,6 +52,15 @@ def fields(struct: type) -> set[str]:
     """Wire names of a message's fields, those of nested objects included, `seq` excluded."""
     hints = {name: get_type_hints(struct)[name] for name in struct.__struct_fields__ if name != "seq"}  # type: ignore[attr-defined]
     return set(hints).union(*(fields(nested) for hint in hints.values() for nested in structs(hint)))
+
+
+def choices(hint: object) -> set[object]:
+    """The values that its fields, or those of the structs within, may only have."""
+    if get_origin(hint) is Literal:
+        return set(get_args(hint))
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return set().union(*(choices(field) for field in get_type_hints(hint).values()))
+    return set().union(*(choices(inner) for inner in get_args(hint)))
 
 
 def structs(hint: object) -> list[type]:
@@ -80,13 +96,7 @@ def anchors(text: str) -> set[str]:
 # ---------------------------------------------------------------- docs/reference/protocol.md
 
 
-@pytest.mark.parametrize(
-    ("section", "union"),
-    [
-        ("Messages to the server", messages.ClientMessage),
-        ("Events from the server", messages.ServerEvent),
-    ],
-)
+@pytest.mark.parametrize(("section", "union"), [(IN, messages.ClientMessage), (OUT, messages.ServerEvent)])
 def test_every_message_and_event_has_its_heading(section: str, union: type) -> None:
     headings = sections(sections(PROTOCOL, 2)[section], 3)
     assert {heading.strip("`") for heading in headings} == {
@@ -94,19 +104,29 @@ def test_every_message_and_event_has_its_heading(section: str, union: type) -> N
     }
 
 
-@pytest.mark.parametrize(
-    ("section", "struct"),
-    [
-        *(("Messages to the server", struct) for struct in get_args(messages.ClientMessage)),
-        *(("Events from the server", struct) for struct in get_args(messages.ServerEvent)),
-    ],
-)
+def described(section: str, struct: type) -> str:
+    """What stands under its heading, and under the one that it refers to."""
+    places = [(section, f"`{struct.__struct_config__.tag}`"), *([ELSEWHERE[struct]] if struct in ELSEWHERE else [])]  # type: ignore[attr-defined]
+    return "\n".join(sections(sections(PROTOCOL, 2)[section], 3)[heading] for section, heading in places)
+
+
+@pytest.mark.parametrize(("section", "struct"), STRUCTS)
 def test_every_field_stands_under_its_message(section: str, struct: type) -> None:
-    body = sections(sections(PROTOCOL, 2)[section], 3)[f"`{struct.__struct_config__.tag}`"]  # type: ignore[attr-defined]
-    # What `started` repeats is described under `start`.
-    nested = names(sections(sections(PROTOCOL, 2)["Messages to the server"], 3)["`start`"])
-    described = names(body) | (nested if struct is messages.Started else set())
-    assert fields(struct) - described == set()
+    assert fields(struct) - names(described(section, struct)) == set()
+
+
+@pytest.mark.parametrize(("section", "struct"), STRUCTS)
+def test_every_value_of_a_closed_set_stands_under_its_message(section: str, struct: type) -> None:
+    words = set(re.findall(r"\w+", described(section, struct)))
+    assert {str(value) for value in choices(struct)} - words == set()
+
+
+def test_the_closed_sets_of_the_wire_are_the_servers() -> None:
+    assert {
+        EndpointReason: choices(messages.Accepted),
+        DropReason: choices(messages.Dropped),
+        ServiceState: choices(messages.Ready),
+    } == {kind: {member.value for member in kind} for kind in (EndpointReason, DropReason, ServiceState)}
 
 
 def test_every_error_code_has_its_heading() -> None:

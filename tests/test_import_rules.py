@@ -48,6 +48,7 @@ TABLE = {
     "asr_ws.__main__": Row(("asr_ws.cli",)),
     "asr_ws.errors": Row(()),
     "asr_ws.messages": Row(("asr_ws.errors", "msgspec"), ("asyncio",)),
+    "asr_ws.schema": Row(("asr_ws.messages", "msgspec"), ("asyncio",)),
     "asr_ws.config": Row(("asr_ws.errors",), ("asyncio",)),
     "asr_ws.models": Row(("asr_ws.models", "asr_ws.errors", "huggingface_hub"), ("asyncio",)),
     "asr_ws.log": Row(("structlog",)),
@@ -71,7 +72,7 @@ TABLE = {
     "asr_ws.server.listener": Row((*SOCKETS, "asr_ws.server.pages")),
     "asr_ws.server.media": Row((*SERVER, "asr_ws.server", "aiohttp", "av")),
     # /v1/stats tells the worker's pid and restarts.
-    "asr_ws.server.pages": Row((*SERVER, "asr_ws.server")),
+    "asr_ws.server.pages": Row((*SERVER, "asr_ws.server", "asr_ws.schema")),
     "asr_ws.server.app": Row(ANYTHING),
     "asr_ws.cli": Row(ANYTHING),
     "asr_ws.testing": Row(ANYTHING),
