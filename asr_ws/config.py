@@ -62,6 +62,16 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
+class Texts:
+    partials: str = _setting("on", "text while somebody speaks", choices=("on", "off"))
+    speculation: str = _setting(
+        "on",
+        "decode at the onset of silence, so that the text is there when the utterance ends",
+        choices=("on", "off"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     model: str = _setting("base", "name of a model, or a folder that holds one")
     device: str = _setting(
@@ -84,6 +94,11 @@ class Model:
         ),
     )
     cpu_threads: int = _setting(0, "threads of a decode on the CPU; 0 leaves it to the recognizer", low=0, high=1024)
+    encoder_window: str = _setting(
+        "auto",
+        "audio that the model looks at; auto is no more than an utterance needs, full is always 30 s",
+        choices=("auto", "full"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +118,7 @@ class Settings:
     listen: Listen = Listen()
     session: Session = Session()
     admission: Admission = Admission()
+    texts: Texts = Texts()
     model: Model = Model()
     log: Log = Log()
 

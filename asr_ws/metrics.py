@@ -9,6 +9,7 @@ WINDOW = 512  # the latest waits and decodes that averages and rates are taken o
 
 class Metrics:
     def __init__(self) -> None:
+        self.partials = 0
         self.finals = 0
         self.retries = 0
         self.refusals: Counter[str] = Counter()  # by reason

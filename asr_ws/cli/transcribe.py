@@ -53,7 +53,8 @@ def _transcribe_one(file: Path, url: str, language: str | None, realtime: bool, 
         duration_s = open_source(file, messages.AudioFormat()).duration_s
         with _bar(file.name, duration_s, shown=sys.stderr.isatty() and not as_json) as advance:
             show = print_event if as_json else advance
-            asyncio.run(_run(file, url, language, realtime, show, transcript, words=format_ != "text"))
+            words, partials = format_ != "text", as_json and realtime
+            asyncio.run(_run(file, url, language, realtime, show, transcript, words=words, partials=partials))
     except ClientError as error:
         _say(f"error: {error.message}", error.hint)
     finally:  # what came before an error, or before Ctrl-C, is text all the same
@@ -73,9 +74,10 @@ async def _run(
     transcript: Transcript,
     *,
     words: bool,
+    partials: bool,
 ) -> None:
     was_busy = False
-    async with connect(url, language=language, partials=False, words=words) as session:
+    async with connect(url, language=language, partials=partials, words=words) as session:
         async for event in session.stream(file, realtime=realtime):
             show(event)
             transcript.receive(event)

@@ -344,7 +344,7 @@ def transcribe(
     """
 
     async def run() -> Transcript:
-        async with connect(url, token=token, **start_fields) as session:
+        async with connect(url, token=token, **{"partials": False, **start_fields}) as session:
             return collect([event async for event in session.stream(source, realtime=realtime)])
 
     return asyncio.run(run())

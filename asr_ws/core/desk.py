@@ -1,6 +1,6 @@
 """The desk: what becomes of every utterance of every session, from its offer to its outcome, and whose turn it is.
 
-Rules, beside those of `AdmissionQueue` and `Holds`:
+Rules, beside those of `AdmissionQueue`, `Holds` and `Drafts`:
 
 - One ticket at most is in flight. It is taken as soon as the worker is ready and nothing else is in flight, and then
   waits for `begin`, by which the caller's decode begins. The worker may die in between: that is no death of the
@@ -9,27 +9,35 @@ Rules, beside those of `AdmissionQueue` and `Holds`:
 - A death under a decode: the ticket is decoded once more, silently, if its deadline allows; the second, in whatever
   attempt, makes the utterance poison.
 - What nobody wants any more is told nobody.
+- A draft is decoded only while the worker is ready and no ticket waits or is in flight.
+- An utterance that a speculation heard exactly is admitted past the queue, full or not, and needs no other decode.
+- A death under a draft's decode counts as its utterance's, wherever that has come meanwhile.
 
-The desk never calls anybody: outcomes and changes of the service's state are collected by `take_news`, in order. The
+The desk never calls anybody: outcomes and changes of the service's status are collected by `take_news`, in order. The
 caller sets a timer by `next_deadline`, at which it calls `tick`. ``now`` is monotonic seconds throughout.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from asr_ws.core.admission import AdmissionQueue, Ticket
+from asr_ws.core.admission import AdmissionQueue, Aside, Ticket, overrun
+from asr_ws.core.drafts import Draft, DraftDecode, Drafts
 from asr_ws.core.holds import Holds
 from asr_ws.core.types import (
     Decoded,
+    DecodeOptions,
     DropReason,
     Failed,
     Hypothesis,
+    News,
     Outcome,
     RefusalReason,
     Released,
+    Samples,
     ServiceState,
+    ServiceStatus,
     SessionId,
     Shed,
     Unfinished,
@@ -40,20 +48,63 @@ from asr_ws.errors import DecodeFailed, WorkerDied
 MAX_DEATHS = 2  # worker deaths under one utterance, after which it is poison
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the worker is to decode now."""
+
+    samples: Samples
+    options: DecodeOptions
+    of: Ticket | DraftDecode
+
+
 class Desk:
-    def __init__(self, queue: AdmissionQueue, holds: Holds) -> None:
+    def __init__(self, queue: AdmissionQueue, holds: Holds, drafts: Drafts) -> None:
         self.queue = queue
+        self.drafts = drafts
         self._holds = holds
-        self._decoding = False  # the ticket in flight, if any, was handed out by `begin`
-        self._news: list[Outcome | ServiceState] = []
+        self._decoding: Ticket | DraftDecode | None = None  # handed out by `begin`
+        self._news: list[News] = []
+        self.status = ServiceStatus(queue.state, drafts.partials)  # as it was told last
 
     # ------------------------------------------------------------ for sessions: `asr_ws.core.session.Desk`
 
     def offer(self, utterance: Utterance, *, now: float, max_wait_s: float) -> Ticket | Shed:
         self.tick(now)
+        speculation = self.drafts.claim(utterance)
+        if speculation is not None and not self.queue.draining:
+            return self._promote(speculation, utterance, now, max_wait_s)
         answer = self.queue.offer(utterance, now=now, max_wait_s=max_wait_s)
         self.tick(now)
         return answer
+
+    def _promote(self, speculation: DraftDecode, utterance: Utterance, now: float, max_wait_s: float) -> Ticket:
+        """The utterance is decoded, or is being: its wait is over."""
+        running = speculation is self._decoding
+        left_s = overrun(speculation.expected_s, now - speculation.began_at) if running else 0.0
+        ticket = Ticket(
+            utterance,
+            accepted_at=now,
+            deadline=now + max_wait_s,
+            position=0,
+            estimated_wait_s=0.0,
+            estimated_final_s=left_s,
+            first_taken_at=now,
+            decode_began_at=speculation.began_at,
+        )
+        if running:
+            self._decoding = self.queue.in_flight = ticket
+            self.queue.aside = None
+        else:
+            assert speculation.hypothesis is not None
+            self._tell(ticket, Decoded(utterance, speculation.hypothesis, 0.0))
+        return ticket
+
+    def hear(self, draft: Draft, *, now: float) -> None:
+        self.drafts.hear(draft, now=now)
+        self.tick(now)
+
+    def deaths_while_heard(self, session: SessionId, utterance: str) -> int:
+        return self.drafts.deaths(session, utterance)
 
     def shed(self, reason: RefusalReason, *, now: float) -> Shed:
         return self.queue.shed(reason, now=now)
@@ -71,36 +122,60 @@ class Desk:
         """The next `tick` lets another have the place of what was in flight but is not decoded."""
         self.queue.withdraw(session, utterance)
         self._holds.withdraw(session, utterance)
-        if self.queue.in_flight is not None and self.queue.in_flight.abandoned and not self._decoding:
+        self.drafts.forget(session, utterance)
+        if self.queue.in_flight is not None and self.queue.in_flight.abandoned and self._decoding is None:
             self.queue.finish()
 
     # ------------------------------------------------------------ for the one that decodes
 
-    def begin(self, now: float) -> Ticket | None:
-        """The ticket to decode now, until `end`; None: nothing is in flight, it is being decoded, or no worker."""
-        ticket = self.queue.in_flight
-        if ticket is None or self._decoding or self.queue.worker_state is not ServiceState.READY:
+    def begin(self, now: float) -> Work | None:
+        """What to decode now, until `end`; None: nothing, or it is being decoded, or no worker."""
+        if self._decoding is not None or self.queue.worker_state is not ServiceState.READY:
             return None
-        self._decoding = True
-        self.queue.replay(now)
-        return ticket
+        if (ticket := self.queue.in_flight) is not None:
+            self._decoding = ticket
+            self.queue.replay(now)
+            return Work(ticket.utterance.samples, ticket.utterance.options, ticket)
+        if self._idle and (decode := self.drafts.begin(now)) is not None:
+            self._decoding = decode
+            self.queue.aside = Aside(decode.expected_s, now)
+            self._tell_status()
+            return Work(decode.draft.copy(), decode.options, decode)
+        return None
 
     def end(self, result: Hypothesis | DecodeFailed | WorkerDied, *, now: float) -> None:
         """How the decode that `begin` handed out went. The worker's new state is received before its death."""
-        ticket = self.queue.in_flight
-        assert ticket is not None
-        assert self._decoding
-        self._decoding = False
+        ended, self._decoding = self._decoding, None
+        assert ended is not None
+        if isinstance(ended, DraftDecode):
+            self.queue.aside = None
+            self._end_draft(ended, result, now)
+        else:
+            self._end_ticket(ended, result, now)
+        self.tick(now)
+
+    def _end_ticket(self, ticket: Ticket, result: Hypothesis | DecodeFailed | WorkerDied, now: float) -> None:
         match result:
             case Hypothesis():
-                self.queue.finish(result.decode_s)
+                assert ticket.decode_began_at is not None
+                self.queue.finish(now - ticket.decode_began_at)
                 self._tell(ticket, Decoded(ticket.utterance, result, ticket.waited_s))
             case DecodeFailed():
                 self.queue.finish()
                 self._tell(ticket, Failed(ticket.utterance, result.code, result.message))
             case WorkerDied():
                 self._died_under(ticket, now)
-        self.tick(now)
+
+    def _end_draft(self, decode: DraftDecode, result: Hypothesis | DecodeFailed | WorkerDied, now: float) -> None:
+        if isinstance(result, Hypothesis):
+            if (partial := self.drafts.end(decode, result, now=now)) is not None:
+                self._news.append(partial)
+            return
+        died = isinstance(result, WorkerDied)
+        still_heard = self.drafts.fail(decode, died=died, now=now)
+        if died and not still_heard:
+            self.queue.count_death(decode.draft.session, decode.draft.id)
+            self._holds.count_death(decode.draft.session, decode.draft.id)
 
     def _died_under(self, ticket: Ticket, now: float) -> None:
         ticket.utterance = replace(ticket.utterance, deaths=ticket.utterance.deaths + 1)
@@ -114,20 +189,16 @@ class Desk:
 
     def receive_worker_state(self, state: ServiceState, *, now: float, load_s: float = 0.0) -> None:
         """``load_s``: until READY, as is to be expected."""
-        before = self.queue.state
         self.tick(now)  # what is due by now is not saved by a worker that comes now
         self.queue.worker_changed(state, now=now, load_s=load_s)
         if state is ServiceState.UNAVAILABLE and self._stranded is not None:
             self._hand_back(now)
         self.tick(now)
-        if self.queue.state is not before:
-            self._news.append(self.queue.state)
 
     def drain(self) -> None:
         """Admit nothing more; what is admitted is finished."""
-        if not self.queue.draining:
-            self.queue.draining = True
-            self._news.append(ServiceState.DRAINING)
+        self.queue.draining = True
+        self._tell_status()
 
     def give_up(self) -> None:
         """Finish nothing any more; the result of a decode that runs is not wanted."""
@@ -135,7 +206,7 @@ class Desk:
         if (ticket := self.queue.in_flight) is not None:
             self._tell(ticket, Released(ticket.utterance, DropReason.NOT_HELD))
             ticket.abandoned = True
-            if not self._decoding:
+            if self._decoding is None:
                 self.queue.finish()
         for ticket in waiting:
             self._tell(ticket, Released(ticket.utterance, DropReason.NOT_HELD))
@@ -149,24 +220,36 @@ class Desk:
         self._news += [Released(utterance, DropReason.HOLD_EXPIRED) for utterance in self._holds.expire(now)]
         if self._stranded is not None and self._stranded.expired(now):
             self._hand_back(now)
-        if self.queue.worker_state is ServiceState.READY and self.queue.in_flight is None:
+        if self.queue.worker_state is ServiceState.READY and self.queue.in_flight is None and self._decoding is None:
             self.queue.take(now)
+        pause = self.drafts.paused_from()
+        self._tell_status(partials=self.drafts.partials and (pause is None or now < pause))
 
     def next_deadline(self) -> float | None:
-        """The next moment at which something is to be told."""
-        stranded = None if self._stranded is None else self._stranded.deadline
-        moments = (self.queue.next_deadline(), self._holds.next_deadline(), stranded)
+        """The next moment at which something is to be told or may begin; it may be over where `begin` is due."""
+        moments = (
+            self.queue.next_deadline(),
+            self._holds.next_deadline(),
+            None if self._stranded is None else self._stranded.deadline,
+            self.drafts.paused_from() if self.status.partials else None,
+            self.drafts.next_moment() if self._idle else None,
+        )
         return min((moment for moment in moments if moment is not None), default=None)
 
-    def take_news(self) -> list[Outcome | ServiceState]:
-        """What is to be told since the last call: outcomes to their sessions, states to all."""
+    def take_news(self) -> list[News]:
+        """What is to be told since the last call: outcomes and partials to their sessions, the status to all."""
         news, self._news = self._news, []
         return news
 
     @property
+    def _idle(self) -> bool:
+        """Whether the worker has nothing to do but drafts. Nothing is in flight then, so nothing waits."""
+        return self.queue.state is ServiceState.READY and self._decoding is None and self.queue.in_flight is None
+
+    @property
     def _stranded(self) -> Ticket | None:
         """The ticket in flight, if it waits for the worker."""
-        waits = not self._decoding and self.queue.worker_state is not ServiceState.READY
+        waits = self._decoding is None and self.queue.worker_state is not ServiceState.READY
         return self.queue.in_flight if waits else None
 
     def _hand_back(self, now: float) -> None:
@@ -177,9 +260,16 @@ class Desk:
         self._tell_unfinished(ticket, RefusalReason.WORKER_CRASHED, now)
 
     def _tell_unfinished(self, ticket: Ticket, reason: RefusalReason, now: float) -> None:
-        shed = self.queue.shed(reason, now=now)
+        shed = self.queue.shed(reason, now=now, session=ticket.utterance.session)
         self._tell(ticket, Unfinished(ticket.utterance, shed, now - ticket.accepted_at))
 
     def _tell(self, ticket: Ticket, outcome: Outcome) -> None:
         if not ticket.abandoned:
             self._news.append(outcome)
+
+    def _tell_status(self, *, partials: bool | None = None) -> None:
+        flows = self.drafts.partials if partials is None else partials
+        status = ServiceStatus(self.queue.state, flows and not self.queue.draining)
+        if status != self.status:
+            self.status = status
+            self._news.append(status)

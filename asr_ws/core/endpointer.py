@@ -63,6 +63,17 @@ class Endpoint:
 EndpointEvent = Onset | Endpoint
 
 
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """The utterance being heard, as far as it has come: ``start_sample..end_sample`` is what `commit` would end now."""
+
+    start_sample: int
+    end_sample: int
+    speech: int  # samples from its first speech to its last
+    pausing: bool  # the latest window is no speech
+    complete: bool  # its tail is there: `end_sample` stays unless speech goes on
+
+
 class _State(Enum):
     QUIET = auto()
     STARTING = auto()
@@ -89,6 +100,7 @@ class Endpointer:
         self._window_end = 0  # detection has come this far
         self._released = 0  # everything before belongs to an earlier utterance, or was dropped
         self._start = 0  # of the utterance being heard; means nothing while QUIET
+        self._first_speech = 0
         self._last_speech = 0
         self._spoken = 0  # samples of speech since its beginning; while QUIET, more than 0 means cut off just now
         # Of the utterance's last windows, after which it may be cut.
@@ -98,6 +110,26 @@ class Endpointer:
     def heard(self) -> tuple[int, int] | None:
         """Start and end so far of the utterance being heard, once it has had its Onset."""
         return (self._start, self._buffer.end) if self._state is _State.SPEAKING else None
+
+    @property
+    def spoken(self) -> Spoken | None:
+        """The utterance being heard, once it has had its Onset."""
+        if self._state is not _State.SPEAKING:
+            return None
+        if self._rules.manual:
+            return Spoken(self._start, self._buffer.end, self._buffer.end - self._start, False, False)
+        pause = self._window_end - self._last_speech
+        return Spoken(
+            self._start,
+            self._commit_end,
+            speech=self._last_speech - self._first_speech,
+            pausing=pause > 0,
+            complete=pause >= self._tail,
+        )
+
+    def copy(self, start: int, end: int) -> Samples:
+        """Samples of the utterance being heard."""
+        return self._buffer.copy(start, end)
 
     @property
     def undecided(self) -> int:
@@ -156,7 +188,8 @@ class Endpointer:
         if probability >= (self._lower if self._spoken else rules.threshold):
             if self._state is _State.QUIET:
                 self._state = _State.STARTING
-                self._start = max(self._window_end - FRAME - rules.prefix, self._released)
+                self._first_speech = max(self._window_end - FRAME, self._released)
+                self._start = max(self._first_speech - rules.prefix, self._released)
                 self._probabilities.clear()
             self._spoken += min(FRAME, self._window_end - self._released)  # a commit or drop may have split the window
             self._last_speech = self._window_end
@@ -194,17 +227,21 @@ class Endpointer:
         self._emit(min(cut, self._last_speech + self._tail), EndpointReason.MAX_LENGTH, events)
         self._spoken = spoken + (self._min_speech if least >= self._lower else 0)
         if spoken:
-            self._state, self._start = _State.STARTING, cut
+            self._state, self._start, self._first_speech = _State.STARTING, cut, cut
             self._promote(events)
 
     def _close(self, reason: EndpointReason) -> list[EndpointEvent]:
         events: list[EndpointEvent] = []
         if self._state is not _State.QUIET:
             self._promote(events, at_once=True)
-            end = self._buffer.end
-            self._emit(end if self._rules.manual else min(end, self._last_speech + self._tail), reason, events)
+            self._emit(self._commit_end, reason, events)
             self._forget()
         return events
+
+    @property
+    def _commit_end(self) -> int:
+        end = self._buffer.end
+        return end if self._rules.manual else min(end, self._last_speech + self._tail)
 
     def _emit(self, end: int, reason: EndpointReason, events: list[EndpointEvent]) -> None:
         events.append(Endpoint(self._start, end, self._buffer.copy(self._start, end), reason))

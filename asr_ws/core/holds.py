@@ -6,6 +6,8 @@ moment, at which it is released. The store never calls anybody: `put` returns wh
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from asr_ws.core.types import SessionId, Utterance
 
 CAPACITY_BYTES = 64_000_000  # float32 at 16 kHz: 1000 s of speech, or 33 utterances of the greatest length
@@ -37,6 +39,11 @@ class Holds:
     def remove(self, session: SessionId, utterance: str) -> Utterance | None:
         held = self._held.pop((session, utterance), None)
         return held and held[0]
+
+    def count_death(self, session: SessionId, utterance: str) -> None:
+        """The worker died under it."""
+        if held := self._held.get((session, utterance)):
+            self._held[session, utterance] = (replace(held[0], deaths=held[0].deaths + 1), held[1])
 
     def shorten(self, session: SessionId, utterance: str, *, until: float) -> None:
         """Release it at ``until``, if that is earlier than before."""

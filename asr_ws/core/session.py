@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from asr_ws import messages
 from asr_ws.core.admission import Ticket
 from asr_ws.core.audio import FormatProbe, PcmDecoder
+from asr_ws.core.drafts import Draft
 from asr_ws.core.endpointer import Endpoint, Endpointer, EndpointEvent, EndpointRules, Onset
 from asr_ws.core.ledger import Ledger
 from asr_ws.core.types import (
@@ -31,10 +32,12 @@ from asr_ws.core.types import (
     DropReason,
     Failed,
     Outcome,
+    Partial,
     RefusalReason,
     Released,
     Resampler,
     ServiceState,
+    ServiceStatus,
     SessionId,
     Shed,
     Unfinished,
@@ -55,6 +58,12 @@ FAILURE_HINTS = {
 
 class Desk(Protocol):
     """Where a session hands in its utterances; the outcomes come back through `Session.receive_outcome`, later."""
+
+    def hear(self, draft: Draft, *, now: float) -> None:
+        """What is being heard, whenever it changes; it ends by `offer` or `withdraw`."""
+
+    def deaths_while_heard(self, session: SessionId, utterance: str) -> int:
+        """How often the worker died under it before its endpoint."""
 
     def offer(self, utterance: Utterance, *, now: float, max_wait_s: float) -> Ticket | Shed: ...
 
@@ -198,6 +207,7 @@ class Session:
             self._in_invalid = audio.n_invalid > 0  # said once for each run of such audio
         self._receive_endpoints(self._endpointer.feed(audio.samples), now)
         self.ledger.pass_over(self._endpointer.undecided)
+        self._tell_draft(now)
         return self._flush()
 
     def receive_text(self, text: str, *, now: float) -> list[messages.ServerEvent]:
@@ -238,12 +248,26 @@ class Session:
         self._advance()
         return self._flush()
 
-    def receive_state(self, state: ServiceState, *, now: float) -> list[messages.ServerEvent]:
-        """The service changed its state. Draining lets what is admitted finish, and nothing else."""
+    def receive_partial(self, partial: Partial) -> list[messages.ServerEvent]:
+        """Text of what is being heard; ignored where the utterance has ended meanwhile."""
+        entry = self._entries.get(partial.utterance)
+        if entry is not None and entry.place is _Place.HEARD:
+            self._emit(
+                messages.Partial(
+                    utterance=entry.id,
+                    stable=partial.stable,
+                    unstable=partial.unstable,
+                    audio_end_ms=ms(partial.end_sample),
+                )
+            )
+        return self._flush()
+
+    def receive_status(self, status: ServiceStatus) -> list[messages.ServerEvent]:
+        """The service changed. Draining lets what is admitted finish, and nothing else."""
         if self._phase is _Phase.CLOSED:
             return []
-        self._emit(messages.State(state=state.value, partials="on" if self._service.partials else "paused"))
-        self._draining = state is ServiceState.DRAINING
+        self._emit(messages.State(state=status.state.value, partials="on" if status.partials else "paused"))
+        self._draining = status.state is ServiceState.DRAINING
         if self._draining and self._phase is not _Phase.CLOSING:
             if self._phase is _Phase.ENDING:
                 self._drop_unadmitted()
@@ -430,8 +454,28 @@ class Session:
                         endpoint=event.reason,
                         options=self._options,
                         attempt=0,
+                        deaths=self._desk.deaths_while_heard(self.id, entry.id),
                     )
                     self._offer(entry, utterance, now)
+
+    def _tell_draft(self, now: float) -> None:
+        """Let the desk know how far the utterance being heard has come."""
+        if (spoken := self._endpointer.spoken) is None:
+            return
+        start, end = spoken.start_sample, spoken.end_sample
+        draft = Draft(
+            session=self.id,
+            id=self._heard().id,
+            start_sample=start,
+            end_sample=end,
+            speech_s=spoken.speech / SAMPLE_RATE,
+            pausing=spoken.pausing,
+            complete=spoken.complete,
+            options=self._options,
+            partials=self._start.partials,
+            copy=lambda: self._endpointer.copy(start, end),
+        )
+        self._desk.hear(draft, now=now)
 
     def _heard(self) -> _Entry:
         return next(entry for entry in self._entries.values() if entry.place is _Place.HEARD)

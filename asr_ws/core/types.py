@@ -53,13 +53,15 @@ class Resampler(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DecodeOptions:
-    """What a session asked of the recognizer; the same for each of its utterances."""
+    """What is asked of the recognizer: by a session, the same for each of its utterances, and for partials more."""
 
     language: str | None  # None: detect
     task: str = "transcribe"  # or "translate"
     prompt: str | None = None
     hotwords: str | None = None
     words: bool = False
+    partial: bool = False  # quickly, of an utterance that is still being spoken
+    prefix: str = ""  # text that is known already; the result is what follows it
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,14 @@ class ServiceState(StrEnum):
     RESTARTING = "restarting"
     UNAVAILABLE = "unavailable"
     DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """What all sessions are told of the service when it changes."""
+
+    state: ServiceState
+    partials: bool  # False: there are none, or load has stopped them
 
 
 class DropReason(StrEnum):
@@ -209,3 +219,17 @@ class Released:
 
 
 Outcome = Decoded | Unfinished | Failed | Released
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """The text so far, ``stable + unstable``, of an utterance that is being heard; it heard up to ``end_sample``."""
+
+    session: SessionId
+    utterance: str
+    stable: str
+    unstable: str
+    end_sample: int
+
+
+News = Outcome | Partial | ServiceStatus

@@ -18,6 +18,7 @@ import structlog
 from asr_ws import __version__, log, messages, models
 from asr_ws.config import Settings
 from asr_ws.core.admission import AdmissionQueue
+from asr_ws.core.drafts import Drafts
 from asr_ws.core.holds import Holds
 from asr_ws.core.service_time import ServiceTime
 from asr_ws.core.session import HOLD_S, Service, Session
@@ -69,13 +70,27 @@ class App:
                 await self.listener.wait_empty()
 
 
-def build(settings: Settings, spec: WorkerSpec) -> App:
-    """Wire the parts together; nothing runs yet. Raises: ModelError: the model folder is not usable."""
+def build(settings: Settings, spec: WorkerSpec, *, fair: bool = True) -> App:
+    """Wire the parts together; nothing runs yet.
+
+    Args:
+        fair: False admits without fair share, for comparison.
+    Raises:
+        ModelError: the model folder is not usable.
+    """
     admission, session = settings.admission, settings.session
     metrics = Metrics()
-    service_time = ServiceTime()
-    dispatcher = Dispatcher(AdmissionQueue(admission.queue_capacity, service_time), Holds(), metrics)
-    supervisor = Supervisor(spec, on_state=dispatcher.worker_changed, on_self_test=service_time.prime)
+    final_time, partial_time = ServiceTime(), ServiceTime()
+    partials, speculation = settings.texts.partials == "on", settings.texts.speculation == "on"
+    drafts = Drafts(final_time, partial_time, partials=partials, speculation=speculation)
+    queue = AdmissionQueue(admission.queue_capacity, final_time, fair=fair)
+    dispatcher = Dispatcher(queue, Holds(), drafts, metrics)
+
+    def prime(audio_s: float, decode_s: float) -> None:
+        for service_time in (final_time, partial_time):
+            service_time.prime(audio_s, decode_s)
+
+    supervisor = Supervisor(spec, on_state=dispatcher.worker_changed, on_self_test=prime)
     dispatcher.worker = supervisor
     service = Service(
         version=__version__,
@@ -89,6 +104,7 @@ def build(settings: Settings, spec: WorkerSpec) -> App:
             max_sessions=session.max_sessions,
             hold_ms=round(HOLD_S * 1000),
         ),
+        partials=partials,
     )
     silero = SileroModel()
 
@@ -109,15 +125,16 @@ def build(settings: Settings, spec: WorkerSpec) -> App:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, spec: WorkerSpec | None = None) -> AsyncIterator[App]:
+async def running(settings: Settings, spec: WorkerSpec | None = None, *, fair: bool = True) -> AsyncIterator[App]:
     """A server that accepts connections; its model may still be loading. Leaving stops it at once.
 
     Args:
         spec: the worker to run, where it is not the one that the settings name.
+        fair: as of `build`.
     Raises:
         UsageError: the address cannot be listened on.
     """
-    app = build(settings, spec or worker_spec(settings))
+    app = build(settings, spec or worker_spec(settings), fair=fair)
     error: Exception | None = None  # of the caller's block: kept out of the group, which would wrap it
     async with app.listener, asyncio.TaskGroup() as tasks:
         running_tasks = [
@@ -138,7 +155,9 @@ async def running(settings: Settings, spec: WorkerSpec | None = None) -> AsyncIt
 
 def worker_spec(settings: Settings) -> WorkerSpec:
     model = settings.model
-    return WorkerSpec(models.resolve(model.model), model.device, model.compute_type, model.cpu_threads)
+    return WorkerSpec(
+        models.resolve(model.model), model.device, model.compute_type, model.cpu_threads, model.encoder_window
+    )
 
 
 Visitor = Callable[[App], Awaitable[int | None]]

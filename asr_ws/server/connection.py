@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed
 from asr_ws import messages
 from asr_ws.core.endpointer import FRAME
 from asr_ws.core.session import Session
-from asr_ws.core.types import SAMPLE_RATE, Outcome, ServiceState
+from asr_ws.core.types import SAMPLE_RATE, Outcome, Partial, ServiceStatus
 from asr_ws.errors import ProtocolError
 from asr_ws.server.dispatcher import Dispatcher, Subscriber
 from asr_ws.server.pacing import Pace
@@ -64,7 +64,8 @@ class Connection:
         """From `ready` to the close; returns when the socket is closed."""
         began = time.monotonic()
         self._log.info("session.opened", client=_address(self._socket))
-        self._dispatcher.attach(self._session.id, Subscriber(self._receive_outcome, self._receive_state))
+        subscriber = Subscriber(self._receive_outcome, self._receive_partial, self._receive_status)
+        self._dispatcher.attach(self._session.id, subscriber)
         try:
             self._do(lambda: self._session.receive_open(self._dispatcher.queue.state))
             async with asyncio.TaskGroup() as tasks:
@@ -128,8 +129,11 @@ class Connection:
     def _receive_outcome(self, outcome: Outcome) -> None:
         self._do(partial(self._session.receive_outcome, outcome, now=self._loop.time()))
 
-    def _receive_state(self, state: ServiceState) -> None:
-        self._do(partial(self._session.receive_state, state, now=self._loop.time()))
+    def _receive_partial(self, text: Partial) -> None:
+        self._do(partial(self._session.receive_partial, text))
+
+    def _receive_status(self, status: ServiceStatus) -> None:
+        self._do(partial(self._session.receive_status, status))
 
     def _do(self, receive: Callable[[], list[messages.ServerEvent]]) -> None:
         """Let the session receive something, and send what it says."""

@@ -13,16 +13,20 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from asr_ws.core.admission import AdmissionQueue, Ticket
-from asr_ws.core.desk import Desk
+from asr_ws.core.desk import Desk, Work
+from asr_ws.core.drafts import Draft, Drafts
 from asr_ws.core.holds import Holds
 from asr_ws.core.types import (
     Decoded,
     DecodeOptions,
     Hypothesis,
+    News,
     Outcome,
+    Partial,
     RefusalReason,
     Samples,
     ServiceState,
+    ServiceStatus,
     SessionId,
     Shed,
     Unfinished,
@@ -42,7 +46,8 @@ class Subscriber:
     """A session's ears."""
 
     outcome: Callable[[Outcome], None]
-    state: Callable[[ServiceState], None]
+    partial: Callable[[Partial], None]
+    status: Callable[[ServiceStatus], None]
 
 
 class Dispatcher:
@@ -50,9 +55,10 @@ class Dispatcher:
 
     worker: Worker
 
-    def __init__(self, queue: AdmissionQueue, holds: Holds, metrics: Metrics) -> None:
+    def __init__(self, queue: AdmissionQueue, holds: Holds, drafts: Drafts, metrics: Metrics) -> None:
         self.queue = queue
-        self._desk = Desk(queue, holds)
+        self.drafts = drafts
+        self._desk = Desk(queue, holds, drafts)
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._subscribers: dict[SessionId, Subscriber] = {}
@@ -67,6 +73,13 @@ class Dispatcher:
 
     def detach(self, session: SessionId) -> None:
         self._subscribers.pop(session, None)
+
+    def hear(self, draft: Draft, *, now: float) -> None:
+        self._desk.hear(draft, now=now)
+        self._settle()
+
+    def deaths_while_heard(self, session: SessionId, utterance: str) -> int:
+        return self._desk.deaths_while_heard(session, utterance)
 
     def offer(self, utterance: Utterance, *, now: float, max_wait_s: float) -> Ticket | Shed:
         answer = self._desk.offer(utterance, now=now, max_wait_s=max_wait_s)
@@ -125,25 +138,22 @@ class Dispatcher:
         return self.queue.worker_state is ServiceState.READY
 
     async def run(self) -> None:
-        """Decode what is in flight, one after the other, until cancelled."""
-        last: Ticket | None = None
+        """Decode what is to be decoded, one after the other, until cancelled."""
         while True:
             self._touched.clear()
-            ticket = self._desk.begin(self._loop.time())
-            if ticket is None:
+            work = self._desk.begin(self._loop.time())
+            if work is None:
                 await self._touched.wait()
                 continue
-            if ticket is not last:  # not a replay
-                self._metrics.observe_wait(ticket.waited_s)
-            last = ticket
-            result = await self._decode(ticket.utterance)
+            self._settle()
+            result = await self._decode(work)
             self._metrics.observe_decode(failed=not isinstance(result, Hypothesis))
             self._desk.end(result, now=self._loop.time())
             self._settle()
 
-    async def _decode(self, utterance: Utterance) -> Hypothesis | DecodeFailed | WorkerDied:
+    async def _decode(self, work: Work) -> Hypothesis | DecodeFailed | WorkerDied:
         try:
-            return await self.worker.decode(utterance.samples, utterance.options)
+            return await self.worker.decode(work.samples, work.options)
         except (DecodeFailed, WorkerDied) as error:
             return error
 
@@ -159,15 +169,21 @@ class Dispatcher:
         deadline = self._desk.next_deadline()
         self._timer = None if deadline is None else self._loop.call_at(deadline, self._settle)
 
-    def _tell(self, news: Outcome | ServiceState) -> None:
+    def _tell(self, news: News) -> None:
         """In the loop's next turn: the session may be inside a call of the desk."""
         match news:
-            case ServiceState():
+            case ServiceStatus():
                 for subscriber in self._subscribers.values():
-                    self._loop.call_soon(subscriber.state, news)
+                    self._loop.call_soon(subscriber.status, news)
+                return
+            case Partial():
+                self._metrics.partials += 1
+                if (owner := self._subscribers.get(news.session)) is not None:
+                    self._loop.call_soon(owner.partial, news)
                 return
             case Decoded():
                 self._metrics.finals += 1
+                self._metrics.observe_wait(news.wait_s)
             case Unfinished():
                 self._metrics.retries += 1
                 if news.shed.reason is RefusalReason.DEADLINE:

@@ -8,7 +8,7 @@ import time
 from http import HTTPStatus
 from typing import Protocol
 
-from asr_ws import __version__, messages
+from asr_ws import __version__, messages, schema
 from asr_ws.core.types import ServiceState
 from asr_ws.metrics import Metrics
 from asr_ws.server.dispatcher import Dispatcher
@@ -49,6 +49,7 @@ class Pages:
         self._worker = worker
         self._metrics = metrics
         self._began = time.monotonic()
+        self._schema_text = schema.FILE.read_text("utf-8")
 
     def by_path(self) -> dict[str, Page]:
         return {
@@ -57,6 +58,7 @@ class Pages:
             "/healthz": self._live,
             "/readyz": self._ready,
             "/v1/stats": self._stats,
+            "/v1/schema.json": self._schema,
         }
 
     def _front(self) -> tuple[HTTPStatus, str, str]:
@@ -79,8 +81,11 @@ class Pages:
         status = HTTPStatus.OK if state is ServiceState.READY else HTTPStatus.SERVICE_UNAVAILABLE
         return status, "text/plain", f"{state.value}\n"
 
+    def _schema(self) -> tuple[HTTPStatus, str, str]:
+        return HTTPStatus.OK, "application/schema+json", self._schema_text
+
     def _stats(self) -> tuple[HTTPStatus, str, str]:
-        queue, metrics, worker = self._dispatcher.queue, self._metrics, self._worker
+        queue, drafts, metrics, worker = self._dispatcher.queue, self._dispatcher.drafts, self._metrics, self._worker
         stats = {
             "state": queue.state.value,
             "model": self._model,
@@ -89,12 +94,15 @@ class Pages:
             "queue_capacity": queue.capacity,
             "avg_wait_ms": round(metrics.avg_wait_s * 1000),
             "p95_wait_ms": round(metrics.p95_wait_s * 1000),
-            "in_flight_tasks": int(queue.in_flight is not None),
+            "in_flight_tasks": int(queue.in_flight is not None or queue.aside is not None),
             "decode_fail_rate": round(metrics.decode_fail_rate, 4),
             "worker_restart_count": worker.n_restarts,
             "worker_pid": worker.pid,
             "sessions": self.listener.n_sessions,
+            "partials": metrics.partials,
             "finals": metrics.finals,
+            "finals_speculated": drafts.n_promoted,
+            "speculations_wasted": drafts.n_wasted,
             "busy": metrics.refusals.total(),
             "busy_by_reason": dict(metrics.refusals),
             "retries": metrics.retries,

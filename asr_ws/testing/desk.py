@@ -7,7 +7,7 @@ What is unrealistic:
 
 - Nothing takes time but decodes and reloads; timers fire a microsecond late, always.
 - The worker comes back after exactly ``reload_s``. It becomes `unavailable` only where a test says so.
-- Every decode is expected to take ``estimate_s``, whatever the last ones took.
+- Every decode is expected to take ``estimate_s``, a partial ``partial_s``, whatever the last ones took.
 - All outcomes that are due are told before anything else is received; on a real loop a message may come between.
 """
 
@@ -20,12 +20,22 @@ from dataclasses import dataclass
 from functools import partial
 
 from asr_ws import messages
-from asr_ws.core.admission import AdmissionQueue
-from asr_ws.core.desk import Desk
+from asr_ws.core.admission import AdmissionQueue, Ticket
+from asr_ws.core.desk import Desk, Work
+from asr_ws.core.drafts import Draft, Drafts
 from asr_ws.core.holds import Holds
 from asr_ws.core.service_time import ServiceTime
 from asr_ws.core.session import Session
-from asr_ws.core.types import Hypothesis, Outcome, Segment, ServiceState, SessionId, Utterance
+from asr_ws.core.types import (
+    Hypothesis,
+    Outcome,
+    Partial,
+    Segment,
+    ServiceState,
+    ServiceStatus,
+    SessionId,
+    Utterance,
+)
 from asr_ws.errors import DecodeFailed, WorkerDied
 
 TIMER_LATENCY_S = 1e-6  # a real timer never fires before its moment
@@ -33,20 +43,34 @@ TIMER_LATENCY_S = 1e-6  # a real timer never fires before its moment
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How one decode goes: it takes ``decode_s``, then ends so; None: a hypothesis with the utterance's id as text."""
+    """How one decode goes: it takes ``decode_s``, then ends so; None: a hypothesis of what `spoken_text` says."""
 
     decode_s: float = 0.5
     ends: Hypothesis | DecodeFailed | WorkerDied | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Decoding:
-    """One decode that the worker began, for assertions afterwards; ``ended_at`` is inf while it lasts."""
+    """One decode that the worker began, for assertions afterwards; ``ended_at`` is inf while it lasts.
 
-    utterance: Utterance
-    deadline: float
+    ``spoken`` is what it decodes as it was then: a ticket's utterance, or a draft.
+    """
+
+    work: Work
+    spoken: Utterance | Draft
     began_at: float
+    n_waiting: int  # when it began
     ended_at: float = math.inf
+
+    @property
+    def utterance(self) -> Utterance:
+        assert isinstance(self.spoken, Utterance)
+        return self.spoken
+
+    @property
+    def deadline(self) -> float:
+        assert isinstance(self.work.of, Ticket)
+        return self.work.of.deadline
 
 
 class _ConstantServiceTime(ServiceTime):
@@ -75,10 +99,15 @@ class ScriptedDesk(Desk):
         load_s: float = 0.0,
         reload_s: float = 1.0,
         estimate_s: float = 0.5,
+        partials: bool = False,
+        speculation: bool = False,
+        partial_s: float = 0.125,
         holds: Holds | None = None,
         uniform: Callable[[float, float], float] = lambda low, high: low,
     ) -> None:
-        super().__init__(AdmissionQueue(capacity, _ConstantServiceTime(estimate_s), uniform), holds or Holds())
+        final_time, partial_time = _ConstantServiceTime(estimate_s), _ConstantServiceTime(partial_s)
+        drafts = Drafts(final_time, partial_time, partials=partials, speculation=speculation)
+        super().__init__(AdmissionQueue(capacity, final_time, uniform), holds or Holds(), drafts)
         self.now = 1000.0
         self.decodings: list[Decoding] = []
         self._script = iter(script)
@@ -136,8 +165,8 @@ class ScriptedDesk(Desk):
         if isinstance(self._step.ends, WorkerDied):
             self.kill()
         else:
-            utterance = self.decodings[-1].utterance
-            self._stop_step(self._step.ends or says(utterance, utterance.id, self._step.decode_s))
+            decoding = self.decodings[-1]
+            self._stop_step(self._step.ends or says(decoding.spoken, spoken_text(decoding.work), self._step.decode_s))
 
     def _stop_step(self, result: Hypothesis | DecodeFailed | WorkerDied) -> None:
         self._step_ends_at = math.inf
@@ -146,12 +175,13 @@ class ScriptedDesk(Desk):
 
     def _turn(self) -> None:
         self.tick(self.now)
-        if (ticket := self.begin(self.now)) is not None:
+        if (work := self.begin(self.now)) is not None:
             assert self.idle, "two decodes at once"
             assert self.queue.worker_state is ServiceState.READY, "a decode without a worker"
             self._step = next(self._script, Step())
             self._step_ends_at = self.now + self._step.decode_s
-            self.decodings.append(Decoding(ticket.utterance, ticket.deadline, self.now))
+            spoken = work.of.utterance if isinstance(work.of, Ticket) else work.of.draft
+            self.decodings.append(Decoding(work, spoken, self.now, self.queue.depth))
         self._address_news()
         while self._untold:
             self._untold.popleft()()
@@ -165,16 +195,30 @@ class ScriptedDesk(Desk):
     def _address_news(self) -> None:
         """To whoever is there now; they hear of it in the next turn, as on a loop."""
         for news in self.take_news():
-            if isinstance(news, ServiceState):
-                self._untold += [partial(client.receive_state, news) for client in self._clients.values()]
+            if isinstance(news, ServiceStatus):
+                self._untold += [partial(client.receive_status, news) for client in self._clients.values()]
+            elif isinstance(news, Partial):
+                if (client := self._clients.get(news.session)) is not None:
+                    self._untold.append(partial(client.receive_partial, news))
             elif (client := self._clients.get(news.utterance.session)) is not None:
                 self._untold.append(partial(client.receive_outcome, news))
 
 
-def says(utterance: Utterance, text: str, decode_s: float) -> Hypothesis:
+def spoken_text(work: Work) -> str:
+    """The utterance's id; as a partial, once for each quarter of a second that the prefix does not have yet."""
+    if isinstance(work.of, Ticket):
+        return work.of.utterance.id
+    draft = work.of.draft
+    if not work.options.partial:
+        return draft.id
+    n_words = int(draft.audio_s * 4) - len(work.options.prefix.split())
+    return f" {draft.id}" * n_words
+
+
+def says(spoken: Utterance | Draft, text: str, decode_s: float) -> Hypothesis:
     """A hypothesis of one segment, as long as the utterance."""
-    segment = Segment(text, 0.0, utterance.audio_s, avg_logprob=-0.25, no_speech_prob=0.0625, compression_ratio=1.0)
-    return Hypothesis(text, utterance.options.language or "en", 1.0, (segment,), None, decode_s)
+    segment = Segment(text, 0.0, spoken.audio_s, avg_logprob=-0.25, no_speech_prob=0.0625, compression_ratio=1.0)
+    return Hypothesis(text, spoken.options.language or "en", 1.0, (segment,), None, decode_s)
 
 
 class DeskClient:
@@ -210,5 +254,8 @@ class DeskClient:
     def receive_outcome(self, outcome: Outcome) -> None:
         self.events += self.session.receive_outcome(outcome, now=self._desk.now)
 
-    def receive_state(self, state: ServiceState) -> None:
-        self.events += self.session.receive_state(state, now=self._desk.now)
+    def receive_partial(self, text: Partial) -> None:
+        self.events += self.session.receive_partial(text)
+
+    def receive_status(self, status: ServiceStatus) -> None:
+        self.events += self.session.receive_status(status)

@@ -1,7 +1,8 @@
 """Nothing is lost: over random schedules attempts and utterances have exactly one outcome each, audio a fate.
 
 Three sessions share the server's `Desk` in virtual time; what clients do, what the worker does, and when, is
-Hypothesis's choice, also whether the worker dies between a ticket's being taken and its decode.
+Hypothesis's choice, also whether the worker dies between a ticket's being taken and its decode, and whether there are
+partials and speculations beside the finals.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from asr_ws import messages
 from asr_ws.core.desk import MAX_DEATHS
 from asr_ws.core.holds import Holds
 from asr_ws.core.session import Close, Service, Session
-from asr_ws.core.types import Resampler, ServiceState, SessionId
+from asr_ws.core.types import Resampler, ServiceState, SessionId, Utterance
 from asr_ws.errors import DecodeFailed, WorkerDied
 from asr_ws.messages import (
     Accepted,
@@ -35,6 +36,7 @@ from asr_ws.messages import (
     Error,
     Final,
     Limits,
+    Partial,
     Ready,
     Retry,
     RetryUtterance,
@@ -44,7 +46,7 @@ from asr_ws.messages import (
     State,
 )
 from asr_ws.testing import ScriptedDetector
-from asr_ws.testing.desk import DeskClient, ScriptedDesk, Step
+from asr_ws.testing.desk import Decoding, DeskClient, ScriptedDesk, Step
 
 N_SESSIONS = 3
 LIMITS = Limits(3, 8000, 30_000, 262_144, 64, 60_000)
@@ -75,6 +77,7 @@ class Told:
     place: Place = Place.HEARD
     attempt: int = 0
     span_ms: tuple[int, int] = (0, 0)
+    stable: str = ""
 
 
 @dataclass
@@ -93,6 +96,10 @@ class Law:
             case SpeechStarted():
                 assert event.utterance not in self.utterances
                 self.utterances[event.utterance] = Told()
+            case Partial():
+                told = self._expect(event, Place.HEARD)
+                assert event.stable.startswith(told.stable)
+                told.stable = event.stable
             case Accepted():
                 told = self._next_attempt(event)
                 told.place = Place.ADMITTED
@@ -206,6 +213,8 @@ CLIENT = [  # what, value, how often
     ("audio", (QUIET, 1), 1),
     ("utterance", (LOUD, 31), 4),
     ("utterance", (LOUD, 700), 16),
+    ("talk", 0.02, 8),  # a speculation begins, and at the endpoint it is running
+    ("talk", 1.5, 8),  # ... or finished
     ("commit", None, 2),
     *((("retry", f"u{n}", 5)) for n in range(1, 5)),
     ("cancel", None, 4),
@@ -240,14 +249,24 @@ steps = st.builds(
 
 
 class World:
-    def __init__(self, capacity: int, script: list[Step], modes: list[Any], reload_s: float, hold_bytes: int) -> None:
-        self.desk = ScriptedDesk(capacity, script, reload_s=reload_s, holds=Holds(hold_bytes))
+    def __init__(
+        self, capacity: int, script: list[Step], modes: list[Any], reload_s: float, hold_bytes: int, drafts: list[bool]
+    ) -> None:
+        partials, speculation = drafts
+        self.desk = ScriptedDesk(
+            capacity,
+            script,
+            reload_s=reload_s,
+            holds=Holds(hold_bytes),
+            partials=partials,
+            speculation=speculation,
+        )
         self.clients: list[DeskClient] = []
         self.n_bytes = [0] * N_SESSIONS  # sent while audio was taken
         self.ended = [False] * N_SESSIONS  # `end` was heard
         self.gone = [False] * N_SESSIONS
         self._loud = np.full(16 * 1500, 29_491, "<i2").tobytes()
-        service = Service("0", "m", ("en",), LIMITS)
+        service = Service("0", "m", ("en",), LIMITS, partials)
         for i, mode in enumerate(modes):
             session = Session(SessionId(f"s-{i}"), service, self.desk, ScriptedDetector, no_resampler)
             client = DeskClient(self.desk, session)
@@ -277,6 +296,10 @@ class World:
             case "utterance":
                 self._send_audio(act.who, *act.value)
                 client.send(Commit(id="c"))
+            case "talk":
+                for loud, n_ms, pause_s in ((LOUD, 700, 0.2), (QUIET, 240, act.value), (QUIET, 100, 0.0)):
+                    self._send_audio(act.who, loud, n_ms)
+                    self.desk.advance(pause_s)
             case "commit":
                 client.send(Commit())
             case "retry":
@@ -309,11 +332,18 @@ class World:
     modes=st.lists(st.sampled_from(["manual", "server"]), min_size=N_SESSIONS, max_size=N_SESSIONS),
     reload_s=st.sampled_from([0.5, 10.0]),
     hold_bytes=st.sampled_from([100_000, 64_000_000]),
+    drafts=st.lists(st.booleans(), min_size=2, max_size=2),
 )
 def test_every_attempt_and_utterance_has_one_outcome_and_all_audio_a_fate(
-    acts: list[Act], script: list[Step], capacity: int, modes: list[Any], reload_s: float, hold_bytes: int
+    acts: list[Act],
+    script: list[Step],
+    capacity: int,
+    modes: list[Any],
+    reload_s: float,
+    hold_bytes: int,
+    drafts: list[bool],
 ) -> None:
-    world = World(capacity, script, modes, reload_s, hold_bytes)
+    world = World(capacity, script, modes, reload_s, hold_bytes, drafts)
     desk = world.desk
     for act in acts:
         world.do(act)
@@ -340,9 +370,19 @@ def test_every_attempt_and_utterance_has_one_outcome_and_all_audio_a_fate(
             assert client.session.close in (Close(1012, "the server stops"), Close(1008, "bad_message"))
 
     assert (desk.queue.depth, desk.queue.in_flight) == (0, None)
-    assert all(decoding.began_at <= decoding.deadline for decoding in desk.decodings)
-    assert all(decoding.utterance.deaths < MAX_DEATHS for decoding in desk.decodings)
+    finals = [decoding for decoding in desk.decodings if isinstance(decoding.spoken, Utterance)]
+    assert all(decoding.began_at <= decoding.deadline for decoding in finals)
+    assert all(decoding.utterance.deaths < MAX_DEATHS for decoding in finals)
     assert all(before.ended_at <= after.began_at for before, after in pairwise(desk.decodings))
     assert all(decoding.ended_at < math.inf for decoding in desk.decodings)
-    decoded = [(u.session, u.id, u.attempt, u.deaths) for u in (decoding.utterance for decoding in desk.decodings)]
+    decoded = [(u.session, u.id, u.attempt, u.deaths) for u in (decoding.utterance for decoding in finals)]
     assert len(decoded) == len(set(decoded))  # again in the same attempt only after a death
+    check_drafts([decoding for decoding in desk.decodings if decoding not in finals])
+
+
+def check_drafts(decodings: list[Decoding]) -> None:
+    """None began while something waited; partials left the worker to others half of the time."""
+    assert all(decoding.n_waiting == 0 for decoding in decodings)
+    partials = [decoding for decoding in decodings if decoding.work.options.partial]
+    for before, after in pairwise(partials):
+        assert before.ended_at - before.began_at <= after.began_at - before.ended_at + 1e-6

@@ -9,6 +9,7 @@ import pytest
 
 from asr_ws.core.admission import AdmissionQueue, Ticket
 from asr_ws.core.desk import Desk
+from asr_ws.core.drafts import Draft, DraftDecode, DraftKind, Drafts
 from asr_ws.core.holds import Holds
 from asr_ws.core.service_time import ServiceTime
 from asr_ws.core.types import (
@@ -18,9 +19,11 @@ from asr_ws.core.types import (
     EndpointReason,
     Failed,
     Hypothesis,
+    Partial,
     RefusalReason,
     Released,
     ServiceState,
+    ServiceStatus,
     SessionId,
     Shed,
     Unfinished,
@@ -39,9 +42,11 @@ SEGV = WorkerDied("segv")
 
 def desk_of(capacity: int = 3) -> Desk:
     """Its worker is ready, and that was told."""
-    desk = Desk(AdmissionQueue(capacity, ServiceTime(prior_s=1.0), lambda low, high: low), Holds())
+    service_time = ServiceTime(prior_s=1.0)
+    queue = AdmissionQueue(capacity, service_time, lambda low, high: low, fair=False)
+    desk = Desk(queue, Holds(), Drafts(service_time, ServiceTime(prior_s=0.25)))
     desk.receive_worker_state(READY, now=0.0)
-    assert desk.take_news() == [READY]
+    assert desk.take_news() == [ServiceStatus(READY, True)]
     return desk
 
 
@@ -51,15 +56,19 @@ def admit(desk: Desk, *utterances: Utterance, now: float = 0.0, max_wait_s: floa
 
 
 def begun(desk: Desk, now: float = 0.0) -> Utterance | None:
-    ticket = desk.begin(now)
-    return None if ticket is None else ticket.utterance
+    work = desk.begin(now)
+    return None if work is None else work.of.utterance
 
 
 def die(desk: Desk, now: float, state: ServiceState = RESTARTING, load_s: float = 2.0) -> None:
     """Under the decode; the state is told first."""
     desk.receive_worker_state(state, now=now, load_s=load_s)
-    assert desk.take_news() == [state]
+    assert desk.take_news() == [ServiceStatus(state, True)]
     desk.end(SEGV, now=now)
+
+
+def told(state: ServiceState) -> ServiceStatus:
+    return ServiceStatus(state, True)
 
 
 def crashed(utterance: Utterance, waited_s: float, wait_s: float, hint_s: float = 1.0, depth: int = 0) -> Unfinished:
@@ -176,7 +185,7 @@ def test_death_is_replayed_silently_before_what_waits() -> None:
     desk.receive_worker_state(READY, now=2.5)
     assert begun(desk, 2.5) == replace(U1, deaths=1)
     desk.end(TEXT, now=3.5)
-    assert desk.take_news() == [READY, Decoded(replace(U1, deaths=1), TEXT, 0.0)]
+    assert desk.take_news() == [told(READY), Decoded(replace(U1, deaths=1), TEXT, 0.0)]
     assert begun(desk, 3.5) is U2
 
 
@@ -202,7 +211,7 @@ def test_second_death_makes_it_poison_and_the_next_goes_on() -> None:
     desk.receive_worker_state(RESTARTING, now=3.0, load_s=2.0)
     desk.end(SEGV, now=3.0)
     poison = Failed(replace(U1, deaths=2), "poison_audio", "the recognizer died 2 times under this utterance")
-    assert desk.take_news() == [READY, RESTARTING, poison]
+    assert desk.take_news() == [told(READY), told(RESTARTING), poison]
     desk.receive_worker_state(READY, now=5.0)
     assert begun(desk, 5.0) is U2
 
@@ -232,7 +241,7 @@ def test_worker_that_comes_at_the_deadline_comes_too_late() -> None:
     begun(desk)
     die(desk, 0.5, load_s=2.5)
     desk.receive_worker_state(READY, now=8.0)
-    assert desk.take_news() == [crashed(replace(U1, deaths=1), 8.0, wait_s=5.0), READY]
+    assert desk.take_news() == [crashed(replace(U1, deaths=1), 8.0, wait_s=5.0), told(READY)]
     assert begun(desk, 8.0) is None
 
 
@@ -242,7 +251,7 @@ def test_unavailable_worker_gives_up_the_replay_before_its_state_is_told() -> No
     begun(desk)
     die(desk, 0.5)
     desk.receive_worker_state(UNAVAILABLE, now=1.0, load_s=30.0)
-    assert desk.take_news() == [crashed(replace(U1, deaths=1), 1.0, wait_s=30.0), UNAVAILABLE]
+    assert desk.take_news() == [crashed(replace(U1, deaths=1), 1.0, wait_s=30.0), told(UNAVAILABLE)]
 
 
 def test_death_that_leaves_the_worker_unavailable_is_told_at_once() -> None:
@@ -266,7 +275,7 @@ def test_death_between_taking_and_beginning_is_waited_for_and_not_charged() -> N
         desk.receive_worker_state(READY, now=2.0)
     assert begun(desk, 2.0) is U1
     desk.end(TEXT, now=3.0)
-    assert desk.take_news() == [RESTARTING, READY] * 3 + [Decoded(U1, TEXT, 0.0)]
+    assert desk.take_news() == [told(RESTARTING), told(READY)] * 3 + [Decoded(U1, TEXT, 0.0)]
 
 
 @pytest.mark.parametrize("max_wait_s", [0.0, 8.0])  # 0: now or not at all
@@ -274,7 +283,7 @@ def test_ticket_that_waits_for_the_worker_is_given_up_at_its_deadline(max_wait_s
     desk = desk_of()
     admit(desk, U1, max_wait_s=max_wait_s)
     desk.receive_worker_state(RESTARTING, now=0.0, load_s=10.0)
-    assert desk.take_news() == [RESTARTING]
+    assert desk.take_news() == [told(RESTARTING)]
     assert desk.next_deadline() == max_wait_s
     desk.tick(max_wait_s + 0.5)
     assert desk.take_news() == [crashed(U1, max_wait_s + 0.5, wait_s=10.0 - max_wait_s - 0.5)]
@@ -284,14 +293,14 @@ def test_ticket_that_waits_for_the_worker_is_given_up_with_it() -> None:
     desk = desk_of()
     admit(desk, U1)
     desk.receive_worker_state(UNAVAILABLE, now=1.0, load_s=30.0)
-    assert desk.take_news() == [crashed(U1, 1.0, wait_s=30.0), UNAVAILABLE]
+    assert desk.take_news() == [crashed(U1, 1.0, wait_s=30.0), told(UNAVAILABLE)]
 
 
 def test_what_waits_in_the_queue_is_not_given_up_with_the_worker() -> None:
     desk = desk_of()
     admit(desk, U1, U2)
     desk.receive_worker_state(UNAVAILABLE, now=1.0, load_s=2.0)
-    assert desk.take_news() == [crashed(U1, 1.0, wait_s=3.0, depth=1), UNAVAILABLE]
+    assert desk.take_news() == [crashed(U1, 1.0, wait_s=3.0, depth=1), told(UNAVAILABLE)]
     desk.receive_worker_state(READY, now=3.0)
     assert begun(desk, 3.0) is U2
 
@@ -317,7 +326,7 @@ def test_withdrawn_decode_is_not_replayed() -> None:
     desk.withdraw(SESSION)
     die(desk, 0.5)
     desk.receive_worker_state(READY, now=2.5)
-    assert (begun(desk, 2.5), desk.take_news()) == (None, [READY])
+    assert (begun(desk, 2.5), desk.take_news()) == (None, [told(READY)])
 
 
 @pytest.mark.parametrize("died", [False, True])
@@ -347,7 +356,11 @@ def test_drain_is_told_once_and_finishes_what_is_admitted() -> None:
         begun(desk, now)
         desk.end(TEXT, now=now)
     desk.receive_worker_state(RESTARTING, now=3.0)
-    assert desk.take_news() == [ServiceState.DRAINING, Decoded(U1, TEXT, 0.0), Decoded(U2, TEXT, 1.0)]
+    assert desk.take_news() == [
+        ServiceStatus(ServiceState.DRAINING, False),
+        Decoded(U1, TEXT, 0.0),
+        Decoded(U2, TEXT, 1.0),
+    ]
 
 
 @pytest.mark.parametrize("decoding", [False, True])
@@ -389,5 +402,192 @@ def test_state_is_told_on_change_only() -> None:
     desk = desk_of()
     for state in (READY, RESTARTING, RESTARTING, READY):
         desk.receive_worker_state(state, now=1.0)
-    assert desk.take_news() == [RESTARTING, READY]
+    assert desk.take_news() == [told(RESTARTING), told(READY)]
     assert desk.take_news() == []
+
+
+# ---------------------------------------------------------------- drafts
+
+OTHER = SessionId("other")
+SPEAKING = Draft(OTHER, "u1", 0, 16_000, 1.0, False, False, OPTIONS, True, lambda: SAMPLES)
+COMPLETE = replace(SPEAKING, pausing=True, complete=True)
+SPOKEN = replace(U1, session=OTHER, endpoint=EndpointReason.SILENCE)
+
+
+def begun_draft(desk: Desk, now: float = 0.0) -> DraftKind | None:
+    work = desk.begin(now)
+    assert work is None or isinstance(work.of, DraftDecode)
+    return work and work.of.kind
+
+
+def speculating(*, finished: bool = False) -> Desk:
+    """It began a speculation at 0, expected to take 1 s."""
+    desk = desk_of(capacity=1)
+    desk.hear(COMPLETE, now=0.0)
+    assert begun_draft(desk) is DraftKind.SPECULATION
+    if finished:
+        desk.end(TEXT, now=0.5)
+        assert desk.take_news() == [Partial(OTHER, "u1", "", "text", 16_000)]
+    return desk
+
+
+@pytest.mark.parametrize("draft", [SPEAKING, COMPLETE])
+def test_draft_is_not_decoded_while_a_ticket_is_in_flight_or_waits(draft: Draft) -> None:
+    desk = desk_of()
+    desk.hear(draft, now=0.0)
+    admit(desk, U1, U2)
+    assert [begun(desk), begun(desk)] == [U1, None]
+    desk.end(TEXT, now=1.0)
+    assert begun(desk, 1.0) is U2
+    desk.end(TEXT, now=2.0)
+    assert begun_draft(desk, 2.0) is not None
+
+
+@pytest.mark.parametrize("state", [RESTARTING, UNAVAILABLE])
+def test_draft_is_decoded_by_a_ready_worker_that_does_not_drain(state: ServiceState) -> None:
+    desk = desk_of()
+    desk.hear(COMPLETE, now=0.0)
+    desk.receive_worker_state(state, now=0.0)
+    assert (begun_draft(desk), desk.drafts.n_speculations) == (None, 0)
+    desk.receive_worker_state(READY, now=1.0)
+    desk.drain()
+    assert (begun_draft(desk, 1.0), desk.next_deadline()) == (None, None)
+
+
+def test_running_partial_counts_as_a_decode_ahead() -> None:
+    desk = desk_of()
+    desk.hear(SPEAKING, now=0.0)
+    assert begun_draft(desk) is DraftKind.PARTIAL
+    ticket = desk.offer(U1, now=0.125, max_wait_s=8.0)
+    assert isinstance(ticket, Ticket)
+    assert (ticket.position, ticket.estimated_wait_s, ticket.estimated_final_s) == (1, 0.125, 1.125)
+    assert desk.begin(0.2) is None
+    desk.end(TEXT, now=0.25)
+    assert begun(desk, 0.25) is U1
+
+
+def test_partial_is_told_and_decoded_from_what_was_heard_by_then() -> None:
+    desk = desk_of()
+    desk.hear(SPEAKING, now=0.0)
+    work = desk.begin(0.0)
+    assert work is not None
+    assert (work.samples is SAMPLES, work.options) == (True, DecodeOptions(None, partial=True))
+    desk.end(TEXT, now=0.25)
+    assert desk.take_news() == [Partial(OTHER, "u1", "", "text", 16_000)]
+
+
+def test_finished_speculation_is_the_final_at_the_endpoint_past_a_full_queue() -> None:
+    desk = speculating(finished=True)
+    admit(desk, U1, U2, now=1.0)
+    ticket = desk.offer(SPOKEN, now=1.0, max_wait_s=0.0)
+    assert isinstance(ticket, Ticket)
+    assert (ticket.position, ticket.estimated_wait_s, ticket.estimated_final_s) == (0, 0.0, 0.0)
+    assert desk.take_news() == [Decoded(SPOKEN, TEXT, 0.0)]
+    assert begun(desk, 1.0) is U1
+
+
+def test_running_speculation_becomes_the_attempts_decode_past_a_full_queue() -> None:
+    desk = speculating()
+    admit(desk, U1, now=0.25)
+    ticket = desk.offer(SPOKEN, now=0.25, max_wait_s=8.0)
+    assert isinstance(ticket, Ticket)
+    assert (ticket.position, ticket.estimated_wait_s, ticket.estimated_final_s) == (0, 0.0, 0.75)
+    refused = desk.offer(U2, now=0.25, max_wait_s=8.0)
+    assert refused == Shed(RefusalReason.QUEUE_FULL, 0.75, 1.75, 1, 1)
+    desk.end(TEXT, now=1.0)
+    assert desk.take_news() == [Decoded(SPOKEN, TEXT, 0.0)]
+    assert begun(desk, 1.0) is U1
+
+
+def test_promoted_speculation_is_replayed_after_a_death_like_any_other() -> None:
+    desk = speculating()
+    assert isinstance(desk.offer(SPOKEN, now=0.25, max_wait_s=8.0), Ticket)
+    die(desk, 0.5)
+    desk.receive_worker_state(READY, now=2.5)
+    assert begun(desk, 2.5) == replace(SPOKEN, deaths=1)
+    desk.end(TEXT, now=3.5)
+    assert desk.take_news() == [told(READY), Decoded(replace(SPOKEN, deaths=1), TEXT, 0.0)]
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_withdrawn_after_its_promotion_it_is_told_nobody(finished: bool) -> None:
+    desk = speculating(finished=finished)
+    assert isinstance(desk.offer(SPOKEN, now=0.5, max_wait_s=8.0), Ticket)
+    desk.take_news()
+    desk.withdraw(OTHER, "u1")
+    if not finished:
+        desk.end(TEXT, now=1.0)
+    assert (desk.take_news(), desk.queue.in_flight) == ([], None)
+
+
+def test_drain_promotes_nothing() -> None:
+    desk = speculating(finished=True)
+    desk.drain()
+    refused = desk.offer(SPOKEN, now=1.0, max_wait_s=8.0)
+    assert refused == Shed(RefusalReason.DRAINING, 0.5, 0.0, 0, 1)
+
+
+def test_failed_speculation_is_decoded_again_as_a_final() -> None:
+    desk = speculating()
+    desk.end(DecodeFailed("odd"), now=0.5)
+    admit(desk, SPOKEN, now=0.5)
+    assert begun(desk, 0.5) is SPOKEN
+    assert desk.take_news() == []
+
+
+def test_death_under_a_draft_counts_while_it_is_heard() -> None:
+    desk = speculating()
+    die(desk, 0.5)
+    desk.receive_worker_state(READY, now=2.5)
+    assert (desk.deaths_while_heard(OTHER, "u1"), begun_draft(desk, 2.5)) == (1, None)
+
+
+def test_death_under_a_draft_counts_where_its_utterance_waits_or_is_held() -> None:
+    desk = desk_of()
+    desk.hear(SPEAKING, now=0.0)
+    begun_draft(desk)
+    admit(desk, SPOKEN, now=0.1)
+    die(desk, 0.2)
+    desk.receive_worker_state(READY, now=2.2)
+    assert begun(desk, 2.2) == replace(SPOKEN, deaths=1)
+    desk = desk_of()
+    desk.hear(SPEAKING, now=0.0)
+    begun_draft(desk)
+    assert isinstance(desk.offer(SPOKEN, now=0.1, max_wait_s=0.0), Shed)
+    desk.hold(SPOKEN, until=60.0)
+    die(desk, 0.2)
+    assert desk.reclaim(OTHER, "u1") == replace(SPOKEN, deaths=1)
+
+
+def test_no_news_is_due_of_what_is_withdrawn_in_mid_partial() -> None:
+    desk = desk_of()
+    desk.hear(SPEAKING, now=0.0)
+    begun_draft(desk)
+    desk.withdraw(OTHER)
+    desk.end(TEXT, now=0.25)
+    assert (desk.take_news(), desk.next_deadline()) == ([], None)
+
+
+def test_load_pauses_partials_once_and_the_next_one_ends_the_pause() -> None:
+    desk = desk_of()
+    admit(desk, U1)
+    begun(desk)
+    desk.hear(SPEAKING, now=0.0)
+    assert desk.next_deadline() == 2.0
+    desk.tick(1.999)
+    assert desk.take_news() == []
+    for now in (2.0, 3.0, 4.0):
+        desk.tick(now)
+    assert desk.take_news() == [ServiceStatus(READY, False)]
+    desk.end(TEXT, now=5.0)
+    assert begun_draft(desk, 5.0) is DraftKind.PARTIAL
+    assert desk.take_news() == [Decoded(U1, TEXT, 0.0), ServiceStatus(READY, True)]
+
+
+def test_draft_has_its_moment_in_the_timer() -> None:
+    desk = desk_of()
+    desk.hear(SPEAKING, now=0.0)
+    begun_draft(desk)
+    desk.end(TEXT, now=0.25)
+    desk.hear(replace(SPEAKING, session=SESSION), now=0.3)
+    assert desk.next_deadline() == 0.5, "as long without a partial as the last one took"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr_ws.core.endpointer import Endpoint, Endpointer, EndpointEvent, EndpointRules, Onset
+from asr_ws.core.endpointer import Endpoint, Endpointer, EndpointEvent, EndpointRules, Onset, Spoken
 from asr_ws.core.types import Samples
 from asr_ws.testing import ScriptedDetector, scripted_audio
 
@@ -660,3 +660,62 @@ def test_without_min_speech_in_all_of_it_nothing_is_told(rules: EndpointRules, s
     spoken = W * sum(n_windows for n_windows, probability in script if probability >= rules.threshold - 0.15)
     rules = replace(rules, min_speech=spoken + 1, max_utterance=spoken + 1 + 2 * W)
     assert drive(rules, scripted_audio(*script)) == []
+
+
+# ---------------------------------------------------------------- what is spoken, before its endpoint
+
+
+def spoken_after(rules: EndpointRules, *spans: tuple[int, float], extra: int = 0) -> Spoken | None:
+    endpointer = endpointer_of(rules)
+    endpointer.feed(scripted_audio(*spans))
+    endpointer.feed(np.zeros(extra, np.float32))
+    return endpointer.spoken
+
+
+@pytest.mark.parametrize(
+    ("spans", "extra", "spoken"),
+    [
+        (((20, 0.0), (2, 0.9)), 0, None),
+        (((20, 0.0), (3, 0.9)), 0, Spoken(16 * W, 23 * W, 3 * W, pausing=False, complete=False)),
+        (((20, 0.0), (3, 0.9)), 7, Spoken(16 * W, 23 * W + 7, 3 * W, pausing=False, complete=False)),
+        (((20, 0.0), (10, 0.9), (1, 0.0)), 0, Spoken(16 * W, 31 * W, 10 * W, pausing=True, complete=False)),
+        (((20, 0.0), (10, 0.9), (6, 0.0)), W - 1, Spoken(16 * W, 30 * W + TAIL, 10 * W, pausing=True, complete=False)),
+        (((20, 0.0), (10, 0.9), (7, 0.0)), 0, Spoken(16 * W, 30 * W + TAIL, 10 * W, pausing=True, complete=True)),
+        (((20, 0.0), (10, 0.9), (7, 0.0), (1, 0.9)), 0, Spoken(16 * W, 38 * W, 18 * W, pausing=False, complete=False)),
+        (((20, 0.0), (10, 0.9), (8, 0.0)), 0, None),
+    ],
+)
+def test_spoken_is_what_a_commit_would_end_now(
+    spans: tuple[tuple[int, float], ...], extra: int, spoken: Spoken | None
+) -> None:
+    assert spoken_after(RULES, *spans, extra=extra) == spoken
+
+
+def test_spoken_is_never_complete_where_the_endpoint_comes_with_the_tail() -> None:
+    rules = replace(RULES, silence=6 * W)
+    assert spoken_after(rules, (20, 0.0), (10, 0.9), (5, 0.0)) == Spoken(16 * W, 35 * W, 10 * W, True, False)
+    assert spoken_after(rules, (20, 0.0), (10, 0.9), (6, 0.0)) is None
+
+
+def test_in_manual_mode_all_is_spoken_and_never_complete() -> None:
+    assert spoken_after(MANUAL, (10, 0.0)) == Spoken(0, 10 * W, 10 * W, pausing=False, complete=False)
+
+
+def test_speech_after_a_cut_is_counted_from_there() -> None:
+    assert spoken_after(RULES, (60, 0.9), (1, 0.4), (6, 0.9)) == Spoken(61 * W, 67 * W, 6 * W, False, False)
+
+
+@pytest.mark.parametrize("size", [1, 700])
+def test_a_commit_ends_exactly_what_was_spoken(size: int) -> None:
+    audio = scripted_audio((20, 0.0), (10, 0.9), (7, 0.0), (10, 0.9), (7, 0.0))
+    endpointer, commits = endpointer_of(RULES), 0
+    for start in range(0, len(audio), size):
+        endpointer.feed(audio[start : start + size])
+        if (spoken := endpointer.spoken) and start % 11 == 0:
+            copied = endpointer.copy(spoken.start_sample, spoken.end_sample)
+            assert np.array_equal(copied, audio[spoken.start_sample : spoken.end_sample])
+            commits += 1
+    spoken = endpointer.spoken
+    assert spoken is not None
+    assert tell(endpointer.commit(), audio) == [("commit", spoken.start_sample, spoken.end_sample)]
+    assert commits

@@ -29,6 +29,7 @@ from asr_ws.core.types import (
     Samples,
     Segment,
     ServiceState,
+    ServiceStatus,
     SessionId,
     Shed,
     Unfinished,
@@ -51,6 +52,7 @@ from asr_ws.messages import (
     FinalSegment,
     FinalWord,
     Limits,
+    Partial,
     Ping,
     Pong,
     Ready,
@@ -1577,7 +1579,7 @@ def test_nothing_is_heard_of_a_session_after_its_disconnect() -> None:
     client.disconnect()
     client.send(Ping())
     client.send(b"\0\0")
-    assert client.session.receive_state(ServiceState.DRAINING, now=0.0) == []
+    assert client.session.receive_status(ServiceStatus(ServiceState.DRAINING, False)) == []
     assert client.take() == []
 
 
@@ -1602,3 +1604,150 @@ def test_commit_and_cancel_act_after_all_audio_sent_before_them(rate: int, mode:
     done = outcomes[-1]
     assert isinstance(done, Done)
     assert (done.received_ms, done.lost_ms, done.finals, done.dropped) == (2000, 0, 1, 1)
+
+
+# ---------------------------------------------------------------- text before the endpoint
+
+# Windows of 32 ms; an utterance that begins at 20 has its pre-roll at 640 - 300 ms. A partial takes 125 ms.
+DETECTED = Endpointing(silence_ms=500)
+
+
+def drafting_client(**changes: Any) -> tuple[ScriptedDesk, DeskClient]:
+    desk = ScriptedDesk(1, **{"partials": True, "speculation": True, **changes})
+    service = Service("0.1.0", "tiny.en", ("en",), LIMITS, partials=True)
+    client = DeskClient(desk, Session(SessionId("s-1"), service, desk, ScriptedDetector, RepeatingResampler))
+    client.send(Start(endpointing=DETECTED))
+    assert client.take()[1:] == [msgspec.structs.replace(STARTED, partials=True, endpointing=DETECTED)]
+    return desk, client
+
+
+def partial(seq: int, stable: str, unstable: str, audio_end_ms: int) -> Partial:
+    return Partial(seq=seq, utterance="u1", stable=stable, unstable=unstable, audio_end_ms=audio_end_ms)
+
+
+def told_of_one_utterance(**changes: Any) -> list[ServerEvent]:
+    """Two seconds of speech in real time, then silence."""
+    desk, client = drafting_client(**changes)
+    for audio in [quiet(20), *[loud(5)] * 12, *[quiet(4)] * 5]:
+        client.send(audio)
+        desk.advance(len(audio) / 32_000)
+    desk.advance(1)
+    return client.take()
+
+
+def test_text_grows_while_it_is_spoken_and_its_stable_part_never_changes() -> None:
+    events = told_of_one_utterance(script=[Step(0.125)] * 8, speculation=False)
+    texts = [event for event in events if isinstance(event, Partial)]
+    assert [(event.stable, event.unstable, event.audio_end_ms) for event in texts] == [
+        ("", "u1 u1 u1", 1280),
+        ("u1 u1 u1", " u1", 1440),
+        ("u1 u1 u1 u1", " u1", 1760),
+        ("u1 u1 u1 u1 u1", " u1", 2080),
+        ("u1 u1 u1 u1 u1 u1", " u1 u1", 2400),
+        ("u1 u1 u1 u1 u1 u1 u1 u1", " u1", 2760),
+    ]
+    assert [event.__struct_config__.tag for event in events] == [
+        "speech_started",
+        *["partial"] * 6,
+        "accepted",
+        "final",
+    ]
+
+
+def test_speculation_changes_neither_the_final_nor_its_audio() -> None:
+    without = told_of_one_utterance(partials=False, speculation=False)
+    events = told_of_one_utterance()
+    accepted, final = events[-2:]
+    assert isinstance(final, Final)
+    assert final == where(without[-1], final.seq)  # type: ignore[arg-type]
+    assert isinstance(accepted, Accepted)
+    assert (accepted.position, accepted.estimated_wait_ms, accepted.endpoint) == (0, 0, "silence")
+    assert msgspec.structs.replace(accepted, seq=3, estimated_final_ms=500) == without[-2]
+
+
+def test_final_is_there_at_the_endpoint_where_the_decode_fits_into_the_silence() -> None:
+    desk, client = drafting_client(partials=False, script=[Step(0.25)])
+    for audio in (quiet(20), loud(20), quiet(8)):
+        client.send(audio)
+        desk.advance(0.256)
+    assert [type(event) for event in client.take()] == [SpeechStarted]
+    client.send(quiet(8))
+    desk.advance()
+    accepted, final = client.take()
+    assert (type(accepted), type(final)) == (Accepted, Final)
+    assert accepted.estimated_final_ms == 0  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("message", [Commit(), End()])
+def test_commit_or_end_after_the_tail_finds_the_speculation(message: Commit | End) -> None:
+    desk, client = drafting_client()
+    client.send(quiet(20) + loud(20) + quiet(7))
+    desk.advance(0.5)
+    n_decodes = len(desk.decodings)
+    client.send(message)
+    desk.advance(0)
+    assert "final" in [event.__struct_config__.tag for event in client.take()]
+    assert (n_decodes, len(desk.decodings)) == (1, 1)
+
+
+def test_partial_after_its_utterance_was_accepted_is_not_told() -> None:
+    desk, client = drafting_client()
+    client.send(quiet(20) + loud(20))
+    desk.advance(0.1)
+    client.send(Commit())
+    desk.advance(2)
+    assert [event.__struct_config__.tag for event in client.take()] == ["speech_started", "accepted", "final"]
+    assert [decoding.work.options.partial for decoding in desk.decodings] == [True, False]
+
+
+def test_partial_of_a_cancelled_utterance_is_not_told() -> None:
+    desk, client = drafting_client()
+    client.send(quiet(20) + loud(20))
+    desk.advance(0.1)
+    client.send(Cancel("u1"))
+    desk.advance(2)
+    assert [event.__struct_config__.tag for event in client.take()] == ["speech_started", "dropped"]
+
+
+def test_manual_mode_has_partials_and_no_speculation() -> None:
+    desk = ScriptedDesk(1, [Step(0.125)] * 3, partials=True, speculation=True)
+    client = started_client(desk)
+    for _ in range(4):
+        client.send(bytes(250 * 32))
+        desk.advance(0.25)
+    client.send(Commit())
+    desk.advance(1)
+    assert [event.__struct_config__.tag for event in client.take()] == [
+        "speech_started",
+        *["partial"] * 3,
+        "accepted",
+        "final",
+    ]
+    assert [decoding.work.options.partial for decoding in desk.decodings] == [True, True, True, False]
+
+
+def test_deaths_before_the_endpoint_count_towards_poison() -> None:
+    desk, client = drafting_client(script=[Step(0.125, WorkerDied("segv")), Step(0.125, WorkerDied("segv"))])
+    client.send(quiet(20) + loud(20))
+    desk.advance(1.5)
+    client.send(loud(20) + quiet(16))
+    desk.advance(3)
+    told = [event for event in client.take() if isinstance(event, (Partial, Accepted, Error, Final))]
+    assert [event.__struct_config__.tag for event in told] == ["accepted", "error"]
+    assert told[1] == error(
+        told[1].seq, "poison_audio", "the recognizer died 2 times under this utterance", utterance="u1"
+    )
+
+
+def test_load_that_stops_partials_is_told_once() -> None:
+    desk, client = drafting_client(script=[Step(5.0)])
+    other = started_client(desk, id="s-2")
+    speak(other)
+    desk.advance(0)
+    client.send(quiet(20) + loud(20))
+    desk.advance(4.9)
+    desk.advance(2)
+    assert [event for event in client.take() if isinstance(event, State)] == [
+        State(seq=3, state="ready", partials="paused"),
+        State(seq=4, state="ready", partials="on"),
+    ]

@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from asr_ws.config import DEFAULTS, Settings
 from asr_ws.server.app import App, running
 from asr_ws.worker.supervisor import WorkerSpec
+from tests.schema import check_event
 
 HANG_S = 600  # no test takes so long, however slow the machine: it hangs
 SPEED = 1000.0  # audio is taken as fast as it comes
@@ -26,10 +27,10 @@ SECOND = bytes(2 * 16_000)  # of s16le silence, which manual mode takes as it ta
 
 
 def settings(**changes: Any) -> Settings:
-    """Defaults on a free port, with these settings changed, whatever their group."""
-    changes = {"port": 0, "ingest_speed": SPEED, **changes}
+    """Defaults on a free port and without partials, with these settings changed, whatever their group."""
+    changes = {"port": 0, "ingest_speed": SPEED, "partials": "off", **changes}
     groups = {}
-    for name in ("listen", "session", "admission", "model", "log"):
+    for name in ("listen", "session", "admission", "texts", "model", "log"):
         group = getattr(DEFAULTS, name)
         groups[name] = replace(group, **{key: value for key, value in changes.items() if hasattr(group, key)})
     return Settings(**groups)
@@ -44,7 +45,7 @@ async def serving(spec: WorkerSpec, *, ready: bool = True, **changes: Any) -> As
 
 
 class Client:
-    """Sends what it is told and keeps what it hears; knows nothing of retries."""
+    """Sends what it is told and keeps what it hears, each event checked by the protocol's schema; knows no retries."""
 
     def __init__(self, app: App, **options: Any) -> None:
         self._connect = connect(app.url, compression=None, max_queue=None, **options)
@@ -65,6 +66,7 @@ class Client:
 
     async def next(self) -> dict[str, Any]:
         event: dict[str, Any] = json.loads(await self.socket.recv())
+        check_event(event)
         self.events.append(event)
         return event
 

@@ -1,0 +1,275 @@
+"""What the worker decodes of utterances that are still being heard, when it has nothing else to do.
+
+A *partial* is a quick decode of the utterance so far; its text is shown and replaced. A *speculation* decodes with the
+final's settings as soon as the audio is complete unless speech goes on; at the endpoint it becomes the final. Rules:
+
+- Neither starts unless the worker is idle and nothing waits (the desk sees to that). Speculations go first.
+- No partial in the utterance's first 0.5 s of speech, nor within max(0.3 s, twice its estimate) of the session's last
+  one, start to start, nor while a pause lets the audio come to its end, nor where there is nothing new to hear.
+- After a partial as much time as it took passes without one: they take at most half of the worker's time.
+- Round robin: of the sessions whose partial is due, the one whose last was longest ago.
+- A speculation is exempt from these, there is one for each pause, and where speech goes on its text is shown as a
+  partial's.
+- What comes back after the endpoint is discarded. Under which the worker died, or which failed, gets no more of either.
+- Partials are paused while one has been due for 2 s and none of either kind has begun.
+
+``now`` is monotonic seconds throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+
+from asr_ws.core.partials import PartialText
+from asr_ws.core.service_time import ServiceTime
+from asr_ws.core.types import (
+    SAMPLE_RATE,
+    DecodeOptions,
+    Hypothesis,
+    Partial,
+    Samples,
+    SessionId,
+    Utterance,
+)
+
+EARLY_SPEECH_S = 0.5  # of speech before the first partial: less is mostly one word, and mostly wrong
+MIN_SPACING_S = 0.3  # between two partials of a session, start to start: text that changes faster is not read
+SPACING_ESTIMATES = 2.0  # ... and so many times what the next is expected to take
+PAUSED_AFTER_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An utterance that is being heard; ``start_sample..end_sample`` is what a commit would end now."""
+
+    session: SessionId
+    id: str
+    start_sample: int
+    end_sample: int
+    speech_s: float  # from its first speech to its last
+    pausing: bool  # no speech at this moment
+    complete: bool  # nothing will be added to it unless speech goes on
+    options: DecodeOptions
+    partials: bool  # whether its session wants any
+    copy: Callable[[], Samples]  # of these samples, as long as nothing more is heard
+
+    @property
+    def audio_s(self) -> float:
+        return (self.end_sample - self.start_sample) / SAMPLE_RATE
+
+
+class DraftKind(Enum):
+    PARTIAL = auto()
+    SPECULATION = auto()
+
+
+@dataclass(slots=True, eq=False)
+class DraftDecode:
+    """One decode of a draft, from its beginning; ``hypothesis`` once a speculation has come to its end."""
+
+    kind: DraftKind
+    draft: Draft
+    options: DecodeOptions
+    expected_s: float
+    began_at: float
+    hypothesis: Hypothesis | None = None
+
+
+@dataclass(slots=True)
+class _Heard:
+    """What is remembered of a session's utterance while it is being heard."""
+
+    draft: Draft
+    text: PartialText = field(default_factory=PartialText)
+    language: str | None = None  # of the stable text: a language that changes would not fit it
+    due_from: float | None = None  # enough speech had been heard by then
+    complete_from: float | None = None
+    decoded_until: int = 0  # samples that the last decode heard
+    speculation: DraftDecode | None = None  # of the pause that lasts
+    barred: bool = False
+    deaths: int = 0
+
+
+class Drafts:
+    """Args:
+    partials, speculation: whether there are any.
+    final_time, partial_time: how long decodes take, with a final's settings and with a partial's.
+    """
+
+    def __init__(
+        self, final_time: ServiceTime, partial_time: ServiceTime, *, partials: bool = True, speculation: bool = True
+    ) -> None:
+        self.partials = partials
+        self.n_speculations = 0
+        self.n_promoted = 0
+        self._speculation = speculation
+        self._final_time = final_time
+        self._partial_time = partial_time
+        self._heard: dict[SessionId, _Heard] = {}
+        self._last_partial: dict[SessionId, float] = {}  # when it began
+        self._last_began = float("-inf")  # of either kind, for anybody
+        self._rest_until = float("-inf")
+
+    @property
+    def n_wasted(self) -> int:
+        """Speculations that no endpoint found, or that failed; those that may still be found are not counted."""
+        n_open = sum(heard.speculation is not None for heard in self._heard.values())
+        return self.n_speculations - self.n_promoted - n_open
+
+    # ------------------------------------------------------------ what is heard
+
+    def hear(self, draft: Draft, *, now: float) -> None:
+        """The session's utterance as far as it has been heard; to be said whenever that changes."""
+        heard = self._heard.get(draft.session)
+        if heard is None or heard.draft.id != draft.id:
+            heard = self._heard[draft.session] = _Heard(draft)
+        heard.draft = draft
+        if heard.due_from is None and draft.speech_s >= EARLY_SPEECH_S:
+            heard.due_from = now
+        if not draft.complete:
+            heard.complete_from = heard.speculation = None  # speech goes on
+        elif heard.complete_from is None:
+            heard.complete_from = now
+
+    def forget(self, session: SessionId, utterance: str | None = None) -> None:
+        """That utterance, or whatever of the session, ended without being offered."""
+        if (heard := self._heard.get(session)) and utterance in (None, heard.draft.id):
+            del self._heard[session]
+        if utterance is None:
+            self._last_partial.pop(session, None)
+
+    def deaths(self, session: SessionId, utterance: str) -> int:
+        """How often the worker died under decodes of this utterance while it was being heard."""
+        heard = self._heard.get(session)
+        return heard.deaths if heard is not None and heard.draft.id == utterance else 0
+
+    def claim(self, utterance: Utterance) -> DraftDecode | None:
+        """The utterance has ended. Returns: the speculation that heard exactly it, running or finished."""
+        heard = self._heard.get(utterance.session)
+        if heard is None or heard.draft.id != utterance.id:
+            return None
+        del self._heard[utterance.session]
+        found = heard.speculation
+        if found is None or (found.draft.start_sample, found.draft.end_sample) != (
+            utterance.start_sample,
+            utterance.end_sample,
+        ):
+            return None
+        self.n_promoted += 1
+        return found
+
+    # ------------------------------------------------------------ what is decoded
+
+    def begin(self, now: float) -> DraftDecode | None:
+        """The decode to start now, if any; the caller has an idle worker, and nothing waits."""
+        if complete := self._moments(self._speculation_from):
+            return self._begin_speculation(min(complete, key=lambda found: found[0])[1], now)
+        due = [heard for at, heard in self._moments(self._due_at) if at <= now]
+        if due and self._rest_until <= now:
+            return self._begin_partial(min(due, key=self._turn), now)
+        return None
+
+    def next_moment(self) -> float | None:
+        """When `begin` has something, or had; None: not before more is heard."""
+        first = self._first(self._due_at)
+        partial = None if first is None else max(first, self._rest_until)
+        moments = (self._first(self._speculation_from), partial)
+        return min((moment for moment in moments if moment is not None), default=None)
+
+    def paused_from(self) -> float | None:
+        """When load has stopped the partials, if nothing begins until then."""
+        first = self._first(self._due_at)
+        return None if first is None else max(first, self._rest_until, self._last_began) + PAUSED_AFTER_S
+
+    def end(self, decode: DraftDecode, hypothesis: Hypothesis, *, now: float) -> Partial | None:
+        """How it came out. Returns: what there is to show."""
+        if decode.kind is DraftKind.PARTIAL:
+            self._rest_until = now + (now - decode.began_at)
+            self._partial_time.observe(decode.draft.audio_s, now - decode.began_at)
+        else:
+            self._final_time.observe(decode.draft.audio_s, now - decode.began_at)
+            decode.hypothesis = hypothesis
+        heard = self._still(decode)
+        if heard is None or not self._shown(decode.draft) or hypothesis.filtered:
+            return None
+        text = heard.text
+        receive = text.receive if decode.kind is DraftKind.PARTIAL else text.receive_whole
+        if not receive(hypothesis.text):
+            return None
+        heard.language = hypothesis.language if text.stable else None
+        return Partial(decode.draft.session, decode.draft.id, text.stable, text.unstable, decode.draft.end_sample)
+
+    def fail(self, decode: DraftDecode, *, died: bool, now: float) -> bool:
+        """It raised, or the worker died under it. Returns: whether the utterance is still being heard."""
+        self._rest_until = now + (now - decode.began_at)
+        heard = self._still(decode)
+        if heard is None:
+            return False
+        heard.barred, heard.speculation = True, None
+        heard.deaths += died
+        return True
+
+    # ------------------------------------------------------------ rules
+
+    def _speculation_from(self, heard: _Heard) -> float | None:
+        """Since when this utterance may have a speculation; None: not as things are."""
+        possible = self._speculation and not heard.barred and heard.speculation is None
+        return heard.complete_from if possible else None
+
+    def _due_at(self, heard: _Heard) -> float | None:
+        """When this utterance may have its next partial, but for the others' turns; None: not as things are."""
+        draft = heard.draft
+        shown_by_speculation = draft.complete and self._speculation
+        pauses = draft.pausing and not draft.complete
+        if heard.due_from is None or heard.barred or pauses or shown_by_speculation:
+            return None
+        if not self._shown(draft) or draft.end_sample <= heard.decoded_until:
+            return None
+        last = self._last_partial.get(draft.session)
+        if last is None:
+            return heard.due_from
+        spacing_s = max(MIN_SPACING_S, SPACING_ESTIMATES * self._partial_time.estimate(draft.audio_s))
+        return max(heard.due_from, last + spacing_s)
+
+    def _shown(self, draft: Draft) -> bool:
+        return self.partials and draft.partials
+
+    def _moments(self, rule: Callable[[_Heard], float | None]) -> list[tuple[float, _Heard]]:
+        return [(at, heard) for heard in self._heard.values() if (at := rule(heard)) is not None]
+
+    def _first(self, rule: Callable[[_Heard], float | None]) -> float | None:
+        return min((at for at, _ in self._moments(rule)), default=None)
+
+    def _turn(self, heard: _Heard) -> float:
+        return self._last_partial.get(heard.draft.session, float("-inf"))
+
+    def _begin_partial(self, heard: _Heard, now: float) -> DraftDecode:
+        draft = heard.draft
+        self._last_partial[draft.session] = now
+        options = replace(
+            draft.options,
+            partial=True,
+            prefix=heard.text.stable,
+            language=draft.options.language or heard.language,
+            words=False,
+        )
+        return self._began(heard, DraftKind.PARTIAL, options, self._partial_time, now)
+
+    def _begin_speculation(self, heard: _Heard, now: float) -> DraftDecode:
+        self.n_speculations += 1
+        decode = self._began(heard, DraftKind.SPECULATION, heard.draft.options, self._final_time, now)
+        heard.speculation = decode
+        return decode
+
+    def _began(
+        self, heard: _Heard, kind: DraftKind, options: DecodeOptions, time: ServiceTime, now: float
+    ) -> DraftDecode:
+        heard.decoded_until = heard.draft.end_sample
+        self._last_began = now
+        return DraftDecode(kind, heard.draft, options, time.estimate(heard.draft.audio_s), now)
+
+    def _still(self, decode: DraftDecode) -> _Heard | None:
+        heard = self._heard.get(decode.draft.session)
+        return heard if heard is not None and heard.draft.id == decode.draft.id else None
