@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import signal
 import sys
@@ -30,6 +31,11 @@ MAX_BACKOFF_S = 30.0
 EXIT_GRACE_S = 1.0  # from closing its end to being gone
 FAILED_STARTS_UNTIL_UNAVAILABLE = 3
 LOAD_BASE_S, LOAD_BYTES_PER_S = 1.0, 200e6  # the guess before the first load has been seen
+
+# The threads of a decode sleep while they wait for each other. OpenMP's own default is to spin a while: where another
+# process wants a core (this server, say), against the one that they wait for, and a decode takes several times as long.
+# `python -m benchmarks.contention` shows it.
+CALM_THREADS = {"OMP_WAIT_POLICY": "passive"}
 
 # Exit statuses of native deaths: signals' names on POSIX, NTSTATUS (unsigned) on Windows.
 SIGNAL_CAUSES = {"SIGKILL": "killed", "SIGILL": "illegal_instruction"}  # killed: possibly out of memory
@@ -70,6 +76,7 @@ class WorkerSpec:
     device: str = "auto"
     compute_type: str = "default"
     cpu_threads: int = 0
+    encoder_window: str = "auto"
     recognizer: str = "asr_ws.worker.recognizer:FasterWhisperRecognizer"
 
 
@@ -201,9 +208,11 @@ class Supervisor:
             *("--device", self._device),
             *("--compute-type", spec.compute_type),
             *("--cpu-threads", str(spec.cpu_threads)),
+            *("--encoder-window", spec.encoder_window),
             *("--recognizer", spec.recognizer),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            env={**CALM_THREADS, **os.environ},
         )
 
     async def _read(self, life: _Life, process: asyncio.subprocess.Process) -> None:
