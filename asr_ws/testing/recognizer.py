@@ -6,11 +6,14 @@ A decode's script is its ``prompt``; a load's is the file ``load.script`` in the
     raise TEXT         RuntimeError(TEXT)
     crash SIGNAL       kill the process by that signal, such as SEGV
     crash-once FILE    SEGV, unless FILE exists; it does afterwards
+    crash-partial SIGNAL, raise-partial TEXT
+                       as without -partial, but in partials only; finals decode
     late-crash SIGNAL  as crash, but after the segment has been handed over
     gate PORT          connect to 127.0.0.1:PORT, say so, and go on when a byte comes back (see `Gate`)
     print TEXT         write to file descriptor 1, as native libraries do, then decode
+    sleep SECONDS      take so long, then decode
 
-Unrealistic: decodes take no time, never use the GPU, and the text has nothing to do with the audio.
+Unrealistic: decodes take no time of their own, never use the GPU, and the text has nothing to do with the audio.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +37,7 @@ from asr_ws.worker.supervisor import WorkerSpec
 class ScriptedRecognizer:
     """A `asr_ws.worker.recognizer.RecognizerFactory`."""
 
-    def __init__(self, model: Path, *, device: str, compute_type: str, cpu_threads: int) -> None:
+    def __init__(self, model: Path, *, device: str, compute_type: str, cpu_threads: int, encoder_window: str) -> None:
         self.device, self.compute_type = device, compute_type
         script = model / "load.script"
         if script.exists():
@@ -41,6 +45,8 @@ class ScriptedRecognizer:
 
     def transcribe(self, samples: Samples, options: DecodeOptions) -> Transcription:
         verb, rest = _verb(options.prompt or "")
+        if options.partial:
+            verb = verb.removesuffix("-partial")
         if verb != "late-crash":
             _perform(verb, rest)
         text = f" {rest}" if verb == "say" else f" country {len(samples)}"
@@ -81,6 +87,8 @@ def _perform(verb: str, rest: str) -> None:
                 gate.recv(1)
         case "print":
             os.write(1, rest.encode())
+        case "sleep":
+            time.sleep(float(rest))
 
 
 def _crash(name: str) -> None:

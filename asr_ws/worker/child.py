@@ -51,6 +51,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compute-type", default="default")
     parser.add_argument("--cpu-threads", type=int, default=0)
+    parser.add_argument("--encoder-window", default="auto", choices=("auto", "full"))
     parser.add_argument("--recognizer", default="asr_ws.worker.recognizer:FasterWhisperRecognizer")
     return parser.parse_args()
 
@@ -91,7 +92,13 @@ def _load(args: argparse.Namespace, replies: BinaryIO) -> Recognizer:
         factory: RecognizerFactory = getattr(importlib.import_module(module), name)
         device = pick_device(args.device)
         _send(replies, ipc.Loading(device))
-        recognizer = factory(args.model, device=device, compute_type=args.compute_type, cpu_threads=args.cpu_threads)
+        recognizer = factory(
+            args.model,
+            device=device,
+            compute_type=args.compute_type,
+            cpu_threads=args.cpu_threads,
+            encoder_window=args.encoder_window,
+        )
         loaded = time.monotonic()
         clip = self_test_clip()
         text = "".join(segment.text for segment in recognizer.transcribe(clip, DecodeOptions("en")))

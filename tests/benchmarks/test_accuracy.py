@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
 import pytest
 
 from asr_ws.testing.wer import WordErrors
-from benchmarks.accuracy import Heard, Outcome, Recording, choose, read_manifest, table
+from benchmarks.accuracy import Heard, Outcome, choose, table
+from benchmarks.common import Recording
 
 
 def heard(said: str, streamed: str, whole: str, *, name: str = "a.wav", unfinished: int = 0) -> Heard:
@@ -76,19 +76,3 @@ def test_recordings_that_the_model_cannot_be_asked_about_are_left_out_and_said()
     en, _, fr, none = recordings
     assert choose(recordings, ["en"]) == ([en, none], {"zh.wav": unknown, "fr.wav": unknown})
     assert choose(recordings, ["en", "fr", "zh"]) == ([en, fr, none], {"zh.wav": script})
-
-
-def test_the_manifest_is_read_with_quotes_as_they_are(tmp_path: Path) -> None:
-    (tmp_path / "manifest.tsv").write_text('file\tlanguage\ttranscript\na.wav\ten\t"So," she said.\n', "utf-8")
-    with pytest.raises(click.ClickException, match=r"lacks a\.wav"):
-        read_manifest(tmp_path)
-    (tmp_path / "a.wav").touch()
-    assert read_manifest(tmp_path) == [Recording(tmp_path / "a.wav", "en", '"So," she said.')]
-
-
-@pytest.mark.parametrize("content", [None, "file\ttranscript\na.wav\thi\n"])
-def test_a_folder_without_a_usable_manifest_is_refused(content: str | None, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / "manifest.tsv").write_text(content, "utf-8")
-    with pytest.raises(click.ClickException, match=r"manifest\.tsv"):
-        read_manifest(tmp_path)

@@ -49,8 +49,9 @@ class Watched:
             self._new.clear()
             await self._new.wait()
 
-    async def decode(self, script: str = "") -> str:
-        return (await self.supervisor.decode(SAMPLES, DecodeOptions("en", prompt=script))).text
+    async def decode(self, script: str = "", *, partial: bool = False) -> str:
+        options = DecodeOptions("en", prompt=script, partial=partial, prefix="country" if partial else "")
+        return (await self.supervisor.decode(SAMPLES, options)).text
 
 
 @asynccontextmanager
@@ -91,6 +92,39 @@ async def test_decodes_follow_one_another_in_the_same_process(scripted: WorkerSp
         assert [await watched.decode("say one"), await watched.decode()] == ["one", "country 1600"]
         assert watched.supervisor.pid == pid
         assert watched.supervisor.max_concurrent_decodes == 1
+
+
+async def test_what_the_spec_says_reaches_the_recognizer(
+    scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        "from asr_ws.testing.recognizer import ScriptedRecognizer",
+        "class Telling(ScriptedRecognizer):",
+        "    def __init__(self, model, **given):",
+        "        super().__init__(model, **given)",
+        "        self.compute_type = repr(given)",
+    ]
+    (tmp_path / "telling.py").write_text("\n".join(lines))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    spec = WorkerSpec(scripted.model, "cpu", "int8", 3, "full", recognizer="telling:Telling")
+    async with supervised(spec) as watched:
+        await watched.until(ServiceState.READY)
+        given = {"device": "cpu", "compute_type": "int8", "cpu_threads": 3, "encoder_window": "full"}
+        assert watched.supervisor.loaded is not None
+        assert watched.supervisor.loaded.compute_type == repr(given)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+async def test_a_script_can_be_for_partials_only(scripted: WorkerSpec) -> None:
+    async with supervised(scripted) as watched:
+        await watched.until(ServiceState.READY)
+        for script in ("crash-partial SEGV", "raise-partial no such luck"):
+            assert await watched.decode(script) == "country 1600"
+        assert await watched.decode(partial=True) == "country 1600"
+        with pytest.raises(DecodeFailed, match="no such luck"):
+            await watched.decode("raise-partial no such luck", partial=True)
+        with pytest.raises(WorkerDied, match="segv"):
+            await watched.decode("crash-partial SEGV", partial=True)
 
 
 async def test_decode_that_raises_leaves_the_worker_alive(scripted: WorkerSpec) -> None:

@@ -1,0 +1,187 @@
+"""What the benchmarks share."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator
+from itertools import pairwise
+from pathlib import Path
+
+import click
+import pytest
+
+from asr_ws import messages
+from asr_ws.client import Event
+from asr_ws.errors import ConfigError
+from benchmarks.common import (
+    PCM_BYTES_PER_S,
+    CoreUse,
+    Offer,
+    Recording,
+    Spread,
+    Talk,
+    Tally,
+    dealt,
+    lasting,
+    numbers,
+    offers,
+    percentile,
+    read_manifest,
+    report,
+    settings_of,
+    speech_folder,
+    speech_pcm,
+    spoken_cuts,
+    until,
+    within,
+)
+from tests.benchmarks.events import accepted, busy, final
+
+
+@pytest.mark.parametrize(
+    ("values", "percent", "expected"),
+    [
+        ([7.0], 50, 7.0),
+        ([3.0, 1.0, 2.0], 0, 1.0),
+        ([3.0, 1.0, 2.0], 50, 2.0),
+        ([4.0, 3.0, 1.0, 2.0], 50, 2.0),
+        ([float(n) for n in range(1, 101)], 99, 99.0),
+        ([float(n) for n in range(1, 102)], 99, 100.0),
+        ([1.0, 2.0], 100, 2.0),
+    ],
+)
+def test_a_percentile_is_a_measured_value(values: list[float], percent: float, expected: float) -> None:
+    assert percentile(values, percent) == expected
+
+
+def test_nothing_measured_has_no_percentile() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        percentile([], 50)
+
+
+def test_a_spread_has_the_tail_as_well() -> None:
+    spread = Spread.of([float(n) for n in range(200, 0, -1)])
+    assert spread == Spread(200, p50=100.0, p95=190.0, p99=198.0, max=200.0)
+    assert Spread.of([1.23456]).figures() == {"n": 1, "p50": 1.235, "p95": 1.235, "p99": 1.235, "max": 1.235}
+
+
+@pytest.mark.parametrize(("passed", "exit_code"), [(True, 0), (False, 1), (None, 0)])
+def test_the_report_is_one_line_of_json_and_the_exit_code(
+    passed: bool | None, exit_code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report("sleep", settings={"n": 3}, figures={"p50_ms": 1.5}, passed=passed) == exit_code
+    told = json.loads(capsys.readouterr().out)
+    assert told.pop("machine").keys() >= {"cpu", "cores", "os", "python", "asr-ws"}
+    assert told == {"benchmark": "sleep", "settings": {"n": 3}, "p50_ms": 1.5, "passed": passed}
+
+
+async def test_a_run_that_does_not_end_says_what_it_waited_for() -> None:
+    with pytest.raises(click.ClickException, match=r"waited 0\.01 s for the end"):
+        async with within(0.01, "the end"):
+            await asyncio.Event().wait()
+
+
+async def test_a_limit_inside_the_limit_is_not_taken_for_it() -> None:
+    with pytest.raises(TimeoutError, match="its own"):
+        async with within(10, "the end"):
+            raise TimeoutError("its own")
+
+
+def test_without_a_folder_the_bundled_recordings_are_meant(tmp_path: Path) -> None:
+    with speech_folder(None) as bundled:
+        assert "jfk.wav" in [each.file.name for each in read_manifest(bundled)]
+    with speech_folder(tmp_path) as folder:
+        assert folder == tmp_path
+
+
+def test_the_manifest_is_read_with_quotes_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "manifest.tsv").write_text('file\tlanguage\ttranscript\na.wav\ten\t"So," she said.\n', "utf-8")
+    with pytest.raises(click.ClickException, match=r"lacks a\.wav"):
+        read_manifest(tmp_path)
+    (tmp_path / "a.wav").touch()
+    assert read_manifest(tmp_path) == [Recording(tmp_path / "a.wav", "en", '"So," she said.')]
+
+
+@pytest.mark.parametrize("content", [None, "file\ttranscript\na.wav\thi\n"])
+def test_a_folder_without_a_usable_manifest_is_refused(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "manifest.tsv").write_text(content, "utf-8")
+    with pytest.raises(click.ClickException, match=r"manifest\.tsv"):
+        read_manifest(tmp_path)
+
+
+def test_the_bundled_speech_is_one_stream_of_whole_samples() -> None:
+    pcm = speech_pcm()
+    assert len(pcm) % 2 == 0
+    assert round(len(pcm) / PCM_BYTES_PER_S) == 55  # seconds
+
+
+def test_settings_come_from_nowhere_but_the_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASR_WS_QUEUE_CAPACITY", "7")
+    settings = settings_of(max_sessions=500)
+    assert (settings.listen.port, settings.session.max_sessions, settings.admission.queue_capacity) == (0, 500, 3)
+    with pytest.raises(ConfigError, match="unknown setting 'max_session'"):
+        settings_of(max_session=500)
+
+
+def test_a_thread_that_works_uses_its_core() -> None:
+    core = CoreUse()
+    while core.used_s < 0.02:
+        pass
+    assert 0 < core.used_share <= 1.1  # the two clocks have a grain of their own
+    waited_share = core.waited_share
+    assert waited_share is None or 0 <= waited_share < 1
+
+
+async def _events() -> AsyncIterator[Event]:
+    yield messages.Pong(id=1)
+    yield messages.Pong(id=2)
+
+
+async def test_the_next_event_of_a_kind_is_waited_for() -> None:
+    assert await until(_events(), messages.Pong) == messages.Pong(id=1)
+    with pytest.raises(click.ClickException, match="the session ended without Final"):
+        await until(_events(), messages.Final)
+
+
+def test_offers_come_at_the_asked_rate_and_the_same_again_from_the_same_seed() -> None:
+    cuts = [slice(0, 32_000), slice(32_000, 48_000)]
+    first, again = (list(lasting(1000, offers(2.0, cuts, random.Random(7)))) for _ in range(2))
+    assert first == again
+    assert 1800 < len(first) < 2200  # 2000, and five standard deviations of a Poisson process
+    assert {each.audio_s for each in first} == {1.0, 0.5}
+    assert all(before.at_s < after.at_s for before, after in pairwise(first))
+
+
+def test_every_offer_is_dealt_to_one_session() -> None:
+    all_offers = [Offer(float(n), slice(0, 2)) for n in range(20)]
+    plans = dealt(all_offers, 3, random.Random(7))
+    assert len(plans) == 3
+    assert sorted((each for plan in plans for each in plan), key=lambda each: each.at_s) == all_offers
+    assert all(plan == sorted(plan, key=lambda each: each.at_s) for plan in plans)
+
+
+def test_a_tally_counts_utterances_once_and_refusals_each_time() -> None:
+    patient = Talk(heard=[(1.0, busy()), (2.0, busy(attempt=2)), (3.0, accepted(attempt=3)), (4.0, final())])
+    given_up = Talk(heard=[(1.0, busy(reason="fair_share")), (2.0, accepted("u2"))])
+    assert Tally.of([patient, given_up]) == Tally(3, 1, {"queue_full": 2, "fair_share": 1})
+
+
+@pytest.mark.parametrize(("text", "expected"), [(None, ()), ("2", (2.0,)), ("0.5,2", (0.5, 2.0))])
+def test_numbers_are_read_from_a_list(text: str | None, expected: tuple[float, ...]) -> None:
+    command = click.Command("x")
+    assert numbers(click.Context(command), click.Option(["--loads"]), text) == expected
+
+
+@pytest.mark.parametrize("text", ["two", "1,,2", "0", "-1"])
+def test_what_is_no_list_of_positive_numbers_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        numbers(click.Context(click.Command("x")), click.Option(["--loads"]), text)
+
+
+def test_the_bundled_speech_falls_into_short_utterances() -> None:
+    cuts = spoken_cuts()
+    assert len(cuts) > 10
+    assert all(1.0 < Offer(0.0, cut).audio_s < 6.1 and cut.start % 2 == 0 for cut in cuts)
