@@ -65,6 +65,7 @@ class Desk:
         self._decoding: Ticket | DraftDecode | None = None  # handed out by `begin`
         self._news: list[News] = []
         self.status = ServiceStatus(queue.state, drafts.partials)  # as it was told last
+        self._ticked_at = -math.inf
 
     # ------------------------------------------------------------ for sessions: `asr_ws.core.session.Desk`
 
@@ -215,6 +216,7 @@ class Desk:
 
     def tick(self, now: float) -> None:
         """What is due is told, and the next ticket goes in flight if nothing hinders it."""
+        self._ticked_at = now
         for ticket in self.queue.expire(now):
             self._tell_unfinished(ticket, RefusalReason.DEADLINE, now)
         self._news += [Released(utterance, DropReason.HOLD_EXPIRED) for utterance in self._holds.expire(now)]
@@ -226,13 +228,13 @@ class Desk:
         self._tell_status(partials=self.drafts.partials and (pause is None or now < pause))
 
     def next_deadline(self) -> float | None:
-        """The next moment at which something is to be told or may begin; it may be over where `begin` is due."""
+        """The next moment after the last `tick` at which something is to be told, or may begin."""
         moments = (
             self.queue.next_deadline(),
             self._holds.next_deadline(),
             None if self._stranded is None else self._stranded.deadline,
             self.drafts.paused_from() if self.status.partials else None,
-            self.drafts.next_moment() if self._idle else None,
+            self.drafts.next_moment(self._ticked_at) if self._idle else None,
         )
         return min((moment for moment in moments if moment is not None), default=None)
 

@@ -6,6 +6,8 @@ final's settings as soon as the audio is complete unless speech goes on; at the 
 - Neither starts unless the worker is idle and nothing waits (the desk sees to that). Speculations go first.
 - No partial in the utterance's first 0.5 s of speech, nor within max(0.3 s, twice its estimate) of the session's last
   one, start to start, nor while a pause lets the audio come to its end, nor where there is nothing new to hear.
+- A partial begins when audio has just come; otherwise it waits for the next, which may show that speech has ended: the
+  speculation would have to wait for it then. Where none comes for 0.25 s it begins with what there is.
 - After a partial as much time as it took passes without one: they take at most half of the worker's time.
 - Round robin: of the sessions whose partial is due, the one whose last was longest ago.
 - A speculation is exempt from these, there is one for each pause, and where speech goes on its text is shown as a
@@ -37,6 +39,7 @@ from asr_ws.core.types import (
 EARLY_SPEECH_S = 0.5  # of speech before the first partial: less is mostly one word, and mostly wrong
 MIN_SPACING_S = 0.3  # between two partials of a session, start to start: text that changes faster is not read
 SPACING_ESTIMATES = 2.0  # ... and so many times what the next is expected to take
+FRESH_S, STALE_S = 0.05, 0.25  # age of the audio: just come, and where no more seems to come. Frames are 20-100 ms
 PAUSED_AFTER_S = 2.0
 
 
@@ -82,6 +85,7 @@ class _Heard:
     """What is remembered of a session's utterance while it is being heard."""
 
     draft: Draft
+    heard_at: float
     text: PartialText = field(default_factory=PartialText)
     language: str | None = None  # of the stable text: a language that changes would not fit it
     due_from: float | None = None  # enough speech had been heard by then
@@ -124,8 +128,8 @@ class Drafts:
         """The session's utterance as far as it has been heard; to be said whenever that changes."""
         heard = self._heard.get(draft.session)
         if heard is None or heard.draft.id != draft.id:
-            heard = self._heard[draft.session] = _Heard(draft)
-        heard.draft = draft
+            heard = self._heard[draft.session] = _Heard(draft, now)
+        heard.draft, heard.heard_at = draft, now
         if heard.due_from is None and draft.speech_s >= EARLY_SPEECH_S:
             heard.due_from = now
         if not draft.complete:
@@ -168,19 +172,20 @@ class Drafts:
             return self._begin_speculation(min(complete, key=lambda found: found[0])[1], now)
         due = [heard for at, heard in self._moments(self._due_at) if at <= now]
         if due and self._rest_until <= now:
-            return self._begin_partial(min(due, key=self._turn), now)
+            heard = min(due, key=self._turn)
+            if not FRESH_S < now - heard.heard_at < STALE_S:
+                return self._begin_partial(heard, now)
         return None
 
-    def next_moment(self) -> float | None:
-        """When `begin` has something, or had; None: not before more is heard."""
-        first = self._first(self._due_at)
-        partial = None if first is None else max(first, self._rest_until)
-        moments = (self._first(self._speculation_from), partial)
-        return min((moment for moment in moments if moment is not None), default=None)
+    def next_moment(self, now: float) -> float | None:
+        """When `begin` may have something that it has not yet; None: not before more is heard."""
+        due = self._moments(self._due_at)
+        moments = [max(at, self._rest_until, heard.heard_at + STALE_S) for at, heard in due]
+        return min((moment for moment in moments if moment > now), default=None)
 
     def paused_from(self) -> float | None:
         """When load has stopped the partials, if nothing begins until then."""
-        first = self._first(self._due_at)
+        first = min((at for at, _ in self._moments(self._due_at)), default=None)
         return None if first is None else max(first, self._rest_until, self._last_began) + PAUSED_AFTER_S
 
     def end(self, decode: DraftDecode, hypothesis: Hypothesis, *, now: float) -> Partial | None:
@@ -238,9 +243,6 @@ class Drafts:
 
     def _moments(self, rule: Callable[[_Heard], float | None]) -> list[tuple[float, _Heard]]:
         return [(at, heard) for heard in self._heard.values() if (at := rule(heard)) is not None]
-
-    def _first(self, rule: Callable[[_Heard], float | None]) -> float | None:
-        return min((at for at, _ in self._moments(rule)), default=None)
 
     def _turn(self, heard: _Heard) -> float:
         return self._last_partial.get(heard.draft.session, float("-inf"))

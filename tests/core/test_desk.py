@@ -590,4 +590,4 @@ def test_draft_has_its_moment_in_the_timer() -> None:
     begun_draft(desk)
     desk.end(TEXT, now=0.25)
     desk.hear(replace(SPEAKING, session=SESSION), now=0.3)
-    assert desk.next_deadline() == 0.5, "as long without a partial as the last one took"
+    assert desk.next_deadline() == 0.55, "unless more is heard by then"

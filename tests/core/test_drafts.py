@@ -83,17 +83,16 @@ def test_partials_of_a_session_are_spaced_by_their_estimate(partial_s: float, sp
     drafts = Drafts(_Constant(1.0), _Constant(partial_s))
     drafts.hear(SPEAKING, now=0.0)
     assert partial(drafts, "a", now=10.0, took_s=0.01)
-    drafts.hear(longer(SPEAKING), now=10.1)
-    assert drafts.begin(10.0 + spacing_s - 0.001) is None
-    assert drafts.next_moment() == 10.0 + spacing_s
-    assert kind(drafts.begin(10.0 + spacing_s)) == (A, DraftKind.PARTIAL)
+    for now, begins in ((10.0 + spacing_s - 0.001, None), (10.0 + spacing_s, (A, DraftKind.PARTIAL))):
+        drafts.hear(longer(SPEAKING), now=now)
+        assert kind(drafts.begin(now)) == begins
 
 
 def test_spacing_outlasts_the_utterance() -> None:
     drafts = drafts_of(SPEAKING)
     partial(drafts, "a", now=10.0)
     drafts.claim(ended(SPEAKING))
-    drafts.hear(replace(SPEAKING, id="u2"), now=10.3)
+    drafts.hear(replace(SPEAKING, id="u2"), now=10.499)
     assert (drafts.begin(10.499), kind(drafts.begin(10.5))) == (None, (A, DraftKind.PARTIAL))
 
 
@@ -101,7 +100,7 @@ def test_partials_take_at_most_half_of_the_time() -> None:
     drafts = drafts_of(SPEAKING, replace(SPEAKING, session=B))
     partial(drafts, "a", now=10.0, took_s=3.0)
     assert drafts.begin(15.999) is None
-    assert drafts.next_moment() == 16.0
+    assert drafts.next_moment(15.0) == 16.0
     assert kind(drafts.begin(16.0)) == (B, DraftKind.PARTIAL)
 
 
@@ -120,12 +119,34 @@ def test_no_partial_where_there_is_nothing_new_to_hear() -> None:
     drafts = drafts_of(SPEAKING)
     partial(drafts, "a", now=10.0)
     drafts.hear(SPEAKING, now=20.0)
-    assert (drafts.begin(20.0), drafts.next_moment()) == (None, None)
+    assert (drafts.begin(20.0), drafts.next_moment(20.0)) == (None, None)
+
+
+@pytest.mark.parametrize(("age_s", "begins"), [(0.05, True), (0.051, False), (0.249, False), (0.25, True)])
+def test_partial_begins_with_audio_that_has_just_come_or_where_no_more_comes(age_s: float, begins: bool) -> None:
+    drafts = drafts_of(SPEAKING)
+    assert drafts.next_moment(0.0) == 0.25
+    assert (drafts.begin(age_s) is not None) == begins
+
+
+def test_next_moment_is_never_over() -> None:
+    drafts = drafts_of(SPEAKING)
+    assert (drafts.next_moment(0.249), drafts.next_moment(0.25)) == (0.25, None)
+
+
+def test_who_waits_for_his_audio_keeps_his_turn() -> None:
+    drafts = drafts_of(SPEAKING)
+    partial(drafts, "b", now=1.0)
+    drafts.hear(longer(SPEAKING), now=9.0)
+    drafts.hear(replace(SPEAKING, session=B), now=8.9)
+    assert drafts.begin(9.0) is None, "it is the other's turn, whose audio is due"
+    drafts.hear(replace(SPEAKING, session=B), now=9.01)
+    assert kind(drafts.begin(9.01)) == (B, DraftKind.PARTIAL)
 
 
 def test_no_partial_while_a_pause_may_complete_the_audio() -> None:
     drafts = drafts_of(PAUSING)
-    assert (drafts.begin(9.0), drafts.next_moment()) == (None, None)
+    assert (drafts.begin(9.0), drafts.next_moment(9.0)) == (None, None)
     drafts.hear(SPEAKING, now=9.0)
     assert kind(drafts.begin(9.0)) == (A, DraftKind.PARTIAL)
 
@@ -186,10 +207,9 @@ def test_speculation_begins_when_the_audio_is_complete_with_the_finals_settings(
     drafts = drafts_of(PAUSING)
     assert drafts.begin(0.0) is None
     drafts.hear(COMPLETE, now=0.1)
-    assert drafts.next_moment() == 0.1
     decode = begin(drafts, 0.1)
     assert (kind(decode), decode.options, decode.expected_s) == ((A, DraftKind.SPECULATION), OPTIONS, 1.0)
-    assert (drafts.begin(5.0), drafts.next_moment()) == (None, None), "one for each pause, and no partial beside it"
+    assert (drafts.begin(5.0), drafts.next_moment(5.0)) == (None, None), "one for each pause, and no partial beside it"
 
 
 def test_speculation_knows_neither_early_speech_nor_spacing_nor_rest() -> None:
@@ -267,7 +287,7 @@ def test_without_speculation_a_pause_has_one_partial() -> None:
     assert drafts.begin(9.0) is None
     drafts.hear(COMPLETE, now=9.0)
     assert kind(drafts.begin(9.0)) == (A, DraftKind.PARTIAL)
-    assert drafts.next_moment() is None
+    assert drafts.next_moment(9.0) is None
 
 
 # ---------------------------------------------------------------- failures
@@ -281,7 +301,7 @@ def test_what_failed_or_killed_gets_no_more_of_either(first: Draft, died: bool) 
     assert drafts.deaths(A, "u1") == int(died)
     for draft in (longer(SPEAKING), longer(COMPLETE)):
         drafts.hear(draft, now=9.0)
-        assert (drafts.begin(9.0), drafts.next_moment()) == (None, None)
+        assert (drafts.begin(9.0), drafts.next_moment(9.0)) == (None, None)
     assert drafts.claim(ended(first)) is None
     assert drafts.deaths(A, "u1") == 0, "it has ended, and took its deaths along"
 
