@@ -11,6 +11,7 @@ class Metrics:
     def __init__(self) -> None:
         self.partials = 0
         self.finals = 0
+        self.finals_speculated = 0
         self.retries = 0
         self.refusals: Counter[str] = Counter()  # by reason
         self._waits_s: deque[float] = deque(maxlen=WINDOW)

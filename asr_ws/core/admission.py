@@ -34,11 +34,11 @@ from __future__ import annotations
 
 import math
 import random
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
+from asr_ws.core.holds import PER_SESSION
 from asr_ws.core.service_time import ServiceTime
 from asr_ws.core.types import RefusalReason, ServiceState, SessionId, Shed, Utterance
 
@@ -67,6 +67,7 @@ class Ticket:
     first_taken_at: float | None = None
     decode_began_at: float | None = None
     abandoned: bool = False  # nobody wants the result any more
+    speculated: bool = False  # its decode began before it was accepted
 
     def expired(self, now: float) -> bool:
         """From its deadline on; but never at the moment of its acceptance: a wait of 0 means now or not at all."""
@@ -122,7 +123,7 @@ class AdmissionQueue:
         self._uniform = uniform
         self._fair = fair
         self._waiting: list[Ticket] = []
-        self._refused_at: OrderedDict[tuple[SessionId, str], float] = OrderedDict()  # the longest ago first
+        self._refused_at: dict[SessionId, dict[str, float]] = {}  # by utterance, the longest ago first
         self._load_began, self._load_s = 0.0, 0.0
 
     @property
@@ -142,14 +143,15 @@ class AdmissionQueue:
 
     def offer(self, utterance: Utterance, *, now: float, max_wait_s: float) -> Ticket | Shed:
         """Admit or refuse, at once."""
-        session, key = utterance.session, (utterance.session, utterance.id)
+        session = utterance.session
         wait_s = self.predicted_wait(now)
-        while self._refused_at and now - next(iter(self._refused_at.values())) >= FAIR_SHARE_MEMORY_S:
-            self._refused_at.popitem(last=False)
-        self._refused_at.pop(key, None)
+        self._forget_refusal(session, utterance.id)
         if (reason := self._refusal(session, wait_s, now=now, max_wait_s=max_wait_s)) is not None:
             if reason is not RefusalReason.FAIR_SHARE:
-                self._refused_at[key] = now
+                refused_at = self._refused_at.setdefault(session, {})
+                refused_at[utterance.id] = now
+                if len(refused_at) > PER_SESSION:  # the others are not held, and do not come back
+                    del refused_at[next(iter(refused_at))]
             return self.shed(reason, now=now, session=session, max_wait_s=max_wait_s)
         ticket = Ticket(
             utterance,
@@ -168,7 +170,7 @@ class AdmissionQueue:
             return RefusalReason.DRAINING
         if self.worker_state in _CLOSED:
             return _CLOSED[self.worker_state]
-        if len(self._waiting_of(session)) >= self._share(session) < self.capacity:
+        if len(self._waiting_of(session)) >= self._share(session, now) < self.capacity:
             return RefusalReason.FAIR_SHARE
         if self.depth >= self.capacity:
             reason = RefusalReason.QUEUE_FULL
@@ -178,12 +180,23 @@ class AdmissionQueue:
             return None
         return RefusalReason.RESTARTING if self.worker_state is ServiceState.RESTARTING else reason
 
-    def _share(self, session: SessionId) -> int:
+    def _share(self, session: SessionId, now: float) -> int:
         """How many utterances of ``session`` may wait now."""
         if not self._fair:
             return self.capacity
-        others = chain((ticket.utterance.session for ticket in self._waiting), (owner for owner, _ in self._refused_at))
+        others = chain((ticket.utterance.session for ticket in self._waiting), self._recently_refused(now))
         return 1 if any(other != session for other in others) else max(self.capacity - 1, 1)
+
+    def _recently_refused(self, now: float) -> Iterator[SessionId]:
+        for session, refused_at in self._refused_at.items():
+            if any(now - at < FAIR_SHARE_MEMORY_S for at in refused_at.values()):
+                yield session
+
+    def _forget_refusal(self, session: SessionId, utterance: str | None) -> None:
+        if utterance is None:
+            self._refused_at.pop(session, None)
+        elif refused_at := self._refused_at.get(session):
+            refused_at.pop(utterance, None)
 
     def shed(
         self,
@@ -203,7 +216,7 @@ class AdmissionQueue:
         frees_in_s = self._wait_behind([], now)
         if reason is RefusalReason.FAIR_SHARE and session is not None:
             # With the oldest of a full share taken, the session has less than that.
-            for ticket in self._waiting_of(session)[-self._share(session) :][:1]:
+            for ticket in self._waiting_of(session)[-self._share(session, now) :][:1]:
                 frees_in_s = self._wait_behind(self._waiting[: self._waiting.index(ticket)], now)
         elif reason is RefusalReason.PREDICTED_WAIT and max_wait_s is not None:
             frees_in_s = wait_s - max(max_wait_s - self._doubt(now), 0.0)
@@ -257,8 +270,7 @@ class AdmissionQueue:
         self._waiting = [
             ticket for ticket in self._waiting if not wanted(ticket.utterance.session, ticket.utterance.id)
         ]
-        for key in [key for key in self._refused_at if wanted(*key)]:
-            del self._refused_at[key]
+        self._forget_refusal(session, utterance)
         if self.in_flight is not None and wanted(self.in_flight.utterance.session, self.in_flight.utterance.id):
             self.in_flight.abandoned = True
 

@@ -66,13 +66,15 @@ class Desk:
         self._news: list[News] = []
         self.status = ServiceStatus(queue.state, drafts.partials)  # as it was told last
         self._ticked_at = -math.inf
+        self._free_at = -math.inf  # when the worker could have decoded a draft, the last time
 
     # ------------------------------------------------------------ for sessions: `asr_ws.core.session.Desk`
 
     def offer(self, utterance: Utterance, *, now: float, max_wait_s: float) -> Ticket | Shed:
         self.tick(now)
-        speculation = self.drafts.claim(utterance)
-        if speculation is not None and not self.queue.draining:
+        if self.queue.draining:
+            self.drafts.forget(utterance.session, utterance.id)
+        if (speculation := self.drafts.claim(utterance)) is not None:
             return self._promote(speculation, utterance, now, max_wait_s)
         answer = self.queue.offer(utterance, now=now, max_wait_s=max_wait_s)
         self.tick(now)
@@ -91,18 +93,23 @@ class Desk:
             estimated_final_s=left_s,
             first_taken_at=now,
             decode_began_at=speculation.began_at,
+            speculated=True,
         )
         if running:
             self._decoding = self.queue.in_flight = ticket
             self.queue.aside = None
         else:
             assert speculation.hypothesis is not None
-            self._tell(ticket, Decoded(utterance, speculation.hypothesis, 0.0))
+            self._tell(ticket, Decoded(utterance, speculation.hypothesis, 0.0, speculated=True))
         return ticket
 
-    def hear(self, draft: Draft, *, now: float) -> None:
-        self.drafts.hear(draft, now=now)
-        self.tick(now)
+    def hear(self, draft: Draft, *, now: float) -> float | None:
+        """At every frame of audio, so it costs little.
+
+        Returns: When to look whether something begins or is to be told, ``now`` included; None: no need to.
+        """
+        begins_at = self.drafts.hear(draft, now=now)
+        return begins_at if self._idle else self._pause_at()
 
     def deaths_while_heard(self, session: SessionId, utterance: str) -> int:
         return self.drafts.deaths(session, utterance)
@@ -138,10 +145,11 @@ class Desk:
             self.queue.replay(now)
             return Work(ticket.utterance.samples, ticket.utterance.options, ticket)
         if self._idle and (decode := self.drafts.begin(now)) is not None:
+            work = Work(decode.draft.copy(), decode.options, decode)
             self._decoding = decode
             self.queue.aside = Aside(decode.expected_s, now)
-            self._tell_status()
-            return Work(decode.draft.copy(), decode.options, decode)
+            self._tell_status(now)
+            return work
         return None
 
     def end(self, result: Hypothesis | DecodeFailed | WorkerDied, *, now: float) -> None:
@@ -160,7 +168,7 @@ class Desk:
             case Hypothesis():
                 assert ticket.decode_began_at is not None
                 self.queue.finish(now - ticket.decode_began_at)
-                self._tell(ticket, Decoded(ticket.utterance, result, ticket.waited_s))
+                self._tell(ticket, Decoded(ticket.utterance, result, ticket.waited_s, ticket.speculated))
             case DecodeFailed():
                 self.queue.finish()
                 self._tell(ticket, Failed(ticket.utterance, result.code, result.message))
@@ -199,7 +207,7 @@ class Desk:
     def drain(self) -> None:
         """Admit nothing more; what is admitted is finished."""
         self.queue.draining = True
-        self._tell_status()
+        self._tell_status(self._ticked_at)
 
     def give_up(self) -> None:
         """Finish nothing any more; the result of a decode that runs is not wanted."""
@@ -224,8 +232,9 @@ class Desk:
             self._hand_back(now)
         if self.queue.worker_state is ServiceState.READY and self.queue.in_flight is None and self._decoding is None:
             self.queue.take(now)
-        pause = self.drafts.paused_from()
-        self._tell_status(partials=self.drafts.partials and (pause is None or now < pause))
+        if self._idle or self.queue.worker_state is not ServiceState.READY:  # a restart is no load
+            self._free_at = now
+        self._tell_status(now)
 
     def next_deadline(self) -> float | None:
         """The next moment after the last `tick` at which something is to be told, or may begin."""
@@ -233,7 +242,7 @@ class Desk:
             self.queue.next_deadline(),
             self._holds.next_deadline(),
             None if self._stranded is None else self._stranded.deadline,
-            self.drafts.paused_from() if self.status.partials else None,
+            self._pause_at(),
             self.drafts.next_moment(self._ticked_at) if self._idle else None,
         )
         return min((moment for moment in moments if moment is not None), default=None)
@@ -269,9 +278,18 @@ class Desk:
         if not ticket.abandoned:
             self._news.append(outcome)
 
-    def _tell_status(self, *, partials: bool | None = None) -> None:
-        flows = self.drafts.partials if partials is None else partials
-        status = ServiceStatus(self.queue.state, flows and not self.queue.draining)
+    def _pause_at(self) -> float | None:
+        """When it will have to be told that there are no partials, as things are."""
+        busy = self._decoding is not None and not isinstance(self._decoding, DraftDecode)
+        return self.drafts.paused_from(self._free_at) if busy and self.status.partials else None
+
+    def _tell_status(self, now: float) -> None:
+        if self._idle or isinstance(self._decoding, DraftDecode):
+            partials = True
+        else:
+            pause = self._pause_at()
+            partials = self.status.partials and (pause is None or now < pause)
+        status = ServiceStatus(self.queue.state, partials and self.drafts.partials and not self.queue.draining)
         if status != self.status:
             self.status = status
             self._news.append(status)

@@ -9,11 +9,12 @@ final's settings as soon as the audio is complete unless speech goes on; at the 
 - A partial begins when audio has just come; otherwise it waits for the next, which may show that speech has ended: the
   speculation would have to wait for it then. Where none comes for 0.25 s it begins with what there is.
 - After a partial as much time as it took passes without one: they take at most half of the worker's time.
+- None for a session whose finals would not wait for it.
 - Round robin: of the sessions whose partial is due, the one whose last was longest ago.
 - A speculation is exempt from these, there is one for each pause, and where speech goes on its text is shown as a
   partial's.
 - What comes back after the endpoint is discarded. Under which the worker died, or which failed, gets no more of either.
-- Partials are paused while one has been due for 2 s and none of either kind has begun.
+- Partials are paused when one has been due for 2 s without the worker's being free, until it is.
 
 ``now`` is monotonic seconds throughout.
 """
@@ -41,6 +42,7 @@ MIN_SPACING_S = 0.3  # between two partials of a session, start to start: text t
 SPACING_ESTIMATES = 2.0  # ... and so many times what the next is expected to take
 FRESH_S, STALE_S = 0.05, 0.25  # age of the audio: just come, and where no more seems to come. Frames are 20-100 ms
 PAUSED_AFTER_S = 2.0
+NEVER = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class Draft:
     complete: bool  # nothing will be added to it unless speech goes on
     options: DecodeOptions
     partials: bool  # whether its session wants any
+    max_wait_s: float  # for a final
     copy: Callable[[], Samples]  # of these samples, as long as nothing more is heard
 
     @property
@@ -88,7 +91,8 @@ class _Heard:
     heard_at: float
     text: PartialText = field(default_factory=PartialText)
     language: str | None = None  # of the stable text: a language that changes would not fit it
-    due_from: float | None = None  # enough speech had been heard by then
+    enough_from: float | None = None  # speech for a partial
+    due_at: float | None = None  # its next partial, but for the others' turns; None: not as things are
     complete_from: float | None = None
     decoded_until: int = 0  # samples that the last decode heard
     speculation: DraftDecode | None = None  # of the pause that lasts
@@ -106,41 +110,44 @@ class Drafts:
         self, final_time: ServiceTime, partial_time: ServiceTime, *, partials: bool = True, speculation: bool = True
     ) -> None:
         self.partials = partials
-        self.n_speculations = 0
-        self.n_promoted = 0
+        self.n_wasted = 0  # speculations that no endpoint found, or that failed
         self._speculation = speculation
         self._final_time = final_time
         self._partial_time = partial_time
         self._heard: dict[SessionId, _Heard] = {}
         self._last_partial: dict[SessionId, float] = {}  # when it began
-        self._last_began = float("-inf")  # of either kind, for anybody
-        self._rest_until = float("-inf")
-
-    @property
-    def n_wasted(self) -> int:
-        """Speculations that no endpoint found, or that failed; those that may still be found are not counted."""
-        n_open = sum(heard.speculation is not None for heard in self._heard.values())
-        return self.n_speculations - self.n_promoted - n_open
+        self._rest_until = NEVER
 
     # ------------------------------------------------------------ what is heard
 
-    def hear(self, draft: Draft, *, now: float) -> None:
-        """The session's utterance as far as it has been heard; to be said whenever that changes."""
+    def hear(self, draft: Draft, *, now: float) -> float | None:
+        """The session's utterance as far as it has been heard; to be said whenever that changes.
+
+        Returns: When `begin` may have something of it, ``now`` included; None: not before more is heard.
+        """
         heard = self._heard.get(draft.session)
         if heard is None or heard.draft.id != draft.id:
             heard = self._heard[draft.session] = _Heard(draft, now)
         heard.draft, heard.heard_at = draft, now
-        if heard.due_from is None and draft.speech_s >= EARLY_SPEECH_S:
-            heard.due_from = now
+        if heard.enough_from is None and draft.speech_s >= EARLY_SPEECH_S:
+            heard.enough_from = now
         if not draft.complete:
-            heard.complete_from = heard.speculation = None  # speech goes on
+            heard.complete_from = None
+            self._waste(heard)  # speech goes on
         elif heard.complete_from is None:
             heard.complete_from = now
+        heard.due_at = self._due_at(heard)
+        if self._may_speculate(heard):
+            return now
+        if heard.due_at is None:
+            return None
+        begins_at = max(heard.due_at, self._rest_until)
+        return now if begins_at <= now else max(begins_at, now + STALE_S)
 
     def forget(self, session: SessionId, utterance: str | None = None) -> None:
         """That utterance, or whatever of the session, ended without being offered."""
         if (heard := self._heard.get(session)) and utterance in (None, heard.draft.id):
-            del self._heard[session]
+            self._waste(self._heard.pop(session))
         if utterance is None:
             self._last_partial.pop(session, None)
 
@@ -154,39 +161,40 @@ class Drafts:
         heard = self._heard.get(utterance.session)
         if heard is None or heard.draft.id != utterance.id:
             return None
-        del self._heard[utterance.session]
-        found = heard.speculation
-        if found is None or (found.draft.start_sample, found.draft.end_sample) != (
-            utterance.start_sample,
-            utterance.end_sample,
-        ):
+        found = self._heard.pop(utterance.session).speculation
+        if found is None:
             return None
-        self.n_promoted += 1
+        if (found.draft.start_sample, found.draft.end_sample) != (utterance.start_sample, utterance.end_sample):
+            self._waste(heard)
+            return None
         return found
 
     # ------------------------------------------------------------ what is decoded
 
     def begin(self, now: float) -> DraftDecode | None:
         """The decode to start now, if any; the caller has an idle worker, and nothing waits."""
-        if complete := self._moments(self._speculation_from):
-            return self._begin_speculation(min(complete, key=lambda found: found[0])[1], now)
-        due = [heard for at, heard in self._moments(self._due_at) if at <= now]
+        if complete := [heard for heard in self._heard.values() if self._may_speculate(heard)]:
+            return self._begin_speculation(min(complete, key=lambda heard: heard.complete_from or now), now)
+        due = [heard for heard in self._heard.values() if heard.due_at is not None and heard.due_at <= now]
         if due and self._rest_until <= now:
-            heard = min(due, key=self._turn)
+            heard = min(due, key=lambda heard: self._last_partial.get(heard.draft.session, NEVER))
             if not FRESH_S < now - heard.heard_at < STALE_S:
                 return self._begin_partial(heard, now)
         return None
 
     def next_moment(self, now: float) -> float | None:
         """When `begin` may have something that it has not yet; None: not before more is heard."""
-        due = self._moments(self._due_at)
-        moments = [max(at, self._rest_until, heard.heard_at + STALE_S) for at, heard in due]
+        moments = (
+            max(heard.due_at, self._rest_until, heard.heard_at + STALE_S)
+            for heard in self._heard.values()
+            if heard.due_at is not None
+        )
         return min((moment for moment in moments if moment > now), default=None)
 
-    def paused_from(self) -> float | None:
-        """When load has stopped the partials, if nothing begins until then."""
-        first = min((at for at, _ in self._moments(self._due_at)), default=None)
-        return None if first is None else max(first, self._rest_until, self._last_began) + PAUSED_AFTER_S
+    def paused_from(self, free_at: float) -> float | None:
+        """When load will have stopped the partials, if the worker has not been free since ``free_at``."""
+        first = min((heard.due_at for heard in self._heard.values() if heard.due_at is not None), default=None)
+        return None if first is None else max(first, self._rest_until, free_at) + PAUSED_AFTER_S
 
     def end(self, decode: DraftDecode, hypothesis: Hypothesis, *, now: float) -> Partial | None:
         """How it came out. Returns: what there is to show."""
@@ -197,7 +205,8 @@ class Drafts:
             self._final_time.observe(decode.draft.audio_s, now - decode.began_at)
             decode.hypothesis = hypothesis
         heard = self._still(decode)
-        if heard is None or not self._shown(decode.draft) or hypothesis.filtered:
+        # Nothing found is no text: what has been shown stays.
+        if heard is None or not self._shown(decode.draft) or not hypothesis.text.strip():
             return None
         text = heard.text
         receive = text.receive if decode.kind is DraftKind.PARTIAL else text.receive_whole
@@ -212,40 +221,35 @@ class Drafts:
         heard = self._still(decode)
         if heard is None:
             return False
-        heard.barred, heard.speculation = True, None
+        heard.barred, heard.due_at = True, None
         heard.deaths += died
+        self._waste(heard)
         return True
 
     # ------------------------------------------------------------ rules
 
-    def _speculation_from(self, heard: _Heard) -> float | None:
-        """Since when this utterance may have a speculation; None: not as things are."""
-        possible = self._speculation and not heard.barred and heard.speculation is None
-        return heard.complete_from if possible else None
+    def _may_speculate(self, heard: _Heard) -> bool:
+        return self._speculation and heard.draft.complete and not heard.barred and heard.speculation is None
 
     def _due_at(self, heard: _Heard) -> float | None:
-        """When this utterance may have its next partial, but for the others' turns; None: not as things are."""
+        """As `_Heard.due_at`, which is kept because it is asked for at every frame of everybody's audio."""
         draft = heard.draft
         shown_by_speculation = draft.complete and self._speculation
         pauses = draft.pausing and not draft.complete
-        if heard.due_from is None or heard.barred or pauses or shown_by_speculation:
+        if heard.enough_from is None or heard.barred or pauses or shown_by_speculation:
             return None
-        if not self._shown(draft) or draft.end_sample <= heard.decoded_until:
+        estimate_s = self._partial_time.estimate(draft.audio_s)
+        if not self._shown(draft) or draft.end_sample <= heard.decoded_until or estimate_s > draft.max_wait_s:
             return None
-        last = self._last_partial.get(draft.session)
-        if last is None:
-            return heard.due_from
-        spacing_s = max(MIN_SPACING_S, SPACING_ESTIMATES * self._partial_time.estimate(draft.audio_s))
-        return max(heard.due_from, last + spacing_s)
+        last = self._last_partial.get(draft.session, NEVER)
+        return max(heard.enough_from, last + max(MIN_SPACING_S, SPACING_ESTIMATES * estimate_s))
 
     def _shown(self, draft: Draft) -> bool:
         return self.partials and draft.partials
 
-    def _moments(self, rule: Callable[[_Heard], float | None]) -> list[tuple[float, _Heard]]:
-        return [(at, heard) for heard in self._heard.values() if (at := rule(heard)) is not None]
-
-    def _turn(self, heard: _Heard) -> float:
-        return self._last_partial.get(heard.draft.session, float("-inf"))
+    def _waste(self, heard: _Heard) -> None:
+        self.n_wasted += heard.speculation is not None
+        heard.speculation = None
 
     def _begin_partial(self, heard: _Heard, now: float) -> DraftDecode:
         draft = heard.draft
@@ -260,7 +264,6 @@ class Drafts:
         return self._began(heard, DraftKind.PARTIAL, options, self._partial_time, now)
 
     def _begin_speculation(self, heard: _Heard, now: float) -> DraftDecode:
-        self.n_speculations += 1
         decode = self._began(heard, DraftKind.SPECULATION, heard.draft.options, self._final_time, now)
         heard.speculation = decode
         return decode
@@ -268,8 +271,7 @@ class Drafts:
     def _began(
         self, heard: _Heard, kind: DraftKind, options: DecodeOptions, time: ServiceTime, now: float
     ) -> DraftDecode:
-        heard.decoded_until = heard.draft.end_sample
-        self._last_began = now
+        heard.decoded_until, heard.due_at = heard.draft.end_sample, None
         return DraftDecode(kind, heard.draft, options, time.estimate(heard.draft.audio_s), now)
 
     def _still(self, decode: DraftDecode) -> _Heard | None:

@@ -171,7 +171,7 @@ class Session:
 
     # ------------------------------------------------------------ what comes in
 
-    def receive_open(self, state: ServiceState) -> list[messages.ServerEvent]:
+    def receive_open(self, status: ServiceStatus) -> list[messages.ServerEvent]:
         self._events.append(
             messages.Ready(
                 protocol=messages.PROTOCOL,
@@ -179,10 +179,12 @@ class Session:
                 server=self._service.version,
                 model=self._service.model,
                 languages=list(self._service.languages),
-                state=state.value,
+                state=status.state.value,
                 limits=self._service.limits,
             )
         )
+        if self._service.partials and not status.partials:  # `ready` does not say it
+            self._emit_status(status)
         return self._flush()
 
     def receive_audio(self, data: bytes, *, now: float) -> list[messages.ServerEvent]:
@@ -266,7 +268,7 @@ class Session:
         """The service changed. Draining lets what is admitted finish, and nothing else."""
         if self._phase is _Phase.CLOSED:
             return []
-        self._emit(messages.State(state=status.state.value, partials="on" if status.partials else "paused"))
+        self._emit_status(status)
         self._draining = status.state is ServiceState.DRAINING
         if self._draining and self._phase is not _Phase.CLOSING:
             if self._phase is _Phase.ENDING:
@@ -275,6 +277,9 @@ class Session:
                 self._begin_closing(Close(1012, "the server stops"))
             self._advance()
         return self._flush()
+
+    def _emit_status(self, status: ServiceStatus) -> None:
+        self._emit(messages.State(state=status.state.value, partials="on" if status.partials else "paused"))
 
     def receive_failure(self, error: ProtocolError) -> list[messages.ServerEvent]:
         """The shell saw the client break a rule, or broke itself."""
@@ -473,6 +478,7 @@ class Session:
             complete=spoken.complete,
             options=self._options,
             partials=self._start.partials,
+            max_wait_s=self._max_wait_s,
             copy=lambda: self._endpointer.copy(start, end),
         )
         self._desk.hear(draft, now=now)
@@ -666,7 +672,7 @@ def _final(outcome: Decoded, *, words: bool) -> messages.Final:
     final = messages.Final(
         utterance=utterance.id,
         attempt=utterance.attempt,
-        text=hypothesis.text,
+        text=hypothesis.text.strip(),
         language=hypothesis.language,
         language_probability=round(hypothesis.language_probability, 4),
         audio_start_ms=ms(utterance.start_sample),

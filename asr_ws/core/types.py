@@ -114,7 +114,7 @@ class Segment:
 class Hypothesis:
     """A finished decode of one utterance."""
 
-    text: str
+    text: str  # with the blank before it, which parts what follows a prefix from it
     language: str
     language_probability: float
     segments: tuple[Segment, ...]
@@ -190,6 +190,7 @@ class Decoded:
     utterance: Utterance
     hypothesis: Hypothesis
     wait_s: float  # in the queue
+    speculated: bool = False  # its decode began before its endpoint
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ class Connection:
         subscriber = Subscriber(self._receive_outcome, self._receive_partial, self._receive_status)
         self._dispatcher.attach(self._session.id, subscriber)
         try:
-            self._do(lambda: self._session.receive_open(self._dispatcher.queue.state))
+            self._do(lambda: self._session.receive_open(self._dispatcher.status))
             async with asyncio.TaskGroup() as tasks:
                 id = self._session.id
                 running = [

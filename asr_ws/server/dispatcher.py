@@ -8,6 +8,7 @@ never from inside such a call. Nothing here waits for anything but the decode in
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -75,8 +76,11 @@ class Dispatcher:
         self._subscribers.pop(session, None)
 
     def hear(self, draft: Draft, *, now: float) -> None:
-        self._desk.hear(draft, now=now)
-        self._settle()
+        moment = self._desk.hear(draft, now=now)
+        if moment is not None and moment <= now:
+            self._touched.set()
+        elif moment is not None:
+            self._wake_by(moment)
 
     def deaths_while_heard(self, session: SessionId, utterance: str) -> int:
         return self._desk.deaths_while_heard(session, utterance)
@@ -108,6 +112,11 @@ class Dispatcher:
         self._settle()
 
     # ------------------------------------------------------------ the service
+
+    @property
+    def status(self) -> ServiceStatus:
+        """As it was told last."""
+        return self._desk.status
 
     def worker_changed(self, state: ServiceState, ready_in_s: float) -> None:
         """To be called by the worker's supervisor before anything else learns of the change."""
@@ -159,15 +168,24 @@ class Dispatcher:
 
     # ------------------------------------------------------------ after every call of the desk, and by timer
 
-    def _settle(self) -> None:
-        self._desk.tick(self._loop.time())
+    def _settle(self, due: float = -math.inf) -> None:
+        """``due``: the moment that has come, by a timer which may be a little early by the loop's own clock."""
+        self._desk.tick(max(self._loop.time(), math.nextafter(due, math.inf)))
         for news in self._desk.take_news():
             self._tell(news)
         self._touched.set()
         if self._timer is not None:
             self._timer.cancel()
-        deadline = self._desk.next_deadline()
-        self._timer = None if deadline is None else self._loop.call_at(deadline, self._settle)
+            self._timer = None
+        if (deadline := self._desk.next_deadline()) is not None:
+            self._wake_by(deadline)
+
+    def _wake_by(self, moment: float) -> None:
+        """One timer is enough: when it comes too early, the next is set."""
+        if self._timer is None or self._timer.when() > moment:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(moment, self._settle, moment)
 
     def _tell(self, news: News) -> None:
         """In the loop's next turn: the session may be inside a call of the desk."""
@@ -177,12 +195,13 @@ class Dispatcher:
                     self._loop.call_soon(subscriber.status, news)
                 return
             case Partial():
-                self._metrics.partials += 1
                 if (owner := self._subscribers.get(news.session)) is not None:
+                    self._metrics.partials += 1
                     self._loop.call_soon(owner.partial, news)
                 return
             case Decoded():
                 self._metrics.finals += 1
+                self._metrics.finals_speculated += news.speculated
                 self._metrics.observe_wait(news.wait_s)
             case Unfinished():
                 self._metrics.retries += 1

@@ -101,7 +101,7 @@ class Pages:
             "sessions": self.listener.n_sessions,
             "partials": metrics.partials,
             "finals": metrics.finals,
-            "finals_speculated": drafts.n_promoted,
+            "finals_speculated": metrics.finals_speculated,
             "speculations_wasted": drafts.n_wasted,
             "busy": metrics.refusals.total(),
             "busy_by_reason": dict(metrics.refusals),

@@ -73,7 +73,9 @@ class Decoding:
         return self.work.of.deadline
 
 
-class _ConstantServiceTime(ServiceTime):
+class ConstantServiceTime(ServiceTime):
+    """Unrealistic: it learns nothing."""
+
     def observe(self, audio_s: float, decode_s: float) -> None:
         """What was expected stays expected."""
 
@@ -105,7 +107,7 @@ class ScriptedDesk(Desk):
         holds: Holds | None = None,
         uniform: Callable[[float, float], float] = lambda low, high: low,
     ) -> None:
-        final_time, partial_time = _ConstantServiceTime(estimate_s), _ConstantServiceTime(partial_s)
+        final_time, partial_time = ConstantServiceTime(estimate_s), ConstantServiceTime(partial_s)
         drafts = Drafts(final_time, partial_time, partials=partials, speculation=speculation)
         super().__init__(AdmissionQueue(capacity, final_time, uniform), holds or Holds(), drafts)
         self.now = 1000.0
@@ -230,7 +232,7 @@ class DeskClient:
         self._desk = desk
         self._n_taken = 0
         desk.attach(self)
-        self.events += session.receive_open(desk.queue.state)
+        self.events += session.receive_open(desk.status)
 
     def send(self, message: messages.ClientMessage | str | bytes) -> None:
         """A message, its literal JSON, or audio."""

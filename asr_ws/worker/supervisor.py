@@ -310,7 +310,7 @@ async def _exit_status(process: asyncio.subprocess.Process) -> int:
 
 def _hypothesis(segments: list[Segment], done: ipc.DecodeDone) -> Hypothesis:
     return Hypothesis(
-        text="".join(segment.text for segment in segments).strip(),
+        text="".join(segment.text for segment in segments),
         language=done.language,
         language_probability=done.language_probability,
         segments=tuple(segments),

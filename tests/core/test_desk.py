@@ -409,7 +409,7 @@ def test_state_is_told_on_change_only() -> None:
 # ---------------------------------------------------------------- drafts
 
 OTHER = SessionId("other")
-SPEAKING = Draft(OTHER, "u1", 0, 16_000, 1.0, False, False, OPTIONS, True, lambda: SAMPLES)
+SPEAKING = Draft(OTHER, "u1", 0, 16_000, 1.0, False, False, OPTIONS, True, 8.0, lambda: SAMPLES)
 COMPLETE = replace(SPEAKING, pausing=True, complete=True)
 SPOKEN = replace(U1, session=OTHER, endpoint=EndpointReason.SILENCE)
 
@@ -448,7 +448,7 @@ def test_draft_is_decoded_by_a_ready_worker_that_does_not_drain(state: ServiceSt
     desk = desk_of()
     desk.hear(COMPLETE, now=0.0)
     desk.receive_worker_state(state, now=0.0)
-    assert (begun_draft(desk), desk.drafts.n_speculations) == (None, 0)
+    assert begun_draft(desk) is None
     desk.receive_worker_state(READY, now=1.0)
     desk.drain()
     assert (begun_draft(desk, 1.0), desk.next_deadline()) == (None, None)
@@ -482,7 +482,7 @@ def test_finished_speculation_is_the_final_at_the_endpoint_past_a_full_queue() -
     ticket = desk.offer(SPOKEN, now=1.0, max_wait_s=0.0)
     assert isinstance(ticket, Ticket)
     assert (ticket.position, ticket.estimated_wait_s, ticket.estimated_final_s) == (0, 0.0, 0.0)
-    assert desk.take_news() == [Decoded(SPOKEN, TEXT, 0.0)]
+    assert desk.take_news() == [Decoded(SPOKEN, TEXT, 0.0, speculated=True)]
     assert begun(desk, 1.0) is U1
 
 
@@ -495,7 +495,7 @@ def test_running_speculation_becomes_the_attempts_decode_past_a_full_queue() -> 
     refused = desk.offer(U2, now=0.25, max_wait_s=8.0)
     assert refused == Shed(RefusalReason.QUEUE_FULL, 0.75, 1.75, 1, 1)
     desk.end(TEXT, now=1.0)
-    assert desk.take_news() == [Decoded(SPOKEN, TEXT, 0.0)]
+    assert desk.take_news() == [Decoded(SPOKEN, TEXT, 0.0, speculated=True)]
     assert begun(desk, 1.0) is U1
 
 
@@ -506,7 +506,7 @@ def test_promoted_speculation_is_replayed_after_a_death_like_any_other() -> None
     desk.receive_worker_state(READY, now=2.5)
     assert begun(desk, 2.5) == replace(SPOKEN, deaths=1)
     desk.end(TEXT, now=3.5)
-    assert desk.take_news() == [told(READY), Decoded(replace(SPOKEN, deaths=1), TEXT, 0.0)]
+    assert desk.take_news() == [told(READY), Decoded(replace(SPOKEN, deaths=1), TEXT, 0.0, speculated=True)]
 
 
 @pytest.mark.parametrize("finished", [False, True])
@@ -582,6 +582,38 @@ def test_load_pauses_partials_once_and_the_next_one_ends_the_pause() -> None:
     desk.end(TEXT, now=5.0)
     assert begun_draft(desk, 5.0) is DraftKind.PARTIAL
     assert desk.take_news() == [Decoded(U1, TEXT, 0.0), ServiceStatus(READY, True)]
+
+
+def test_pause_lasts_through_the_gaps_and_ends_of_speech_until_the_worker_is_free() -> None:
+    """Regression: each gap between two words said `on`, and each word after it `paused`."""
+    desk = desk_of()
+    admit(desk, U1)
+    begun(desk)
+    desk.hear(SPEAKING, now=0.0)
+    desk.tick(2.0)
+    for now in (2.1, 2.2, 2.3):
+        desk.hear(replace(SPEAKING, pausing=True), now=now)
+        desk.tick(now)
+        desk.hear(SPEAKING, now=now + 0.05)
+        desk.tick(now + 0.05)
+    admit(desk, SPOKEN, now=3.0)
+    desk.end(TEXT, now=4.0)
+    begun(desk, 4.0)
+    assert desk.take_news() == [ServiceStatus(READY, False), Decoded(U1, TEXT, 0.0)]
+    desk.end(TEXT, now=5.0)
+    assert desk.take_news() == [Decoded(SPOKEN, TEXT, 1.0), ServiceStatus(READY, True)]
+
+
+def test_restart_is_no_load() -> None:
+    desk = desk_of()
+    desk.receive_worker_state(RESTARTING, now=0.0, load_s=9.0)
+    desk.hear(SPEAKING, now=0.0)
+    desk.tick(9.0)
+    admit(desk, U1, now=9.0)
+    desk.receive_worker_state(READY, now=9.0)
+    begun(desk, 9.0)
+    assert desk.take_news() == [told(RESTARTING), told(READY)]
+    assert desk.next_deadline() == 11.0
 
 
 def test_draft_has_its_moment_in_the_timer() -> None:

@@ -1109,7 +1109,7 @@ def test_final_has_session_times_and_words_only_if_asked(asked: bool, words: dic
         FINAL,
         7,
         utterance="u2",
-        text=" One two.",
+        text="One two.",
         language_probability=0.1235,
         audio_start_ms=1000,
         audio_end_ms=2000,
@@ -1614,10 +1614,12 @@ DETECTED = Endpointing(silence_ms=500)
 
 def drafting_client(**changes: Any) -> tuple[ScriptedDesk, DeskClient]:
     desk = ScriptedDesk(1, **{"partials": True, "speculation": True, **changes})
-    service = Service("0.1.0", "tiny.en", ("en",), LIMITS, partials=True)
+    service = Service("0.1.0", "tiny.en", ("en",), LIMITS, partials=desk.drafts.partials)
     client = DeskClient(desk, Session(SessionId("s-1"), service, desk, ScriptedDetector, RepeatingResampler))
     client.send(Start(endpointing=DETECTED))
-    assert client.take()[1:] == [msgspec.structs.replace(STARTED, partials=True, endpointing=DETECTED)]
+    assert client.take()[1:] == [
+        msgspec.structs.replace(STARTED, partials=desk.drafts.partials, endpointing=DETECTED)
+    ]
     return desk, client
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from asr_ws.core.partials import PartialText
 from asr_ws.core.types import DecodeOptions, ServiceState
 from asr_ws.errors import DecodeFailed, WorkerDied
 from asr_ws.testing.recognizer import Gate, scripted_worker
@@ -51,7 +52,7 @@ class Watched:
 
     async def decode(self, script: str = "", *, partial: bool = False) -> str:
         options = DecodeOptions("en", prompt=script, partial=partial, prefix="country" if partial else "")
-        return (await self.supervisor.decode(SAMPLES, options)).text
+        return (await self.supervisor.decode(SAMPLES, options)).text.strip()
 
 
 @asynccontextmanager
@@ -125,6 +126,17 @@ async def test_a_script_can_be_for_partials_only(scripted: WorkerSpec) -> None:
             await watched.decode("raise-partial no such luck", partial=True)
         with pytest.raises(WorkerDied, match="segv"):
             await watched.decode("crash-partial SEGV", partial=True)
+
+
+async def test_text_keeps_the_blank_that_parts_it_from_a_prefix(scripted: WorkerSpec) -> None:
+    """Regression: it was stripped, and partials said "And somy fellow"."""
+    text = PartialText()
+    async with supervised(scripted) as watched:
+        await watched.until(ServiceState.READY)
+        for said in ("And so my", "And so my fellow", "fellow Americans"):
+            options = DecodeOptions("en", prompt=f"say {said}", partial=True, prefix=text.stable)
+            text.receive((await watched.supervisor.decode(SAMPLES, options)).text)
+    assert (text.stable, text.unstable) == ("And so my fellow", " Americans")
 
 
 async def test_decode_that_raises_leaves_the_worker_alive(scripted: WorkerSpec) -> None:
