@@ -54,7 +54,7 @@ MAX_IN_SERVER_MS: Final = 5.0
 MAX_BY_CLIENT_MS: Final = 50.0
 FRAMES_PER_S: Final = 10
 SPEECH: Final = b"\x01\x00" * (PCM_BYTES_PER_S // 2 // FRAMES_PER_S)  # manual mode takes anything for speech
-START: Final = {"endpointing": {"mode": "manual"}}
+START: Final[dict[str, Any]] = {"endpointing": {"mode": "manual"}}
 QUEUE_CAPACITY: Final = 3
 OPENING_LIMIT_S: Final = 60.0
 
@@ -140,7 +140,7 @@ async def measure(n_sessions: int, seconds: float, *, together: bool) -> Outcome
         app = await stack.enter_async_context(running(settings, worker))
         await stack.enter_async_context(within(OPENING_LIMIT_S + seconds + OPENING_LIMIT_S, "the clients"))
         await app.dispatcher.wait_ready()
-        start = {**START, "prompt": gate.script}
+        start: dict[str, Any] = {**START, "prompt": gate.script}
         holders = await stack.enter_async_context(sessions(app.url, 1 + QUEUE_CAPACITY, **start))
         for holder in holders:
             await holder.send(SPEECH)

@@ -228,10 +228,10 @@ def other_process(cores: Cores) -> Iterator[ProcessPoolExecutor]:
 
 
 @asynccontextmanager
-async def sessions(url: str, n: int, **start_fields: Any) -> AsyncIterator[list[Session]]:
-    """That many open sessions, without partials. Raises: ClientError: see `asr_ws.client.connect`."""
+async def sessions(url: str, n: int, *, partials: bool = False, **start_fields: Any) -> AsyncIterator[list[Session]]:
+    """That many open sessions. Raises: ClientError: see `asr_ws.client.connect`."""
     async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(connect(url, partials=False, **start_fields)) for _ in range(n)]
+        yield [await stack.enter_async_context(connect(url, partials=partials, **start_fields)) for _ in range(n)]
 
 
 # ---------------------------------------------------------------- offered load, in the clients' process
@@ -325,7 +325,7 @@ async def offer_all(
     pcm = speech_pcm()
     loop = asyncio.get_running_loop()
     talks = [Talk() for _ in plans]
-    async with sessions(url, len(plans), endpointing={"mode": "manual"}, **start_fields) as opened:
+    async with sessions(url, len(plans), partials=True, endpointing={"mode": "manual"}, **start_fields) as opened:
         began = loop.time()
 
         async def say(session: Session, plan: Sequence[Offer], talk: Talk) -> None:

@@ -1,4 +1,7 @@
-"""How many sessions in real time one core carries: real speech in a loop, with the detector, free decodes.
+"""How many sessions in real time one core carries: real speech in a loop, with the detector, partials and speculation.
+
+The worker is scripted and sleeps for `DECODE_S`: no model takes the core, it keeps up with all finals, and partials find
+their time.
 
     python -m benchmarks.ingest [--frame-ms 100] [--seconds 10] [--sessions N ...]
 
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
 
     from asr_ws.server.app import App
 
+DECODE_S: Final = 0.01  # of each decode, final or not
 LEAST_SESSIONS: Final = 150  # the target
 MAX_SESSIONS: Final = 1200
 MAX_LAG_MS: Final = 50.0
@@ -212,7 +216,10 @@ async def _speak(url: str, n_sessions: int, frame_s: float, seconds: float) -> t
                 sent_at[n, n_pings] = loop.time()
                 await session.ping(n_pings)
 
-    async with within(OPENING_LIMIT_S + seconds, "the sessions"), sessions(url, n_sessions) as opened:
+    async with (
+        within(OPENING_LIMIT_S + seconds, "the sessions"),
+        sessions(url, n_sessions, partials=True, prompt=f"sleep {DECODE_S}") as opened,
+    ):
         began = loop.time()
         async with asyncio.TaskGroup() as tasks:
             listeners = [tasks.create_task(listen(n, session)) for n, session in enumerate(opened)]

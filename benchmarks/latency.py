@@ -369,8 +369,8 @@ def outcome(played: Iterable[Played], decodes: Iterable[Decode], cores: WorkerCo
 
 
 def _counts(app: App) -> tuple[int, int, int]:
-    drafts = app.dispatcher.drafts
-    return drafts.n_speculations, drafts.n_promoted, drafts.n_wasted
+    promoted, wasted = app.metrics.finals_speculated, app.dispatcher.drafts.n_wasted
+    return promoted + wasted, promoted, wasted
 
 
 def _duration_s(file: Path) -> float:

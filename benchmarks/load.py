@@ -366,7 +366,7 @@ def _median_ms(decodes: Iterable[Decode]) -> float | None:
 
 def _counts(app: App) -> tuple[int, int]:
     """Partials, and finals that were speculations."""
-    return app.metrics.partials, app.dispatcher.drafts.n_promoted
+    return app.metrics.partials, app.metrics.finals_speculated
 
 
 def _since(before: tuple[int, int], now: tuple[int, int]) -> tuple[int, int]:

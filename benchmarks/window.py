@@ -1,6 +1,6 @@
 """What a shortened encoder window saves in time and costs in words.
 
-    python -m benchmarks.window [FOLDER] [--model tiny.en --model base] [--compute-type ...] [--repeat 3]
+    python -m benchmarks.window [FOLDER] [--model tiny.en --model base] [--padding-s 5] [--repeat 3]
 
 The recordings are cut into utterances as the server cuts them, with its detector, and each is decoded by the worker's
 recognizer, without a server. They are cut in four ways that a session may ask for, its defaults among them: one name
@@ -44,8 +44,10 @@ from asr_ws.detector import SileroModel
 from asr_ws.messages import Endpointing
 from asr_ws.models import languages, resolve
 from asr_ws.testing.wer import total, word_errors, words
+from asr_ws.worker import recognizer as recognizer_module
 from asr_ws.worker.recognizer import (
     MAX_COMPRESSION_RATIO,
+    PADDING_FRAMES,
     FasterWhisperRecognizer,
     Features,
     FilteredTranscription,
@@ -281,6 +283,13 @@ def measure(
 )
 @click.option("--cpu-threads", type=click.IntRange(0), default=0, show_default=True, help="0: the recognizer's choice")
 @click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="times that each is decoded")
+@click.option(
+    "--padding-s",
+    type=click.FloatRange(0, 30),
+    default=PADDING_FRAMES / 100,
+    show_default=True,
+    help="seconds behind the audio in a shortened window, where not what the server takes",
+)
 @click.option("--silence", is_flag=True, help="measure padding with what silence would be, too")
 @click.option("--verbose", is_flag=True, help="print the texts where served and full differ, and what was made up")
 def main(
@@ -289,11 +298,13 @@ def main(
     compute_type: str,
     cpu_threads: int,
     repeat: int,
+    padding_s: float,
     silence: bool,
     verbose: bool,
 ) -> None:
     """Word errors and decode times of the recordings in FOLDER (default: the bundled ones), by encoder window."""
     log.configure(level="warning")
+    recognizer_module.PADDING_FRAMES = round(padding_s * 100)
     ways = {name: way for name, way in WAYS.items() if silence or way.padding is zero}
     variants = [name for name, of in VARIANTS.items() if ways.keys() >= set(of)]
     figures: dict[str, object] = {}
@@ -330,6 +341,7 @@ def main(
         "compute_type": recognizer.compute_type,
         "cpu_threads": cpu_threads,
         "repeat": repeat,
+        "padding_s": padding_s,
     }
     sys.exit(report("window", settings=settings, figures=figures, passed=passed))
 

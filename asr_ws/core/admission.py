@@ -45,7 +45,7 @@ from asr_ws.core.types import RefusalReason, ServiceState, SessionId, Shed, Utte
 MIN_HINT_S, MAX_HINT_S, HINT_SPREAD_S = 0.5, 1.0, 0.5  # the wire's 500..1500 ms
 LEAST_LEFT_S = 0.001  # the wire's grain: what is not over yet must not round to a wait of 0
 SURE = 3.0  # mean absolute errors: 2.4 standard deviations of a normal one. Who is refused comes back just when wait
-# and doubt fit, so under load most of what gets in is borderline: simulated at 1 of these 15 % of it expired, at 3 2 %
+# and doubt fit, so under load most of what gets in is borderline: at 1 of these too much of it expires
 FAIR_SHARE_MEMORY_S = 2.0  # the longest hint, 1.5 s, and time to follow it: who does is back before it is forgotten
 
 _CLOSED = {  # worker states in which nothing is admitted; a restart is short, so the queue stays open through it

@@ -1617,9 +1617,7 @@ def drafting_client(**changes: Any) -> tuple[ScriptedDesk, DeskClient]:
     service = Service("0.1.0", "tiny.en", ("en",), LIMITS, partials=desk.drafts.partials)
     client = DeskClient(desk, Session(SessionId("s-1"), service, desk, ScriptedDetector, RepeatingResampler))
     client.send(Start(endpointing=DETECTED))
-    assert client.take()[1:] == [
-        msgspec.structs.replace(STARTED, partials=desk.drafts.partials, endpointing=DETECTED)
-    ]
+    assert client.take()[1:] == [msgspec.structs.replace(STARTED, partials=desk.drafts.partials, endpointing=DETECTED)]
     return desk, client
 
 
