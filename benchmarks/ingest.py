@@ -1,7 +1,7 @@
 """How many sessions in real time one core carries: real speech in a loop, with the detector, partials and speculation.
 
-The worker is scripted and sleeps for `DECODE_S`: no model takes the core, it keeps up with all finals, and partials find
-their time.
+The worker is scripted and sleeps for `DECODE_S`: no model takes the core, it keeps up with all finals, and partials
+find their time.
 
     python -m benchmarks.ingest [--frame-ms 100] [--seconds 10] [--sessions N ...]
 

@@ -34,7 +34,7 @@ DOUBTFUL_NO_SPEECH_PROB, DOUBTFUL_LOGPROB = 0.38, -0.8  # nor where both are wor
 # base: 31 utterances of speech have at most 0.36 and at least -0.72, 26 stretches of silence, noise, tones, a trumpet
 # and the sea at least 0.40 and at most -0.86, at the full window, whose word counts for a final in such cases.
 CONTEXT_TOKENS = 100  # of hotwords and prompt, the last of them
-# What a shortened window leaves of the padding. Word errors on 17 recordings, each cut in four ways, with a second look:
+# What a shortened window leaves of the padding. Word errors on 17 recordings, each cut in four ways: with a second look
 # tiny.en 45 of 1516 and 41 with all of it, base 66 of 1616 and 58; without one 63 and 83. With less, as with twice the
 # length + 2 s in all, short utterances are written twice.
 PADDING_FRAMES = 800

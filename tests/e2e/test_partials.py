@@ -14,7 +14,7 @@ from asr_ws import messages
 from asr_ws.client import collect, connect
 from asr_ws.core.types import SAMPLE_RATE
 from asr_ws.server.app import App
-from asr_ws.testing.wer import word_errors
+from asr_ws.testing.wer import words
 from asr_ws.worker.supervisor import WorkerSpec
 from tests.conftest import SPEECH, read_speech
 from tests.e2e.test_speech import accounted, said
@@ -51,9 +51,10 @@ async def test_text_grows_while_it_is_spoken_and_changes_no_letter_of_the_finals
         by_utterance.setdefault(event.utterance, []).append(event)
     for told in by_utterance.values():
         assert all(after.stable.startswith(before.stable) for before, after in pairwise(told))
-    last = " ".join(told[-1].stable + told[-1].unstable for told in by_utterance.values())
-    assert word_errors(said(JFK), last).rate < 0.5, "partials are what was said, as far as they go"
-    assert seen["partials"] == len(partials)
+    shown = [word for told in by_utterance.values() for word in words(told[-1].stable + told[-1].unstable)]
+    wrong = [word for word in shown if word not in words(said(JFK))]
+    assert len(wrong) <= 0.2 * len(shown), "partials are what was said, as far as they go"
+    assert seen["partials"] >= len(partials)
     assert seen["max_concurrent_decodes"] == 1
 
 

@@ -32,7 +32,8 @@ async def test_partial_comes_while_the_utterance_is_heard_and_the_final_replaces
     assert client.events[1]["partials"] is True
     assert client.types()[:4] == ["ready", "started", "speech_started", "partial"]
     assert client.types()[-3:] == ["accepted", "final", "done"]
-    assert (seen["partials"], seen["finals"]) == (client.types().count("partial"), 1)
+    assert seen["partials"] >= client.types().count("partial") > 0
+    assert seen["finals"] == 1
 
 
 @pytest.mark.parametrize(("setting", "asked"), [("off", True), ("on", False)])
