@@ -61,6 +61,7 @@ class Decoding:
     began_at: float
     n_waiting: int  # when it began
     ended_at: float = math.inf
+    result: Hypothesis | DecodeFailed | WorkerDied | None = None
 
     @property
     def utterance(self) -> Utterance:
@@ -172,7 +173,7 @@ class ScriptedDesk(Desk):
 
     def _stop_step(self, result: Hypothesis | DecodeFailed | WorkerDied) -> None:
         self._step_ends_at = math.inf
-        self.decodings[-1].ended_at = self.now
+        self.decodings[-1].ended_at, self.decodings[-1].result = self.now, result
         self.end(result, now=self.now)
 
     def _turn(self) -> None:

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 
 from asr_ws import messages
 from asr_ws.core.desk import MAX_DEATHS
+from asr_ws.core.drafts import Draft
 from asr_ws.core.holds import Holds
 from asr_ws.core.session import Close, Service, Session
-from asr_ws.core.types import Resampler, ServiceState, SessionId, Utterance
+from asr_ws.core.types import Hypothesis, Resampler, ServiceState, SessionId, Utterance
 from asr_ws.errors import DecodeFailed, WorkerDied
 from asr_ws.messages import (
     Accepted,
@@ -381,8 +382,23 @@ def test_every_attempt_and_utterance_has_one_outcome_and_all_audio_a_fate(
 
 
 def check_drafts(decodings: list[Decoding]) -> None:
-    """None began while something waited; partials left the worker to others half of the time."""
+    """The rules of `asr_ws.core.drafts`, by what the worker was given."""
     assert all(decoding.n_waiting == 0 for decoding in decodings)
+    barred: set[tuple[SessionId, str]] = set()
+    for decoding in decodings:
+        assert isinstance(decoding.spoken, Draft)
+        key = (decoding.spoken.session, decoding.spoken.id)
+        assert key not in barred
+        if not isinstance(decoding.result, Hypothesis):
+            barred.add(key)
     partials = [decoding for decoding in decodings if decoding.work.options.partial]
+    last: dict[SessionId, float] = {}
+    for decoding in partials:
+        draft = decoding.spoken
+        assert isinstance(draft, Draft)
+        assert draft.speech_s >= 0.5
+        assert not draft.pausing or draft.complete
+        assert decoding.began_at - last.get(draft.session, -math.inf) >= 0.3 - 1e-9
+        last[draft.session] = decoding.began_at
     for before, after in pairwise(partials):
         assert before.ended_at - before.began_at <= after.began_at - before.ended_at + 1e-6
