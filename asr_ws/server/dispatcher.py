@@ -76,10 +76,7 @@ class Dispatcher:
         self._subscribers.pop(session, None)
 
     def hear(self, draft: Draft, *, now: float) -> None:
-        moment = self._desk.hear(draft, now=now)
-        if moment is not None and moment <= now:
-            self._touched.set()
-        elif moment is not None:
+        if (moment := self._desk.hear(draft, now=now)) is not None:
             self._wake_by(moment)
 
     def deaths_while_heard(self, session: SessionId, utterance: str) -> int:

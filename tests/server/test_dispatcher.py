@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from asr_ws.core.admission import AdmissionQueue, Ticket
-from asr_ws.core.drafts import Drafts
+from asr_ws.core.drafts import Draft, Drafts
 from asr_ws.core.holds import Holds
 from asr_ws.core.service_time import ServiceTime
 from asr_ws.core.types import (
@@ -351,3 +352,22 @@ async def test_what_happens_is_counted() -> None:
         assert metrics.refusals == {RefusalReason.QUEUE_FULL: 1, RefusalReason.MAX_SESSIONS: 1}
         assert (metrics.finals, metrics.retries, metrics.decode_fail_rate) == (1, 1, 2 / 3)
         assert len(metrics._waits_s) == 2, "what expired, and what got its text; a replay does not wait again"
+
+
+async def test_pause_that_is_overdue_when_speech_goes_on_is_told_at_once() -> None:
+    """Regression: the decoder was woken for it, who was busy, and nobody was told."""
+    async with desk() as at:
+        now = asyncio.get_running_loop().time()
+        at.offer("u1")
+        await settle()
+        speaking = Draft(
+            SESSION, "u2", 0, 16_000, 1.0, False, False, OPTIONS, True, 8.0, lambda: np.zeros(16_000, np.float32)
+        )
+        at.dispatcher._desk.drafts.hear(speaking, now=now - 9.0)
+        at.dispatcher._desk._free_at = now - 9.0
+        at.statuses.clear()
+        at.dispatcher.hear(replace(speaking, end_sample=16_512), now=now)
+        while not at.statuses:
+            await asyncio.sleep(0)
+        assert at.statuses == [ServiceStatus(ServiceState.READY, False)]
+        await at.finish()
