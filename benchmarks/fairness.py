@@ -32,8 +32,18 @@ from asr_ws import log, messages
 from asr_ws.client import Session
 from benchmarks.common import (
     PCM_BYTES_PER_S,
-    SCRIPTED,
     Cores,
+    other_process,
+    percentile,
+    progress,
+    report,
+    sessions,
+    settings_of,
+    speech_pcm,
+    within,
+)
+from benchmarks.offered import (
+    SCRIPTED,
     Offer,
     Talk,
     Tally,
@@ -42,16 +52,8 @@ from benchmarks.common import (
     mean_decode_s,
     offer_all,
     offers,
-    other_process,
-    percentile,
-    progress,
-    report,
     serving,
-    sessions,
-    settings_of,
-    speech_pcm,
     start_of,
-    within,
 )
 
 if TYPE_CHECKING:

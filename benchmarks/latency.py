@@ -52,33 +52,35 @@ from asr_ws.client import Event, connect
 from asr_ws.client.sources import open_source
 from asr_ws.messages import AudioFormat
 from benchmarks.common import (
-    SCRIPTED,
     Cores,
-    Decode,
-    Offer,
     Recording,
     Spread,
+    numbers,
+    other_process,
+    percentile,
+    progress,
+    read_manifest,
+    report,
+    settings_of,
+    speech_folder,
+    within,
+)
+from benchmarks.offered import (
+    SCRIPTED,
+    Decode,
+    Offer,
     Talk,
     Tally,
     WorkerCores,
     dealt,
     lasting,
     mean_decode_s,
-    numbers,
     offer_all,
     offers,
-    other_process,
-    percentile,
-    progress,
-    read_manifest,
-    report,
     serving,
-    settings_of,
-    speech_folder,
     spoken_cuts,
     start_of,
     watched,
-    within,
 )
 
 if TYPE_CHECKING:

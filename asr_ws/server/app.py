@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -183,6 +184,7 @@ async def _serve(settings: Settings, visitor: Visitor | None) -> int:
     signals: asyncio.Queue[str] = asyncio.Queue()
     with _signals_into(signals):
         async with running(settings) as app:
+            gc.freeze()  # what was loaded stays: to look through it in every full collection stalls the loop for 20 ms
             logger.info("server.listening", url=app.listener.url, model=settings.model.model)
             announce(app)
             loaded = asyncio.create_task(announce_loaded(app), name="announcement")

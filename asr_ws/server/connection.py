@@ -151,7 +151,8 @@ class Connection:
     def _send(self, events: Iterable[messages.ServerEvent]) -> None:
         """Into the outbox, as far as it has room: beyond it the client does not read, and is cut off."""
         self._outbox.extend(messages.encode(event) for event in events)
-        self._wake_writer.set()
+        if self._outbox or self._session.close is not None:  # most frames of audio are answered by nothing
+            self._wake_writer.set()
         if len(self._outbox) > OUTBOX_EVENTS:
             del self._outbox[OUTBOX_EVENTS:]
             if self._writing is not None and not self._overflowed:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 from collections.abc import AsyncIterator
-from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -18,26 +16,18 @@ from asr_ws.errors import ConfigError
 from benchmarks.common import (
     PCM_BYTES_PER_S,
     CoreUse,
-    Offer,
     Recording,
     Spread,
-    Talk,
-    Tally,
-    dealt,
-    lasting,
     numbers,
-    offers,
     percentile,
     read_manifest,
     report,
     settings_of,
     speech_folder,
     speech_pcm,
-    spoken_cuts,
     until,
     within,
 )
-from tests.benchmarks.events import accepted, busy, final
 
 
 @pytest.mark.parametrize(
@@ -146,29 +136,6 @@ async def test_the_next_event_of_a_kind_is_waited_for() -> None:
         await until(_events(), messages.Final)
 
 
-def test_offers_come_at_the_asked_rate_and_the_same_again_from_the_same_seed() -> None:
-    cuts = [slice(0, 32_000), slice(32_000, 48_000)]
-    first, again = (list(lasting(1000, offers(2.0, cuts, random.Random(7)))) for _ in range(2))
-    assert first == again
-    assert 1800 < len(first) < 2200  # 2000, and five standard deviations of a Poisson process
-    assert {each.audio_s for each in first} == {1.0, 0.5}
-    assert all(before.at_s < after.at_s for before, after in pairwise(first))
-
-
-def test_every_offer_is_dealt_to_one_session() -> None:
-    all_offers = [Offer(float(n), slice(0, 2)) for n in range(20)]
-    plans = dealt(all_offers, 3, random.Random(7))
-    assert len(plans) == 3
-    assert sorted((each for plan in plans for each in plan), key=lambda each: each.at_s) == all_offers
-    assert all(plan == sorted(plan, key=lambda each: each.at_s) for plan in plans)
-
-
-def test_a_tally_counts_utterances_once_and_refusals_each_time() -> None:
-    patient = Talk(heard=[(1.0, busy()), (2.0, busy(attempt=2)), (3.0, accepted(attempt=3)), (4.0, final())])
-    given_up = Talk(heard=[(1.0, busy(reason="fair_share")), (2.0, accepted("u2"))])
-    assert Tally.of([patient, given_up]) == Tally(3, 1, {"queue_full": 2, "fair_share": 1})
-
-
 @pytest.mark.parametrize(("text", "expected"), [(None, ()), ("2", (2.0,)), ("0.5,2", (0.5, 2.0))])
 def test_numbers_are_read_from_a_list(text: str | None, expected: tuple[float, ...]) -> None:
     command = click.Command("x")
@@ -179,9 +146,3 @@ def test_numbers_are_read_from_a_list(text: str | None, expected: tuple[float, .
 def test_what_is_no_list_of_positive_numbers_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter):
         numbers(click.Context(click.Command("x")), click.Option(["--loads"]), text)
-
-
-def test_the_bundled_speech_falls_into_short_utterances() -> None:
-    cuts = spoken_cuts()
-    assert len(cuts) > 10
-    assert all(1.0 < Offer(0.0, cut).audio_s < 6.1 and cut.start % 2 == 0 for cut in cuts)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.common import Talk
 from benchmarks.fairness import ALONE, BESIDE, UNFAIR, Outcome, Share, table
+from benchmarks.offered import Talk
 from tests.benchmarks.commands import run
 from tests.benchmarks.events import accepted, busy, final
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import soundfile
 
-from benchmarks.common import Talk, speech_folder
+from benchmarks.common import speech_folder
 from benchmarks.latency import HEADER, Outcome, Played, Spoken, details, misses, row, spoken
+from benchmarks.offered import Talk
 from tests.benchmarks.commands import run
 from tests.benchmarks.events import accepted, busy, final, partial
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.common import PCM_BYTES_PER_S, Decode, Offer, Talk, Tally
+from benchmarks.common import PCM_BYTES_PER_S
 from benchmarks.load import (
     Drafts,
     Promises,
@@ -18,6 +18,7 @@ from benchmarks.load import (
     seated,
     track,
 )
+from benchmarks.offered import Decode, Offer, Talk, Tally
 from tests.benchmarks.commands import run
 from tests.benchmarks.events import accepted, busy, expired, final
 
@@ -104,7 +105,7 @@ WITHOUT = Drafts(Tally(100, 60, {"queue_full": 40}), partials=0, speculated=0, b
     [
         (KEPT, KEPT, WITH, []),
         (replace(KEPT, kept=89), KEPT, WITH, ["2x: 89.0% of the accepted within their estimate"]),
-        (KEPT, replace(KEPT, expired=3), WITH, ["2x, 1500 ms: 3.0% of the accepted expired"]),
+        (KEPT, replace(KEPT, expired=3), WITH, ["1500 ms: 3 of 100 accepted expired"]),
         (
             KEPT,
             KEPT,
