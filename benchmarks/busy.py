@@ -18,7 +18,6 @@ Targets: p99 <= 5 ms in the server, p99 < 50 ms seen by the client.
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -149,7 +148,6 @@ async def measure(n_sessions: int, seconds: float, *, together: bool) -> Outcome
             await until(holder.events(), messages.Accepted)
         await gate.entered()  # and stays there
         pin(measured)
-        gc.freeze()  # as `asr-ws serve` does
         core = CoreUse()
         with replies.timed():
             answered_ms = await asyncio.get_running_loop().run_in_executor(

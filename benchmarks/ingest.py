@@ -23,7 +23,6 @@ Target: >= 150 sessions at 100 ms.
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -142,7 +141,6 @@ async def serving() -> AsyncIterator[tuple[App, Executor]]:
         async with within(OPENING_LIMIT_S, "the worker"):
             await app.dispatcher.wait_ready()
         pin(measured)
-        gc.freeze()  # as `asr-ws serve` does
         yield app, clients
 
 

@@ -18,9 +18,9 @@ says little of the server.
 A moment of the audio is when a microphone would have heard it: its frame was sent when it was full, so as long before
 that as the rest of the frame lasts.
 
-With ``--loads`` the clips are then played again to the first server, beside sessions that commit utterances of the
-bundled speech, once each, at Poisson times with a fixed seed. They offer so many times what the model can decode, as
-measured just before on the idle server. These figures have no target.
+With ``--loads`` the clips are then played again at each load, to the first server and to the second, beside sessions
+that commit utterances of the bundled speech, once each, at Poisson times with a fixed seed. They offer so many times
+what the model can decode, as measured just before on the idle server. These figures have no target.
 
 Targets, idle:
 
@@ -41,7 +41,7 @@ from concurrent.futures import Executor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -92,6 +92,7 @@ CONFIGURATIONS: Final = {
     "finals only": {"partials": "off", "speculation": "off"},
 }
 JUDGED, PLAIN = "speculation", "finals only"
+LOADED: Final = (JUDGED, "partials")  # with and without speculation
 SILENCE_S: Final = 1.5  # after each clip: more than ends an utterance
 FRAME_S: Final = 0.1
 TAIL_MS: Final = 200  # of silence that an utterance keeps
@@ -295,7 +296,7 @@ def details(name: str, each: Spoken) -> str:
     final, first = ("-" if value is None else f"{value:.0f}" for value in (each.final, each.first_partial))
     about = " " if each.onset_known else "~"
     return (
-        f"  {name:<12}{each.clip:<22}{each.audio_start_ms:>7}-{each.audio_end_ms:<7} final {final:>5}"
+        f"  {name:<19}{each.clip:<22}{each.audio_start_ms:>7}-{each.audio_end_ms:<7} final {final:>5}"
         f"  decode {each.decode_ms:>4}  first partial {about}{first:<5} partials {each.n_partials:>3}"
         f"{'' if each.stable_kept else '  STABLE CHANGED'}  {each.text}"
     )
@@ -307,7 +308,7 @@ def details(name: str, each: Spoken) -> str:
 @dataclass(frozen=True, slots=True)
 class Measured:
     idle: dict[str, Outcome]
-    loaded: dict[float, tuple[Outcome, Tally]]  # with what became of the others
+    loaded: dict[tuple[float, str], tuple[Outcome, Tally]]  # with what became of the others
     decode_s: float | None  # of the others' utterances
 
 
@@ -338,22 +339,24 @@ async def measure(
         idle = {name: outcome(played[name], decodes[name], cores[name], _counts(app)) for name, app in apps.items()}
         if not loads:
             return Measured(idle, {}, None)
-        cuts, app = spoken_cuts(), apps[JUDGED]
-        decode_s = await mean_decode_s(app, others, cuts, **start)
-        loaded: dict[float, tuple[Outcome, Tally]] = {}
-        for load in loads:
+        cuts = spoken_cuts()
+        decode_s = await mean_decode_s(apps[JUDGED], others, cuts, **start)
+        loaded: dict[tuple[float, str], tuple[Outcome, Tally]] = {}
+        for load, name in product(loads, LOADED):
+            app = apps[name]
             rng = random.Random(SEED)
             plans = dealt(lasting(WARM_UP_S + clips_s, offers(load / decode_s, cuts, rng)), N_OTHERS, rng)
-            before, n_before, busy_cores = _counts(app), len(decodes[JUDGED]), WorkerCores(app)
+            before, n_before, busy_cores = _counts(app), len(decodes[name]), WorkerCores(app)
             talks = asyncio.get_running_loop().run_in_executor(others, offer, app.url, plans, start)
             await asyncio.sleep(WARM_UP_S)
             clips = []
             for recording in recordings:
                 clips.append(await _play(client, app, recording, start))
-                show(f"{load:g}x", clips[-1])
+                show(f"{name}, {load:g}x", clips[-1])
             counts = [now - then for now, then in zip(_counts(app), before, strict=True)]
             async with within(clips_s + PATIENCE_S, "the others"):
-                loaded[load] = outcome(clips, decodes[JUDGED][n_before:], busy_cores, counts), Tally.of(await talks)
+                tally = Tally.of(await talks)
+            loaded[load, name] = outcome(clips, decodes[name][n_before:], busy_cores, counts), tally
     return Measured(idle, loaded, decode_s)
 
 
@@ -442,7 +445,7 @@ def main(folder: Path | None, model: str, cpu_threads: int, loads: tuple[float, 
         if not recordings:
             raise click.ClickException(f"no speech in {speech} that {model} knows the language of")
         with progress(still=True) as bars:
-            bar = bars.add_task("clips", total=len(recordings) * (len(CONFIGURATIONS) + len(loads)))
+            bar = bars.add_task("clips", total=len(recordings) * (len(CONFIGURATIONS) + len(LOADED) * len(loads)))
 
             def show(name: str, played: Played) -> None:
                 bars.update(bar, advance=1, refresh=True)
@@ -453,8 +456,8 @@ def main(folder: Path | None, model: str, cpu_threads: int, loads: tuple[float, 
     click.echo(HEADER)
     for name, each in measured.idle.items():
         click.echo(row(name, each))
-    for load, (each, tally) in measured.loaded.items():
-        click.echo(row(f"{JUDGED}, {load:g}x", each))
+    for (load, name), (each, tally) in measured.loaded.items():
+        click.echo(row(f"{name}, {load:g}x", each))
         click.echo(f"    the others: {tally.offered} offered, {tally.finals} finals, refused {tally.refusals}")
     found = misses(measured.idle)
     for miss in found:
@@ -474,8 +477,8 @@ def main(folder: Path | None, model: str, cpu_threads: int, loads: tuple[float, 
             figures={
                 **{name.replace(" ", "_"): each.figures() for name, each in measured.idle.items()},
                 "loaded": [
-                    {"load": load, **each.figures(), "others": tally.figures()}
-                    for load, (each, tally) in measured.loaded.items()
+                    {"load": load, "configuration": name, **each.figures(), "others": tally.figures()}
+                    for (load, name), (each, tally) in measured.loaded.items()
                 ],
                 "others_decode_ms": measured.decode_s and round(measured.decode_s * 1000, 1),
                 "missed": found,

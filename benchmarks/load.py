@@ -235,6 +235,12 @@ def misses(promises: dict[float, Promises], deadlines: dict[float, Promises], dr
         for load, each in promises.items()
         if each.kept_share < MIN_KEPT_PROMISES
     ]
+    if (
+        not drafts["on"].partials
+        or not drafts["off"].tally.finals
+        or not all(each.accepted for each in deadlines.values())
+    ):
+        found.append("nothing to measure: no partials, no finals, or nothing accepted")
     expired, accepted = (sum(getattr(each, name) for each in deadlines.values()) for name in ("expired", "accepted"))
     if expired > MAX_EXPIRED * accepted:
         found.append(f"{SHORT_WAIT_MS} ms: {expired} of {accepted} accepted expired")

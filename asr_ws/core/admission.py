@@ -274,11 +274,13 @@ class AdmissionQueue:
         if self.in_flight is not None and wanted(self.in_flight.utterance.session, self.in_flight.utterance.id):
             self.in_flight.abandoned = True
 
-    def count_death(self, session: SessionId, utterance: str) -> None:
-        """The worker died under a draft of what waits now."""
+    def count_death(self, session: SessionId, utterance: str) -> bool:
+        """The worker died under a draft of it. Returns: whether it waits."""
         for ticket in self._waiting:
             if (ticket.utterance.session, ticket.utterance.id) == (session, utterance):
                 ticket.utterance = replace(ticket.utterance, deaths=ticket.utterance.deaths + 1)
+                return True
+        return False
 
     def predicted_wait(self, now: float) -> float:
         """Seconds that an utterance offered now would wait; 0 when it would go to the worker at once."""

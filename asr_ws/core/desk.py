@@ -67,6 +67,7 @@ class Desk:
         self.status = ServiceStatus(queue.state, drafts.partials)  # as it was told last
         self._ticked_at = -math.inf
         self._free_at = -math.inf  # when the worker could have decoded a draft, the last time
+        self._died_unfinished: tuple[SessionId, str] | None = None  # under its draft, while its outcome was on its way
 
     # ------------------------------------------------------------ for sessions: `asr_ws.core.session.Desk`
 
@@ -109,7 +110,7 @@ class Desk:
         Returns: When to look whether something begins or is to be told, ``now`` included; None: no need to.
         """
         begins_at = self.drafts.hear(draft, now=now)
-        return begins_at if self._idle else self._pause_at()
+        return begins_at if self._idle else self._pause_at(draft.session)
 
     def deaths_while_heard(self, session: SessionId, utterance: str) -> int:
         return self.drafts.deaths(session, utterance)
@@ -118,6 +119,9 @@ class Desk:
         return self.queue.shed(reason, now=now)
 
     def hold(self, utterance: Utterance, *, until: float) -> None:
+        if (utterance.session, utterance.id) == self._died_unfinished:
+            self._died_unfinished = None
+            utterance = replace(utterance, deaths=utterance.deaths + 1)
         self._news += [Released(evicted, DropReason.EVICTED) for evicted in self._holds.put(utterance, until=until)]
 
     def shorten_hold(self, session: SessionId, utterance: str, *, until: float) -> None:
@@ -137,7 +141,11 @@ class Desk:
     # ------------------------------------------------------------ for the one that decodes
 
     def begin(self, now: float) -> Work | None:
-        """What to decode now, until `end`; None: nothing, or it is being decoded, or no worker."""
+        """What to decode now, until `end`; None: nothing, or it is being decoded, or no worker.
+
+        A timer may come a little early by the caller's clock: ``now`` is no earlier than the last `tick`'s.
+        """
+        now = max(now, self._ticked_at)
         if self._decoding is not None or self.queue.worker_state is not ServiceState.READY:
             return None
         if (ticket := self.queue.in_flight) is not None:
@@ -183,11 +191,14 @@ class Desk:
         died = isinstance(result, WorkerDied)
         still_heard = self.drafts.fail(decode, died=died, now=now)
         if died and not still_heard:
-            self.queue.count_death(decode.draft.session, decode.draft.id)
-            self._holds.count_death(decode.draft.session, decode.draft.id)
+            session, utterance = decode.draft.session, decode.draft.id
+            counted = self.queue.count_death(session, utterance) or self._holds.count_death(session, utterance)
+            self._died_unfinished = None if counted else (session, utterance)
 
     def _died_under(self, ticket: Ticket, now: float) -> None:
         ticket.utterance = replace(ticket.utterance, deaths=ticket.utterance.deaths + 1)
+        self.drafts.n_wasted += ticket.speculated
+        ticket.speculated = False
         if ticket.utterance.deaths >= MAX_DEATHS:
             self.queue.finish()
             message = f"the recognizer died {MAX_DEATHS} times under this utterance"
@@ -278,10 +289,10 @@ class Desk:
         if not ticket.abandoned:
             self._news.append(outcome)
 
-    def _pause_at(self) -> float | None:
-        """When it will have to be told that there are no partials, as things are."""
+    def _pause_at(self, session: SessionId | None = None) -> float | None:
+        """When it will have to be told that there are no partials, as things are, because of that session or of any."""
         busy = self._decoding is not None and not isinstance(self._decoding, DraftDecode)
-        return self.drafts.paused_from(self._free_at) if busy and self.status.partials else None
+        return self.drafts.paused_from(self._free_at, session) if busy and self.status.partials else None
 
     def _tell_status(self, now: float) -> None:
         if self._idle or isinstance(self._decoding, DraftDecode):

@@ -9,7 +9,7 @@ final's settings as soon as the audio is complete unless speech goes on; at the 
 - A partial begins when audio has just come; otherwise it waits for the next, which may show that speech has ended: the
   speculation would have to wait for it then. Where none comes for 0.25 s it begins with what there is.
 - After a partial as much time as it took passes without one: they take at most half of the worker's time.
-- None for a session whose finals would not wait for it.
+- Neither for a session whose finals would not wait for it.
 - Round robin: of the sessions whose partial is due, the one whose last was longest ago.
 - A speculation is exempt from these, there is one for each pause, and where speech goes on its text is shown as a
   partial's.
@@ -191,9 +191,12 @@ class Drafts:
         )
         return min((moment for moment in moments if moment > now), default=None)
 
-    def paused_from(self, free_at: float) -> float | None:
-        """When load will have stopped the partials, if the worker has not been free since ``free_at``."""
-        first = min((heard.due_at for heard in self._heard.values() if heard.due_at is not None), default=None)
+    def paused_from(self, free_at: float, session: SessionId | None = None) -> float | None:
+        """When load will have stopped the partials of that session, or of any, if the worker has not been free since
+        ``free_at``.
+        """
+        heard = self._heard.values() if session is None else (self._heard[session],)
+        first = min((each.due_at for each in heard if each.due_at is not None), default=None)
         return None if first is None else max(first, self._rest_until, free_at) + PAUSED_AFTER_S
 
     def end(self, decode: DraftDecode, hypothesis: Hypothesis, *, now: float) -> Partial | None:
@@ -229,14 +232,16 @@ class Drafts:
     # ------------------------------------------------------------ rules
 
     def _may_speculate(self, heard: _Heard) -> bool:
-        return self._speculation and heard.draft.complete and not heard.barred and heard.speculation is None
+        return self._is_for_speculation(heard.draft) and not heard.barred and heard.speculation is None
+
+    def _is_for_speculation(self, draft: Draft) -> bool:
+        return self._speculation and draft.complete and self._final_time.estimate(draft.audio_s) <= draft.max_wait_s
 
     def _due_at(self, heard: _Heard) -> float | None:
         """As `_Heard.due_at`, which is kept because it is asked for at every frame of everybody's audio."""
         draft = heard.draft
-        shown_by_speculation = draft.complete and self._speculation
         pauses = draft.pausing and not draft.complete
-        if heard.enough_from is None or heard.barred or pauses or shown_by_speculation:
+        if heard.enough_from is None or heard.barred or pauses or self._is_for_speculation(draft):
             return None
         estimate_s = self._partial_time.estimate(draft.audio_s)
         if not self._shown(draft) or draft.end_sample <= heard.decoded_until or estimate_s > draft.max_wait_s:

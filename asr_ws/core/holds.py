@@ -40,10 +40,11 @@ class Holds:
         held = self._held.pop((session, utterance), None)
         return held and held[0]
 
-    def count_death(self, session: SessionId, utterance: str) -> None:
-        """The worker died under it."""
+    def count_death(self, session: SessionId, utterance: str) -> bool:
+        """The worker died under a draft of it. Returns: whether it is held."""
         if held := self._held.get((session, utterance)):
             self._held[session, utterance] = (replace(held[0], deaths=held[0].deaths + 1), held[1])
+        return held is not None
 
     def shorten(self, session: SessionId, utterance: str, *, until: float) -> None:
         """Release it at ``until``, if that is earlier than before."""

@@ -89,6 +89,7 @@ class Service:
     languages: tuple[str, ...]  # ("en",): an English-only model
     limits: messages.Limits
     partials: bool = False  # whether this server sends any
+    speculation: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +370,8 @@ class Session:
         self._probe = FormatProbe(audio.encoding)
         self.ledger = Ledger(audio.sample_rate)
         manual = endpointing.mode == "manual"
+        # Without a detector nothing is ever known to be complete, so there is no speculation.
+        self._has_drafts = (start.partials and self._service.partials) or (self._service.speculation and not manual)
         self._endpointer = Endpointer(
             EndpointRules(
                 silence=endpointing.silence_ms * SAMPLE_RATE // 1000,
@@ -465,7 +468,7 @@ class Session:
 
     def _tell_draft(self, now: float) -> None:
         """Let the desk know how far the utterance being heard has come."""
-        if (spoken := self._endpointer.spoken) is None:
+        if not self._has_drafts or (spoken := self._endpointer.spoken) is None:
             return
         start, end = spoken.start_sample, spoken.end_sample
         draft = Draft(

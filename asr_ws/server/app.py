@@ -106,6 +106,7 @@ def build(settings: Settings, spec: WorkerSpec, *, fair: bool = True) -> App:
             hold_ms=round(HOLD_S * 1000),
         ),
         partials=partials,
+        speculation=speculation,
     )
     silero = SileroModel()
 
@@ -142,11 +143,13 @@ async def running(settings: Settings, spec: WorkerSpec | None = None, *, fair: b
             tasks.create_task(app.supervisor.run(), name="supervisor"),
             tasks.create_task(app.dispatcher.run(), name="dispatcher"),
         ]
+        gc.freeze()  # what is loaded by now stays: each full collection would stall the loop to look through it
         try:
             yield app
         except Exception as raised:
             error = raised
         finally:
+            gc.unfreeze()
             app.dispatcher.drain()
             for task in running_tasks:
                 task.cancel()
@@ -184,7 +187,6 @@ async def _serve(settings: Settings, visitor: Visitor | None) -> int:
     signals: asyncio.Queue[str] = asyncio.Queue()
     with _signals_into(signals):
         async with running(settings) as app:
-            gc.freeze()  # what was loaded stays: to look through it in every full collection stalls the loop for 20 ms
             logger.info("server.listening", url=app.listener.url, model=settings.model.model)
             announce(app)
             loaded = asyncio.create_task(announce_loaded(app), name="announcement")

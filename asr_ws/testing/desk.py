@@ -5,7 +5,7 @@ says. As there, a decode begins, and outcomes are told, in a later turn: not bef
 
 What is unrealistic:
 
-- Nothing takes time but decodes and reloads; timers fire a microsecond late, always.
+- Nothing takes time but decodes and reloads; timers fire a microsecond late, always, and never early by the clock.
 - The worker comes back after exactly ``reload_s``. It becomes `unavailable` only where a test says so.
 - Every decode is expected to take ``estimate_s``, a partial ``partial_s``, whatever the last ones took.
 - All outcomes that are due are told before anything else is received; on a real loop a message may come between.
@@ -38,7 +38,7 @@ from asr_ws.core.types import (
 )
 from asr_ws.errors import DecodeFailed, WorkerDied
 
-TIMER_LATENCY_S = 1e-6  # a real timer never fires before its moment
+TIMER_LATENCY_S = 1e-6
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,7 @@ WITHOUT = Drafts(Tally(100, 60, {"queue_full": 40}), partials=0, speculated=0, b
             ["drafts: 56.0% came to a final with them, 60.0% without"],
         ),
         (KEPT, KEPT, replace(WITH, behind=[(0.252, 0.25)]), ["a final waited 252 ms behind drafts of 250 ms"]),
+        (KEPT, KEPT, replace(WITH, partials=0), ["nothing to measure: no partials, no finals, or nothing accepted"]),
     ],
 )
 def test_each_target_has_its_limit(

@@ -267,7 +267,7 @@ class World:
         self.ended = [False] * N_SESSIONS  # `end` was heard
         self.gone = [False] * N_SESSIONS
         self._loud = np.full(16 * 1500, 29_491, "<i2").tobytes()
-        service = Service("0", "m", ("en",), LIMITS, partials)
+        service = Service("0", "m", ("en",), LIMITS, partials, speculation)
         for i, mode in enumerate(modes):
             session = Session(SessionId(f"s-{i}"), service, self.desk, ScriptedDetector, no_resampler)
             client = DeskClient(self.desk, session)

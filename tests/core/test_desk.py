@@ -466,6 +466,15 @@ def test_running_partial_counts_as_a_decode_ahead() -> None:
     assert begun(desk, 0.25) is U1
 
 
+def test_draft_whose_timer_comes_early_by_the_clock_begins_all_the_same() -> None:
+    desk = desk_of()
+    desk.hear(SPEAKING, now=0.0)
+    desk.tick(0.125)
+    assert (desk.begin(0.125), desk.next_deadline()) == (None, 0.25)
+    desk.tick(0.25)
+    assert begun_draft(desk, 0.2375) is DraftKind.PARTIAL
+
+
 def test_partial_is_told_and_decoded_from_what_was_heard_by_then() -> None:
     desk = desk_of()
     desk.hear(SPEAKING, now=0.0)
@@ -506,7 +515,8 @@ def test_promoted_speculation_is_replayed_after_a_death_like_any_other() -> None
     desk.receive_worker_state(READY, now=2.5)
     assert begun(desk, 2.5) == replace(SPOKEN, deaths=1)
     desk.end(TEXT, now=3.5)
-    assert desk.take_news() == [told(READY), Decoded(replace(SPOKEN, deaths=1), TEXT, 0.0, speculated=True)]
+    assert desk.take_news() == [told(READY), Decoded(replace(SPOKEN, deaths=1), TEXT, 0.0)]
+    assert desk.drafts.n_wasted == 1
 
 
 @pytest.mark.parametrize("finished", [False, True])
@@ -559,6 +569,19 @@ def test_death_under_a_draft_counts_where_its_utterance_waits_or_is_held() -> No
     assert desk.reclaim(OTHER, "u1") == replace(SPOKEN, deaths=1)
 
 
+def test_death_under_a_draft_counts_while_its_utterances_outcome_is_on_its_way() -> None:
+    desk = desk_of()
+    desk.hear(SPEAKING, now=0.0)
+    begun_draft(desk)
+    assert isinstance(desk.offer(SPOKEN, now=0.1, max_wait_s=0.4), Ticket)
+    desk.tick(0.5)
+    (unfinished,) = desk.take_news()
+    die(desk, 0.5)
+    assert isinstance(unfinished, Unfinished)
+    desk.hold(unfinished.utterance, until=60.0)
+    assert desk.reclaim(OTHER, "u1") == replace(SPOKEN, deaths=1)
+
+
 def test_no_news_is_due_of_what_is_withdrawn_in_mid_partial() -> None:
     desk = desk_of()
     desk.hear(SPEAKING, now=0.0)
@@ -602,6 +625,15 @@ def test_pause_lasts_through_the_gaps_and_ends_of_speech_until_the_worker_is_fre
     assert desk.take_news() == [ServiceStatus(READY, False), Decoded(U1, TEXT, 0.0)]
     desk.end(TEXT, now=5.0)
     assert desk.take_news() == [Decoded(SPOKEN, TEXT, 1.0), ServiceStatus(READY, True)]
+
+
+def test_frame_of_audio_under_load_costs_no_look_at_the_others() -> None:
+    desk = desk_of()
+    desk.hear(SPEAKING, now=0.0)
+    admit(desk, U1)
+    begun(desk)
+    assert desk.hear(replace(SPEAKING, session=SESSION), now=0.5) == 2.5
+    assert desk.next_deadline() == 2.0, "the timer has the others already"
 
 
 def test_restart_is_no_load() -> None:

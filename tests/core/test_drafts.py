@@ -331,6 +331,12 @@ def test_paused_when_one_has_been_due_and_the_worker_not_free_for_two_seconds() 
     assert drafts.paused_from(0.0) is None, "nobody is denied one"
 
 
+def test_no_speculation_where_the_final_would_not_wait_for_it() -> None:
+    drafts = drafts_of(replace(COMPLETE, max_wait_s=0.999), replace(COMPLETE, session=B, max_wait_s=1.0))
+    assert kind(begin(drafts, 0.0)) == (B, DraftKind.SPECULATION)
+    assert kind(drafts.begin(0.0)) == (A, DraftKind.PARTIAL)
+
+
 @given(
     waits_s=st.lists(st.floats(0, 2), min_size=2, max_size=12),
     took_s=st.lists(st.floats(0.01, 2), min_size=12, max_size=12),
@@ -354,3 +360,4 @@ def test_share_and_spacing_hold_whenever_it_is_asked(
         busy_s += lasts_s
         drafts.end(decode, text("x"), now=now)
         drafts.hear(longer(decode.draft), now=now)
+    assert began

@@ -7,7 +7,7 @@ jitter. A desk that is REFUSED with 0.8 s to go refuses everything with a hint o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -96,7 +96,7 @@ def open_client(
     make_detector: Callable[[], Detector] = ScriptedDetector,
     make_resampler: Callable[[int], Resampler] = RepeatingResampler,
 ) -> DeskClient:
-    service = Service("0.1.0", "tiny.en", languages, LIMITS)
+    service = Service("0.1.0", "tiny.en", languages, LIMITS, partials=desk.drafts.partials, speculation=True)
     return DeskClient(desk, Session(SessionId(id), service, desk, make_detector, make_resampler))
 
 
@@ -1614,11 +1614,21 @@ DETECTED = Endpointing(silence_ms=500)
 
 def drafting_client(**changes: Any) -> tuple[ScriptedDesk, DeskClient]:
     desk = ScriptedDesk(1, **{"partials": True, "speculation": True, **changes})
-    service = Service("0.1.0", "tiny.en", ("en",), LIMITS, partials=desk.drafts.partials)
-    client = DeskClient(desk, Session(SessionId("s-1"), service, desk, ScriptedDetector, RepeatingResampler))
+    client = open_client(desk)
     client.send(Start(endpointing=DETECTED))
     assert client.take()[1:] == [msgspec.structs.replace(STARTED, partials=desk.drafts.partials, endpointing=DETECTED)]
     return desk, client
+
+
+@pytest.mark.parametrize("mode", ["server", "manual"])
+def test_a_session_without_drafts_tells_the_desk_of_none(mode: Literal["server", "manual"]) -> None:
+    desk = ScriptedDesk(1, partials=True, speculation=True)
+    service = Service("0.1.0", "tiny.en", ("en",), LIMITS, partials=True, speculation=mode == "manual")
+    client = DeskClient(desk, Session(SessionId("s-1"), service, desk, ScriptedDetector, RepeatingResampler))
+    client.send(Start(partials=False, endpointing=Endpointing(mode=mode)))
+    client.send(loud(60))
+    assert client.take()[-1] == SpeechStarted(seq=2, utterance="u1", audio_start_ms=0)
+    assert desk.drafts.begin(desk.now) is None
 
 
 def partial(seq: int, stable: str, unstable: str, audio_end_ms: int) -> Partial:
