@@ -84,7 +84,8 @@ async def _run(
             match event:
                 case messages.Busy() | messages.Retry() if not was_busy:
                     was_busy = True
-                    _say(f"note: {file}: the server is busy ({event.reason}); it is asked again by itself")
+                    why = "the file is ahead of the server" if event.reason == "fair_share" else "the server is busy"
+                    _say(f"note: {file}: {why} ({event.reason}); it is asked again by itself")
                 case messages.Dropped():
                     _say(f"warning: {file}: {event.utterance}: {event.reason}")
                 case messages.Error():

@@ -340,11 +340,16 @@ def transcribe(
     """Stream a source and wait for its text. Blocking; inside an event loop use `connect`.
 
     Raises:
-        ClientError: see `connect` and `Session.stream`.
+        ClientError: see `connect` and `Session.stream`; or the server refused a field, or ended the session.
     """
 
     async def run() -> Transcript:
+        transcript = Transcript()
         async with connect(url, token=token, **{"partials": False, **start_fields}) as session:
-            return collect([event async for event in session.stream(source, realtime=realtime)])
+            async for event in session.stream(source, realtime=realtime):
+                if isinstance(event, messages.Error) and (event.fatal or event.code == "bad_message"):
+                    raise ClientError(f"{event.code}: {event.message}", event.hint)
+                transcript.receive(event)
+        return transcript
 
     return asyncio.run(run())

@@ -280,14 +280,18 @@ def test_json_and_a_format_do_not_go_together(run: Run, wav: Path) -> None:
     assert "--json prints events" in err
 
 
-def test_a_busy_server_is_said_once(server: ScriptedServer, run: Run, wav: Path) -> None:
+@pytest.mark.parametrize(
+    ("reason", "why"),
+    [("queue_full", "the server is busy (queue_full)"), ("fair_share", "the file is ahead of the server (fair_share)")],
+)
+def test_a_busy_server_is_said_once(server: ScriptedServer, run: Run, wav: Path, reason: str, why: str) -> None:
     first, second = (
         messages.Busy(
             utterance="u1",
             attempt=attempt,
             commit=None,
             status=503,
-            reason="queue_full",
+            reason=reason,
             retry_after_ms=500,
             estimated_wait_ms=500,
             queue_depth=3,
@@ -298,7 +302,7 @@ def test_a_busy_server_is_said_once(server: ScriptedServer, run: Run, wav: Path)
         for attempt in (1, 2)
     )
     server.scripts = [[first, second, *HELLO]]
-    note = f"note: {wav}: the server is busy (queue_full); it is asked again by itself\n"
+    note = f"note: {wav}: {why}; it is asked again by itself\n"
     assert run(wav, "--url", server.url) == (0, "Hello there.\n", note)
 
 

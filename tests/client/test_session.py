@@ -157,6 +157,16 @@ async def test_one_line_transcribes(scripted: WorkerSpec) -> None:
     assert transcript.text == "one line"
 
 
+@pytest.mark.parametrize(
+    ("start", "told"),
+    [({"language": "xx"}, "unsupported_language: "), ({"max_wait_ms": 600_000}, "bad_message: ")],
+)
+async def test_one_line_tells_why_there_is_no_text(scripted: WorkerSpec, start: dict[str, Any], told: str) -> None:
+    async with serving(scripted) as app:
+        with pytest.raises(ClientError, match=told):
+            await asyncio.to_thread(transcribe, SECOND, app.url, **start)
+
+
 async def test_source_that_fails_in_the_middle_is_told_and_ends_the_session(scripted: WorkerSpec) -> None:
     def failing() -> Iterator[bytes]:
         yield SECOND
