@@ -12,7 +12,8 @@ final's settings as soon as the audio is complete unless speech goes on; at the 
 - Neither for a session whose finals would not wait for it.
 - Round robin: of the sessions whose partial is due, the one whose last was longest ago.
 - A speculation is exempt from these, there is one for each pause, and where speech goes on its text is shown as a
-  partial's.
+  partial's. After one that was wasted so its session has no other for twice as long as that took, and the next comes
+  after partials that are due, until one becomes a final again.
 - What comes back after the endpoint is discarded. Under which the worker died, or which failed, gets no more of either.
 - Partials are paused when one has been due for 2 s without the worker's being free, until it is.
 
@@ -42,6 +43,7 @@ MIN_SPACING_S = 0.3  # between two partials of a session, start to start: text t
 SPACING_ESTIMATES = 2.0  # ... and so many times what the next is expected to take
 FRESH_S, STALE_S = 0.05, 0.25  # age of the audio: just come, and where no more seems to come. Frames are 20-100 ms
 PAUSED_AFTER_S = 2.0
+WASTE_RESTS = 2.0  # a session that only makes pauses has a third of the worker's time at most, and the others' partials
 NEVER = float("-inf")
 
 
@@ -116,6 +118,7 @@ class Drafts:
         self._partial_time = partial_time
         self._heard: dict[SessionId, _Heard] = {}
         self._last_partial: dict[SessionId, float] = {}  # when it began
+        self._speculates_from: dict[SessionId, float] = {}  # of those whose last speculation was wasted
         self._rest_until = NEVER
 
     # ------------------------------------------------------------ what is heard
@@ -128,17 +131,17 @@ class Drafts:
         heard = self._heard.get(draft.session)
         if heard is None or heard.draft.id != draft.id:
             heard = self._heard[draft.session] = _Heard(draft, now)
+        if not draft.complete or draft.end_sample != heard.draft.end_sample:
+            heard.complete_from = None
+            self._waste(heard)  # speech went on
+        if draft.complete and heard.complete_from is None:
+            heard.complete_from = now
         heard.draft, heard.heard_at = draft, now
         if heard.enough_from is None and draft.speech_s >= EARLY_SPEECH_S:
             heard.enough_from = now
-        if not draft.complete:
-            heard.complete_from = None
-            self._waste(heard)  # speech goes on
-        elif heard.complete_from is None:
-            heard.complete_from = now
         heard.due_at = self._due_at(heard)
         if self._may_speculate(heard):
-            return now
+            return max(now, self._speculates_from.get(draft.session, now))
         if heard.due_at is None:
             return None
         begins_at = max(heard.due_at, self._rest_until)
@@ -150,6 +153,7 @@ class Drafts:
             self._waste(self._heard.pop(session))
         if utterance is None:
             self._last_partial.pop(session, None)
+            self._speculates_from.pop(session, None)
 
     def deaths(self, session: SessionId, utterance: str) -> int:
         """How often the worker died under decodes of this utterance while it was being heard."""
@@ -167,28 +171,36 @@ class Drafts:
         if (found.draft.start_sample, found.draft.end_sample) != (utterance.start_sample, utterance.end_sample):
             self._waste(heard)
             return None
+        self._speculates_from.pop(utterance.session, None)
         return found
 
     # ------------------------------------------------------------ what is decoded
 
     def begin(self, now: float) -> DraftDecode | None:
         """The decode to start now, if any; the caller has an idle worker, and nothing waits."""
-        if complete := [heard for heard in self._heard.values() if self._may_speculate(heard)]:
-            return self._begin_speculation(min(complete, key=lambda heard: heard.complete_from or now), now)
+        complete = [
+            heard
+            for session, heard in self._heard.items()
+            if self._may_speculate(heard) and self._speculates_from.get(session, now) <= now
+        ]
+        complete.sort(key=lambda heard: heard.complete_from or now)
+        if sound := [heard for heard in complete if heard.draft.session not in self._speculates_from]:
+            return self._begin_speculation(sound[0], now)
         due = [heard for heard in self._heard.values() if heard.due_at is not None and heard.due_at <= now]
         if due and self._rest_until <= now:
             heard = min(due, key=lambda heard: self._last_partial.get(heard.draft.session, NEVER))
             if not FRESH_S < now - heard.heard_at < STALE_S:
                 return self._begin_partial(heard, now)
-        return None
+        return self._begin_speculation(complete[0], now) if complete else None
 
     def next_moment(self, now: float) -> float | None:
         """When `begin` may have something that it has not yet; None: not before more is heard."""
-        moments = (
+        moments = [
             max(heard.due_at, self._rest_until, heard.heard_at + STALE_S)
             for heard in self._heard.values()
             if heard.due_at is not None
-        )
+        ]
+        moments += [at for session, at in self._speculates_from.items() if session in self._heard]
         return min((moment for moment in moments if moment > now), default=None)
 
     def paused_from(self, free_at: float, session: SessionId | None = None) -> float | None:
@@ -243,7 +255,7 @@ class Drafts:
         pauses = draft.pausing and not draft.complete
         if heard.enough_from is None or heard.barred or pauses or self._is_for_speculation(draft):
             return None
-        estimate_s = self._partial_time.estimate(draft.audio_s)
+        estimate_s = self._partial_estimate(draft.audio_s)
         if not self._shown(draft) or draft.end_sample <= heard.decoded_until or estimate_s > draft.max_wait_s:
             return None
         last = self._last_partial.get(draft.session, NEVER)
@@ -253,8 +265,10 @@ class Drafts:
         return self.partials and draft.partials
 
     def _waste(self, heard: _Heard) -> None:
-        self.n_wasted += heard.speculation is not None
-        heard.speculation = None
+        if (wasted := heard.speculation) is not None:
+            heard.speculation = None
+            self.n_wasted += 1
+            self._speculates_from[wasted.draft.session] = wasted.began_at + (1 + WASTE_RESTS) * wasted.expected_s
 
     def _begin_partial(self, heard: _Heard, now: float) -> DraftDecode:
         draft = heard.draft
@@ -266,18 +280,23 @@ class Drafts:
             language=draft.options.language or heard.language,
             words=False,
         )
-        return self._began(heard, DraftKind.PARTIAL, options, self._partial_time, now)
+        return self._began(heard, DraftKind.PARTIAL, options, self._partial_estimate(draft.audio_s), now)
 
     def _begin_speculation(self, heard: _Heard, now: float) -> DraftDecode:
-        decode = self._began(heard, DraftKind.SPECULATION, heard.draft.options, self._final_time, now)
+        expected_s = self._final_time.estimate(heard.draft.audio_s)
+        decode = self._began(heard, DraftKind.SPECULATION, heard.draft.options, expected_s, now)
         heard.speculation = decode
         return decode
 
+    def _partial_estimate(self, audio_s: float) -> float:
+        """Never more than a final's: those are decoded also where a partial seemed too long to be waited for."""
+        return min(self._partial_time.estimate(audio_s), self._final_time.estimate(audio_s))
+
     def _began(
-        self, heard: _Heard, kind: DraftKind, options: DecodeOptions, time: ServiceTime, now: float
+        self, heard: _Heard, kind: DraftKind, options: DecodeOptions, expected_s: float, now: float
     ) -> DraftDecode:
         heard.decoded_until, heard.due_at = heard.draft.end_sample, None
-        return DraftDecode(kind, heard.draft, options, time.estimate(heard.draft.audio_s), now)
+        return DraftDecode(kind, heard.draft, options, expected_s, now)
 
     def _still(self, decode: DraftDecode) -> _Heard | None:
         heard = self._heard.get(decode.draft.session)

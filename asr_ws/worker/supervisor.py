@@ -304,7 +304,8 @@ async def _exit_status(process: asyncio.subprocess.Process) -> int:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(EXIT_GRACE_S):
             return await process.wait()
-    process.kill()
+    with contextlib.suppress(ProcessLookupError):  # it ended just now
+        process.kill()
     return await process.wait()
 
 

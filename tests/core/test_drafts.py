@@ -73,7 +73,7 @@ def test_no_partial_in_the_first_half_second_of_speech(speech_s: float, due: obj
     assert kind(drafts_of(replace(SPEAKING, speech_s=speech_s)).begin(0.0)) == due
 
 
-@pytest.mark.parametrize(("partial_s", "spacing_s"), [(0.1, 0.3), (0.25, 0.5), (2.0, 4.0)])
+@pytest.mark.parametrize(("partial_s", "spacing_s"), [(0.1, 0.3), (0.25, 0.5), (1.0, 2.0), (4.0, 2.0)])
 def test_partials_of_a_session_are_spaced_by_their_estimate(partial_s: float, spacing_s: float) -> None:
     drafts = Drafts(ConstantServiceTime(1.0), ConstantServiceTime(partial_s))
     drafts.hear(SPEAKING, now=0.0)
@@ -262,10 +262,40 @@ def test_speech_that_goes_on_makes_a_partial_of_the_speculation_and_the_next_pau
     first = begin(drafts, 0.0)
     drafts.hear(longer(SPEAKING), now=0.5)
     assert drafts.end(first, text("Turn on."), now=1.0) == Partial(A, "u1", "", "Turn on.", 17_600)
-    drafts.hear(longer(COMPLETE), now=1.5)
-    second = begin(drafts, 1.5)
+    drafts.hear(longer(COMPLETE), now=3.0)
+    second = begin(drafts, 3.0)
     assert drafts.claim(ended(longer(COMPLETE))) is second
     assert drafts.n_wasted == 1
+
+
+def test_a_pause_after_speech_of_which_nothing_else_was_told_has_its_own_speculation_too() -> None:
+    drafts = drafts_of(COMPLETE)
+    begin(drafts, 0.0)
+    drafts.hear(longer(COMPLETE, 0.25), now=3.0)
+    assert drafts.claim(ended(longer(COMPLETE, 0.25))) is None
+    assert drafts.n_wasted == 1
+
+
+def test_after_a_wasted_speculation_its_session_has_none_for_twice_as_long() -> None:
+    drafts = drafts_of(COMPLETE)
+    begin(drafts, 0.0)
+    drafts.hear(longer(SPEAKING), now=0.5)
+    assert drafts.hear(longer(COMPLETE), now=1.5) == 3.0
+    assert (kind(drafts.begin(2.999)), drafts.next_moment(2.999)) == (None, 3.0)
+    assert kind(drafts.begin(3.0)) == (A, DraftKind.SPECULATION)
+
+
+def test_partials_that_are_due_come_before_a_session_whose_last_speculation_was_wasted() -> None:
+    drafts = drafts_of(COMPLETE)
+    begin(drafts, 0.0)
+    drafts.hear(longer(SPEAKING), now=0.5)
+    drafts.hear(longer(COMPLETE), now=3.0)
+    drafts.hear(replace(SPEAKING, session=B), now=3.0)
+    assert [kind(drafts.begin(3.0)) for _ in range(2)] == [(B, DraftKind.PARTIAL), (A, DraftKind.SPECULATION)]
+    assert drafts.claim(ended(longer(COMPLETE))) is not None
+    drafts.hear(replace(COMPLETE, id="u2"), now=6.0)
+    drafts.hear(replace(longer(SPEAKING), session=B), now=6.0)
+    assert kind(drafts.begin(6.0)) == (A, DraftKind.SPECULATION), "it became a final: the next comes first again"
 
 
 def test_speculation_shows_its_text_before_the_endpoint_to_those_who_want_partials() -> None:

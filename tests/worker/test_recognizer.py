@@ -186,6 +186,20 @@ def test_longest_context_and_utterance_fit_the_model_together(
 
 
 @pytest.mark.model
+@pytest.mark.parametrize(
+    "no_text", ["\0" * 400, "\x1b\x85\n" * 100, "<|startoftranscript|>" * 30, "<|0.00|> \0<|endoftext|>"]
+)
+def test_context_that_is_no_text_is_none(recognizer: FasterWhisperRecognizer, no_text: str) -> None:
+    """It made the model write until it was stopped."""
+    samples = read_speech("jfk.wav")
+    plain, odd = (
+        list(recognizer.transcribe(samples, DecodeOptions("en", prompt=context, hotwords=context)))
+        for context in (None, no_text)
+    )
+    assert odd == plain
+
+
+@pytest.mark.model
 @pytest.mark.parametrize("words", [False, True])
 @pytest.mark.parametrize("n_samples", [0, 1, 160, 319, 511, 1600])
 def test_shortest_utterances_do_not_raise(recognizer: FasterWhisperRecognizer, n_samples: int, words: bool) -> None:
