@@ -12,8 +12,8 @@ final's settings as soon as the audio is complete unless speech goes on; at the 
 - Neither for a session whose finals would not wait for it.
 - Round robin: of the sessions whose partial is due, the one whose last was longest ago.
 - A speculation is exempt from these, there is one for each pause, and where speech goes on its text is shown as a
-  partial's. After one that was wasted so its session has no other for twice as long as that took, and the next comes
-  after partials that are due, until one becomes a final again.
+  partial's. Where more than three in a row were wasted so, their session has no other for twice as long as the last one
+  took, and the next comes after partials that are due; until one becomes a final again.
 - What comes back after the endpoint is discarded. Under which the worker died, or which failed, gets no more of either.
 - Partials are paused when one has been due for 2 s without the worker's being free, until it is.
 
@@ -22,6 +22,7 @@ final's settings as soon as the audio is complete unless speech goes on; at the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
@@ -43,7 +44,8 @@ MIN_SPACING_S = 0.3  # between two partials of a session, start to start: text t
 SPACING_ESTIMATES = 2.0  # ... and so many times what the next is expected to take
 FRESH_S, STALE_S = 0.05, 0.25  # age of the audio: just come, and where no more seems to come. Frames are 20-100 ms
 PAUSED_AFTER_S = 2.0
-WASTE_RESTS = 2.0  # a session that only makes pauses has a third of the worker's time at most, and the others' partials
+FREE_WASTES = 3  # in a row: who thinks while he speaks makes pauses too
+WASTE_RESTS = 2.0  # so that a session which only makes pauses has a third of the worker's time at most
 NEVER = float("-inf")
 
 
@@ -118,7 +120,8 @@ class Drafts:
         self._partial_time = partial_time
         self._heard: dict[SessionId, _Heard] = {}
         self._last_partial: dict[SessionId, float] = {}  # when it began
-        self._speculates_from: dict[SessionId, float] = {}  # of those whose last speculation was wasted
+        self._wasted_in_a_row = Counter[SessionId]()
+        self._speculates_from: dict[SessionId, float] = {}  # of those that wasted too many
         self._rest_until = NEVER
 
     # ------------------------------------------------------------ what is heard
@@ -153,7 +156,7 @@ class Drafts:
             self._waste(self._heard.pop(session))
         if utterance is None:
             self._last_partial.pop(session, None)
-            self._speculates_from.pop(session, None)
+            self._trust(session)
 
     def deaths(self, session: SessionId, utterance: str) -> int:
         """How often the worker died under decodes of this utterance while it was being heard."""
@@ -171,7 +174,7 @@ class Drafts:
         if (found.draft.start_sample, found.draft.end_sample) != (utterance.start_sample, utterance.end_sample):
             self._waste(heard)
             return None
-        self._speculates_from.pop(utterance.session, None)
+        self._trust(utterance.session)
         return found
 
     # ------------------------------------------------------------ what is decoded
@@ -268,7 +271,14 @@ class Drafts:
         if (wasted := heard.speculation) is not None:
             heard.speculation = None
             self.n_wasted += 1
-            self._speculates_from[wasted.draft.session] = wasted.began_at + (1 + WASTE_RESTS) * wasted.expected_s
+            session = wasted.draft.session
+            self._wasted_in_a_row[session] += 1
+            if self._wasted_in_a_row[session] > FREE_WASTES:
+                self._speculates_from[session] = wasted.began_at + (1 + WASTE_RESTS) * wasted.expected_s
+
+    def _trust(self, session: SessionId) -> None:
+        del self._wasted_in_a_row[session]
+        self._speculates_from.pop(session, None)
 
     def _begin_partial(self, heard: _Heard, now: float) -> DraftDecode:
         draft = heard.draft

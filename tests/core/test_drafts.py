@@ -262,8 +262,8 @@ def test_speech_that_goes_on_makes_a_partial_of_the_speculation_and_the_next_pau
     first = begin(drafts, 0.0)
     drafts.hear(longer(SPEAKING), now=0.5)
     assert drafts.end(first, text("Turn on."), now=1.0) == Partial(A, "u1", "", "Turn on.", 17_600)
-    drafts.hear(longer(COMPLETE), now=3.0)
-    second = begin(drafts, 3.0)
+    drafts.hear(longer(COMPLETE), now=1.5)
+    second = begin(drafts, 1.5)
     assert drafts.claim(ended(longer(COMPLETE))) is second
     assert drafts.n_wasted == 1
 
@@ -276,23 +276,33 @@ def test_a_pause_after_speech_of_which_nothing_else_was_told_has_its_own_specula
     assert drafts.n_wasted == 1
 
 
-def test_after_a_wasted_speculation_its_session_has_none_for_twice_as_long() -> None:
-    drafts = drafts_of(COMPLETE)
-    begin(drafts, 0.0)
-    drafts.hear(longer(SPEAKING), now=0.5)
-    assert drafts.hear(longer(COMPLETE), now=1.5) == 3.0
-    assert (kind(drafts.begin(2.999)), drafts.next_moment(2.999)) == (None, 3.0)
-    assert kind(drafts.begin(3.0)) == (A, DraftKind.SPECULATION)
+def wasting(n: int) -> Drafts:
+    """So many speculations of A, wasted one after the other, the last of them begun at 0."""
+    drafts = drafts_of(partials=True)
+    for each in range(n):
+        drafts.hear(longer(COMPLETE, each), now=each + 1.0 - n)
+        assert kind(begin(drafts, each + 1.0 - n)) == (A, DraftKind.SPECULATION)
+        drafts.hear(longer(SPEAKING, each + 0.5), now=each + 1.5 - n)
+    return drafts
 
 
-def test_partials_that_are_due_come_before_a_session_whose_last_speculation_was_wasted() -> None:
-    drafts = drafts_of(COMPLETE)
-    begin(drafts, 0.0)
-    drafts.hear(longer(SPEAKING), now=0.5)
-    drafts.hear(longer(COMPLETE), now=3.0)
+@pytest.mark.parametrize(("n", "begins_at"), [(3, 1.5), (4, 3.0)])
+def test_after_more_than_three_wasted_speculations_their_session_has_none_for_twice_as_long(
+    n: int, begins_at: float
+) -> None:
+    drafts = wasting(n)
+    assert drafts.hear(longer(COMPLETE, n), now=1.5) == begins_at
+    if begins_at > 1.5:
+        assert (kind(drafts.begin(begins_at - 0.001)), drafts.next_moment(2.5)) == (None, begins_at)
+    assert kind(drafts.begin(begins_at)) == (A, DraftKind.SPECULATION)
+
+
+def test_partials_that_are_due_come_before_a_session_that_wasted_too_many_speculations() -> None:
+    drafts = wasting(4)
+    drafts.hear(longer(COMPLETE, 4), now=3.0)
     drafts.hear(replace(SPEAKING, session=B), now=3.0)
     assert [kind(drafts.begin(3.0)) for _ in range(2)] == [(B, DraftKind.PARTIAL), (A, DraftKind.SPECULATION)]
-    assert drafts.claim(ended(longer(COMPLETE))) is not None
+    assert drafts.claim(ended(longer(COMPLETE, 4))) is not None
     drafts.hear(replace(COMPLETE, id="u2"), now=6.0)
     drafts.hear(replace(longer(SPEAKING), session=B), now=6.0)
     assert kind(drafts.begin(6.0)) == (A, DraftKind.SPECULATION), "it became a final: the next comes first again"
