@@ -104,7 +104,7 @@ WITHOUT = Drafts(Tally(100, 60, {"queue_full": 40}), partials=0, speculated=0, b
     ("promises", "deadlines", "drafts", "expected"),
     [
         (KEPT, KEPT, WITH, []),
-        (replace(KEPT, kept=89), KEPT, WITH, ["2x: 89.0% of the accepted within their estimate"]),
+        (replace(KEPT, kept=89), KEPT, WITH, ["89 of 100 accepted within their estimate"]),
         (KEPT, replace(KEPT, expired=3), WITH, ["1500 ms: 3 of 100 accepted expired"]),
         (
             KEPT,
@@ -120,6 +120,11 @@ def test_each_target_has_its_limit(
     promises: Promises, deadlines: Promises, drafts: Drafts, expected: list[str]
 ) -> None:
     assert misses({2.0: promises}, {2.0: deadlines}, {"on": drafts, "off": WITHOUT}) == expected
+
+
+def test_promises_are_judged_over_all_loads() -> None:
+    few, many = replace(KEPT, kept=89, expired=3), replace(KEPT, kept=91, expired=1)
+    assert misses({2.0: few, 3.0: many}, {2.0: few, 3.0: many}, {"on": WITH, "off": WITHOUT}) == []
 
 
 def test_the_tables_line_up_with_their_headers() -> None:
