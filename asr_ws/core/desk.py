@@ -178,6 +178,7 @@ class Desk:
                 self.queue.finish(now - ticket.decode_began_at)
                 self._tell(ticket, Decoded(ticket.utterance, result, ticket.waited_s, ticket.speculated))
             case DecodeFailed():
+                self.drafts.n_wasted += ticket.speculated
                 self.queue.finish()
                 self._tell(ticket, Failed(ticket.utterance, result.code, result.message))
             case WorkerDied():

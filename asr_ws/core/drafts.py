@@ -82,7 +82,7 @@ class DraftDecode:
     kind: DraftKind
     draft: Draft
     options: DecodeOptions
-    expected_s: float
+    expected_s: float  # what it took, once it has ended
     began_at: float
     hypothesis: Hypothesis | None = None
 
@@ -216,6 +216,7 @@ class Drafts:
 
     def end(self, decode: DraftDecode, hypothesis: Hypothesis, *, now: float) -> Partial | None:
         """How it came out. Returns: what there is to show."""
+        self._took(decode, now)
         if decode.kind is DraftKind.PARTIAL:
             self._rest_until = now + (now - decode.began_at)
             self._partial_time.observe(decode.draft.audio_s, now - decode.began_at)
@@ -235,6 +236,7 @@ class Drafts:
 
     def fail(self, decode: DraftDecode, *, died: bool, now: float) -> bool:
         """It raised, or the worker died under it. Returns: whether the utterance is still being heard."""
+        self._took(decode, now)
         self._rest_until = now + (now - decode.began_at)
         heard = self._still(decode)
         if heard is None:
@@ -271,10 +273,17 @@ class Drafts:
         if (wasted := heard.speculation) is not None:
             heard.speculation = None
             self.n_wasted += 1
-            session = wasted.draft.session
-            self._wasted_in_a_row[session] += 1
-            if self._wasted_in_a_row[session] > FREE_WASTES:
-                self._speculates_from[session] = wasted.began_at + (1 + WASTE_RESTS) * wasted.expected_s
+            self._wasted_in_a_row[wasted.draft.session] += 1
+            if self._wasted_in_a_row[wasted.draft.session] > FREE_WASTES:
+                self._rest_after(wasted)
+
+    def _rest_after(self, wasted: DraftDecode) -> None:
+        self._speculates_from[wasted.draft.session] = wasted.began_at + (1 + WASTE_RESTS) * wasted.expected_s
+
+    def _took(self, decode: DraftDecode, now: float) -> None:
+        decode.expected_s = now - decode.began_at
+        if decode.kind is DraftKind.SPECULATION and decode.draft.session in self._speculates_from:
+            self._rest_after(decode)
 
     def _trust(self, session: SessionId) -> None:
         del self._wasted_in_a_row[session]

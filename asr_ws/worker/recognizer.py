@@ -267,16 +267,16 @@ class FasterWhisperRecognizer:
 
     def _context(self, options: DecodeOptions) -> Context:
         """Prompt and hotwords are cut to the last CONTEXT_TOKENS of both, hotwords first; the prefix stays whole."""
-        hotwords = self._tokens(options.hotwords)[-CONTEXT_TOKENS:]
+        hotwords = self._tokens(NO_TEXT.sub(" ", options.hotwords or ""))[-CONTEXT_TOKENS:]
         n_left = CONTEXT_TOKENS - len(hotwords)
-        prompt = self._tokens(options.prompt)[-n_left:] if n_left else []
+        prompt = self._tokens(NO_TEXT.sub(" ", options.prompt or ""))[-n_left:] if n_left else []
         prefix = self._tokens(options.prefix)
         n_tokens = len(hotwords) + len(prompt) + len(prefix)
         return Context(prompt, self._model.hf_tokenizer.decode(hotwords), prefix, n_tokens)
 
-    def _tokens(self, text: str | None) -> list[int]:
+    def _tokens(self, text: str) -> list[int]:
         """As faster-whisper makes them of hotwords and of a prefix."""
-        stripped = NO_TEXT.sub(" ", text or "").strip()
+        stripped = text.strip()
         ids: list[int] = self._model.hf_tokenizer.encode(f" {stripped}", add_special_tokens=False).ids
         return ids if stripped else []
 

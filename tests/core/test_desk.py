@@ -530,6 +530,13 @@ def test_withdrawn_after_its_promotion_it_is_told_nobody(finished: bool) -> None
     assert (desk.take_news(), desk.queue.in_flight) == ([], None)
 
 
+def test_promoted_speculation_that_fails_was_wasted() -> None:
+    desk = speculating()
+    assert isinstance(desk.offer(SPOKEN, now=0.25, max_wait_s=8.0), Ticket)
+    desk.end(DecodeFailed("odd"), now=0.5)
+    assert desk.drafts.n_wasted == 1
+
+
 def test_drain_promotes_nothing() -> None:
     desk = speculating(finished=True)
     desk.drain()

@@ -297,6 +297,15 @@ def test_after_more_than_three_wasted_speculations_their_session_has_none_for_tw
     assert kind(drafts.begin(begins_at)) == (A, DraftKind.SPECULATION)
 
 
+def test_the_rest_goes_by_what_the_wasted_speculation_took() -> None:
+    drafts = wasting(4)
+    drafts.hear(longer(COMPLETE, 4), now=3.0)
+    late = begin(drafts, 3.0)
+    drafts.hear(longer(SPEAKING, 4.5), now=3.5)
+    drafts.end(late, text("a"), now=7.0)
+    assert drafts.hear(longer(COMPLETE, 5), now=7.5) == 15.0
+
+
 def test_partials_that_are_due_come_before_a_session_that_wasted_too_many_speculations() -> None:
     drafts = wasting(4)
     drafts.hear(longer(COMPLETE, 4), now=3.0)

@@ -73,7 +73,9 @@ def test_ctrl_c_ends_the_program_while_the_hub_is_silent_in_mid_file(hub: Web) -
         release.wait(120)
 
     hub.midway = hold
-    code = "from asr_ws import models; models.pull('tiny.en')"
+    # A shell's background jobs ignore SIGINT, and so does what they start.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from asr_ws import models; models.pull('tiny.en')"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as program:
         assert midway.wait(60)
         program.send_signal(signal.SIGINT)
