@@ -9,6 +9,7 @@ file, that beats the default; every value given is checked, also one that is the
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import math
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,8 +24,9 @@ PREFIX: Final = "ASR_WS_"
 CONFIG_VARIABLE: Final = "ASR_WS_CONFIG"  # the environment's --config
 NOT_SETTINGS: Final = (CONFIG_VARIABLE, "ASR_WS_CACHE_DIR")  # ours, read elsewhere
 
-Value = int | float | str
-_V = TypeVar("_V", int, float, str)
+Value = int | float | str | bool
+_V = TypeVar("_V", int, float, str, bool)
+WORDS: Final = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False, "0": False}
 
 
 def _setting(
@@ -102,6 +104,24 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class Worker:
+    on_crash_loop: str = _setting(
+        "stay",
+        "what to do when the worker cannot be kept alive: stay and keep trying, or exit with code 70",
+        choices=("stay", "exit"),
+    )
+    worker_memory_mb: int = _setting(
+        0,
+        "MB of memory above which the worker is replaced, between two decodes; 0 is 512 more than twice what it took "
+        "once it was ready",
+        low=0,
+    )
+    fault_injection: bool = _setting(
+        False, "let clients break the worker on purpose, to see what comes of it; on a loopback address only"
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     log_format: str = _setting(
         "console", "console is for people, json is one object a line", choices=("console", "json")
@@ -120,6 +140,7 @@ class Settings:
     admission: Admission = Admission()
     texts: Texts = Texts()
     model: Model = Model()
+    worker: Worker = Worker()
     log: Log = Log()
 
 
@@ -163,6 +184,8 @@ class Setting:
             return ", ".join(self.choices[:-1]) + f" or {self.choices[-1]}"
         if self.type is str:
             return "text, not empty"
+        if self.type is bool:
+            return "true or false"
         limits = f">= {self.low}" if self.high is None else f"{self.low}..{self.high}"
         return f"{'integer' if self.type is int else 'number'} {limits}"
 
@@ -178,7 +201,9 @@ class Setting:
         """
         readable = {self.type} | ({int} if self.type is float else set()) | ({str} if source.kind != "file" else set())
         if type(raw) in readable:  # exactly: True is no port
-            with suppress(ValueError, OverflowError):  # not a number; an integer that no float can hold
+            with suppress(ValueError, OverflowError, KeyError):  # not a number; one that no float can hold; no word
+                if self.type is bool and isinstance(raw, str):
+                    raw = WORDS[raw.lower()]
                 value = self.type(cast(Any, raw))
                 if self._allows(value):
                     return value
@@ -189,6 +214,8 @@ class Setting:
             return value in self.choices
         if isinstance(value, str):
             return value != ""  # an empty host would listen on every interface
+        if isinstance(value, bool):
+            return True
         low, high = (-math.inf if self.low is None else self.low), (math.inf if self.high is None else self.high)
         return math.isfinite(value) and low <= value <= high
 
@@ -226,7 +253,8 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
         environ: the process's; an empty variable counts as not set.
         file: TOML, grouped by table; None: the one that ``ASR_WS_CONFIG`` names, if any.
     Raises:
-        ConfigError: the file cannot be read, or holds an unknown table or key; or a value is not allowed.
+        ConfigError: the file cannot be read, or holds an unknown table or key; or a value is not allowed, or not
+            beside another.
     """
     given: dict[str, dict[str, Value]] = {table: {} for table in _TABLES}
     sources = {setting.name: Source("default", "default") for setting in SETTINGS}
@@ -234,11 +262,21 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
         given[setting.group][setting.name] = setting.read(raw, source)
         sources[setting.name] = source
     known = {*_VARIABLES, *NOT_SETTINGS}
+    settings = replace(DEFAULTS, **{table: replace(getattr(DEFAULTS, table), **given[table]) for table in _TABLES})
+    if settings.worker.fault_injection and not _is_loopback(settings.listen.host):
+        where = sources["fault_injection"].where
+        raise ConfigError(f"{where}: not while listening on {settings.listen.host}", "--host 127.0.0.1")
     return Loaded(
-        replace(DEFAULTS, **{table: replace(getattr(DEFAULTS, table), **given[table]) for table in _TABLES}),
+        settings,
         sources,
         tuple(sorted(name for name in environ if name.startswith(PREFIX) and name not in known)),
     )
+
+
+def _is_loopback(host: str) -> bool:
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 _Given = tuple[Setting, object, Source]

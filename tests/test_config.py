@@ -18,11 +18,14 @@ def other_value(setting: Setting) -> int | float | str:
     """An allowed value that is not the default."""
     if setting.choices:
         return next(choice for choice in setting.choices if choice != setting.default)
+    if setting.type is bool:
+        return not setting.default
     return setting.default + ("x" if setting.type is str else setting.type(1))
 
 
 def toml(setting: Setting, value: object) -> str:
-    return f"[{setting.group}]\n{setting.name} = {value!r}\n"  # Python's repr of these types is TOML
+    written = repr(value).lower() if setting.type is bool else repr(value)  # Python's repr of the others is TOML
+    return f"[{setting.group}]\n{setting.name} = {written}\n"
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ def test_a_default_is_itself_an_allowed_value(setting: Setting) -> None:
 
 @every_setting
 def test_a_number_has_a_lower_limit(setting: Setting) -> None:
-    assert (setting.type is str) == (setting.low is None)
+    assert (setting.type in (str, bool)) == (setting.low is None)
 
 
 # ---------------------------------------------------------------- sources and precedence
@@ -175,6 +178,7 @@ def test_each_source_is_named_in_its_error(file: Path) -> None:
         ("speculation", "", "on or off"),
         ("log_format", "xml", "console or json"),
         ("log_level", "INFO", "debug, info, warning or error"),
+        ("fault_injection", "perhaps", "true or false"),
     ],
 )
 def test_a_value_outside_the_limits_is_refused_with_what_is_allowed(name: str, text: str, allowed: str | None) -> None:
@@ -192,6 +196,8 @@ def test_a_value_outside_the_limits_is_refused_with_what_is_allowed(name: str, t
         ("listen", "host = 1", "1"),
         ("session", "idle_timeout_s = true", "True"),
         ("log", "log_level = ['info']", "['info']"),
+        ("worker", "fault_injection = 1", "1"),
+        ("worker", "fault_injection = 'on'", "'on'"),
     ],
 )
 def test_a_file_must_have_the_right_type(table: str, line: str, value: str, file: Path) -> None:
@@ -225,6 +231,18 @@ def test_an_unknown_flag_name_is_refused() -> None:
 
 def test_a_bad_value_is_refused_even_where_it_is_overridden() -> None:
     assert error_of({"port": 1}, {"ASR_WS_PORT": "x"})[0] == "ASR_WS_PORT: port is 'x'"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_faults_may_be_injected_on_a_loopback_address(host: str) -> None:
+    assert load({"host": host, "fault_injection": True}, {}, None).settings.worker.fault_injection
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "localhost.example.com", "127.0.0.1.example.com"])
+def test_faults_may_be_injected_nowhere_else(host: str) -> None:
+    message, hint = error_of({"host": host}, {"ASR_WS_FAULT_INJECTION": "on"})
+    assert message == f"ASR_WS_FAULT_INJECTION: not while listening on {host}"
+    assert hint == "--host 127.0.0.1"
 
 
 def test_an_unreadable_file_is_said_with_who_named_it(file: Path) -> None:

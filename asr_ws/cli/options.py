@@ -53,6 +53,9 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _option(setting: Setting) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    if setting.type is bool:
+        help = f"{setting.help[0].upper()}{setting.help[1:]}."
+        return click.option(setting.flag, setting.name, is_flag=True, default=None, help=help)
     return click.option(
         setting.flag,
         setting.name,
