@@ -11,6 +11,7 @@
     │   └── HashMismatch
     ├── WorkerError        the world's: the process that owns the model
     │   ├── WorkerDied     it ended under this decode
+    │   │   └── WorkerHung it took far too long over this decode, and was ended
     │   └── DecodeFailed   it lives, this one decode raised
     └── ClientError        seen by a client program: the server refused, vanished, or broke the protocol
 
@@ -101,17 +102,19 @@ class WorkerError(AsrError):
 
 
 class WorkerDied(WorkerError):
-    """The worker process ended while it decoded.
-
-    Args:
-        cause: an enum-like word for logs and metrics, such as ``segv``, ``abrt``, ``killed``, ``exit_1``.
-    """
+    """The worker process ended while it decoded; why is in the log, and known only later."""
 
     code = "worker_crashed"
 
-    def __init__(self, cause: str) -> None:
-        super().__init__(f"the worker died: {cause}")
-        self.cause = cause
+    def __init__(self, message: str = "the worker died") -> None:
+        super().__init__(message)
+
+
+class WorkerHung(WorkerDied):
+    code = "worker_hung"
+
+    def __init__(self) -> None:
+        super().__init__("the worker hung")
 
 
 class DecodeFailed(WorkerError):

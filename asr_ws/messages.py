@@ -256,6 +256,7 @@ class Final(_Event, tag="final"):
     segments: list[FinalSegment]
     words: Annotated[list[FinalWord], Meta(description="Only with `start.words`.")] | UnsetType = UNSET
     filtered: Annotated[str | None, Meta(description="Why the text was emptied; null: it was not.")] = None
+    recovered: Annotated[bool, Meta(description="The recognizer died after the text, before it had said so.")] = False
 
 
 class _Refusal(_Event):

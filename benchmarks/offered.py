@@ -206,9 +206,9 @@ def watched(app: App) -> Iterator[list[Decode]]:
     dispatcher, worker, loop = app.dispatcher, app.dispatcher.worker, asyncio.get_running_loop()
 
     class Watched:
-        async def decode(self, samples: Samples, options: DecodeOptions) -> Hypothesis:
+        async def decode(self, samples: Samples, options: DecodeOptions, expected_s: float) -> Hypothesis:
             ticket, began = dispatcher.queue.in_flight, loop.time()
-            hypothesis = await worker.decode(samples, options)
+            hypothesis = await worker.decode(samples, options, expected_s)
             if ticket is not None:
                 decodes.append(Decode("final", began, loop.time(), accepted_at=ticket.accepted_at))
             else:

@@ -80,8 +80,8 @@ class Watched:
         self._worker = worker
         self._step = step
 
-    async def decode(self, samples: Samples, options: DecodeOptions) -> Hypothesis:
-        hypothesis = await self._worker.decode(samples, options)
+    async def decode(self, samples: Samples, options: DecodeOptions, expected_s: float) -> Hypothesis:
+        hypothesis = await self._worker.decode(samples, options, expected_s)
         self.decode_ms.append(hypothesis.decode_s * 1000)
         asyncio.get_running_loop().call_later(PAUSE_S / 2, self._step)
         return hypothesis

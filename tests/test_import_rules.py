@@ -61,10 +61,14 @@ TABLE = {
         ("asr_ws.client", "asr_ws.messages", "asr_ws.errors", "msgspec", "websockets", "numpy", "soundfile")
     ),
     "asr_ws.worker": Row(WORKER, ("asyncio",)),
+    "asr_ws.worker.system": Row((), ("asyncio",)),
+    "asr_ws.worker.process": Row((*WORKER, "asr_ws.worker.system", "psutil")),
     "asr_ws.worker.recognizer": Row((*WORKER, "asr_ws.models", *RECOGNIZER), ("asyncio",)),
-    "asr_ws.worker.child": Row((*WORKER, "asr_ws.models", "asr_ws.worker.recognizer", *RECOGNIZER), ("asyncio",)),
+    "asr_ws.worker.child": Row(
+        (*WORKER, "asr_ws.models", "asr_ws.worker.recognizer", "asr_ws.worker.system", *RECOGNIZER), ("asyncio",)
+    ),
     # The child is spawned by its module's name, so that nothing here can load the recognizer.
-    "asr_ws.worker.supervisor": Row((*WORKER, "asr_ws.metrics", "structlog")),
+    "asr_ws.worker.supervisor": Row((*WORKER, "asr_ws.worker.process", "asr_ws.worker.system", "structlog")),
     "asr_ws.server": Row((*SERVER, "asr_ws.server", "aiohttp")),
     "asr_ws.server.dispatcher": Row(("asr_ws.core", "asr_ws.errors", "asr_ws.metrics")),
     "asr_ws.server.pacing": Row(()),
@@ -177,6 +181,17 @@ def f():
 )
 def test_table_refuses_what_it_should(module: str, source: str, wrong: set[str]) -> None:
     assert breaches(module, source) == wrong
+
+
+def test_nothing_that_arrives_can_run_code_and_no_clock_that_jumps_is_read() -> None:
+    """Pickle and its kin, and the wall clock, by whatever way they are imported. Logs stamp their lines themselves."""
+    for name, path in our_modules().items():
+        source = path.read_text("utf-8")
+        assert imports(source).isdisjoint({"pickle", "marshal", "shelve", "multiprocessing", "datetime"}), name
+        nodes = list(ast.walk(ast.parse(source)))
+        calls = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+        assert calls.isdisjoint({"time.time", "time.time_ns", "eval", "exec"}), name
+        assert not any(isinstance(node, ast.ImportFrom) and node.module == "time" for node in nodes), name
 
 
 def test_only_the_recognizer_names_faster_whisper() -> None:

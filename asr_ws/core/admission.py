@@ -159,7 +159,7 @@ class AdmissionQueue:
             deadline=now + max_wait_s,
             position=self._n_ahead(now),
             estimated_wait_s=wait_s,
-            estimated_final_s=wait_s + self._service_time.estimate(utterance.audio_s),
+            estimated_final_s=wait_s + self.expected_decode(utterance),
         )
         self._waiting.append(ticket)
         return ticket
@@ -234,10 +234,14 @@ class AdmissionQueue:
             self.in_flight = ticket
         return ticket
 
+    def expected_decode(self, utterance: Utterance) -> float:
+        """Seconds."""
+        return self._service_time.estimate(utterance.audio_s)
+
     def may_replay(self, now: float) -> bool:
         """Whether the in-flight ticket's deadline leaves time for the worker to load and decode it again."""
         assert self.in_flight is not None
-        decode_s = self._service_time.estimate(self.in_flight.utterance.audio_s)
+        decode_s = self.expected_decode(self.in_flight.utterance)
         return now + self._load_left(now) + decode_s <= self.in_flight.deadline
 
     def replay(self, now: float) -> None:
@@ -287,7 +291,7 @@ class AdmissionQueue:
         return self._wait_behind(self._waiting, now)
 
     def _wait_behind(self, ahead: Iterable[Ticket], now: float) -> float:
-        estimates_s = sum(self._service_time.estimate(ticket.utterance.audio_s) for ticket in ahead)
+        estimates_s = sum(self.expected_decode(ticket.utterance) for ticket in ahead)
         return self._load_left(now) + self._running_left(now) + estimates_s
 
     def _doubt(self, now: float) -> float:
@@ -307,7 +311,7 @@ class AdmissionQueue:
         """Of the one decode that the worker is at, or will be at once it has loaded."""
         ready = self.worker_state is ServiceState.READY
         if self.in_flight is not None:
-            expected_s = self._service_time.estimate(self.in_flight.utterance.audio_s)
+            expected_s = self.expected_decode(self.in_flight.utterance)
             if not ready:  # it will be decoded from its beginning
                 return expected_s
             assert self.in_flight.decode_began_at is not None

@@ -7,7 +7,8 @@ Rules, beside those of `AdmissionQueue`, `Holds` and `Drafts`:
   ticket's, it waits for the worker.
 - A ticket in flight that waits for the worker is given up at its deadline, or once the worker is unavailable.
 - A death under a decode: the ticket is decoded once more, silently, if its deadline allows; the second, in whatever
-  attempt, makes the utterance poison.
+  attempt, makes the utterance poison. Under which the worker hung is not decoded again by itself: whoever waits has
+  waited longer than anybody should.
 - What nobody wants any more is told nobody.
 - A draft is decoded only while the worker is ready and no ticket waits or is in flight.
 - An utterance that a speculation heard exactly is admitted past the queue, full or not, and needs no other decode.
@@ -43,7 +44,7 @@ from asr_ws.core.types import (
     Unfinished,
     Utterance,
 )
-from asr_ws.errors import DecodeFailed, WorkerDied
+from asr_ws.errors import DecodeFailed, WorkerDied, WorkerHung
 
 MAX_DEATHS = 2  # worker deaths under one utterance, after which it is poison
 
@@ -54,6 +55,7 @@ class Work:
 
     samples: Samples
     options: DecodeOptions
+    expected_s: float
     of: Ticket | DraftDecode
 
 
@@ -151,9 +153,10 @@ class Desk:
         if (ticket := self.queue.in_flight) is not None:
             self._decoding = ticket
             self.queue.replay(now)
-            return Work(ticket.utterance.samples, ticket.utterance.options, ticket)
+            expected_s = self.queue.expected_decode(ticket.utterance)
+            return Work(ticket.utterance.samples, ticket.utterance.options, expected_s, ticket)
         if self._idle and (decode := self.drafts.begin(now)) is not None:
-            work = Work(decode.draft.copy(), decode.options, decode)
+            work = Work(decode.draft.copy(), decode.options, decode.expected_s, decode)
             self._decoding = decode
             self.queue.aside = Aside(decode.expected_s, now)
             self._tell_status(now)
@@ -182,7 +185,7 @@ class Desk:
                 self.queue.finish()
                 self._tell(ticket, Failed(ticket.utterance, result.code, result.message))
             case WorkerDied():
-                self._died_under(ticket, now)
+                self._died_under(ticket, result, now)
 
     def _end_draft(self, decode: DraftDecode, result: Hypothesis | DecodeFailed | WorkerDied, now: float) -> None:
         if isinstance(result, Hypothesis):
@@ -196,7 +199,7 @@ class Desk:
             counted = self.queue.count_death(session, utterance) or self._holds.count_death(session, utterance)
             self._died_unfinished = None if counted else (session, utterance)
 
-    def _died_under(self, ticket: Ticket, now: float) -> None:
+    def _died_under(self, ticket: Ticket, death: WorkerDied, now: float) -> None:
         ticket.utterance = replace(ticket.utterance, deaths=ticket.utterance.deaths + 1)
         self.drafts.n_wasted += ticket.speculated
         ticket.speculated = False
@@ -204,8 +207,13 @@ class Desk:
             self.queue.finish()
             message = f"the recognizer died {MAX_DEATHS} times under this utterance"
             self._tell(ticket, Failed(ticket.utterance, "poison_audio", message))
-        elif ticket.abandoned or self.queue.worker_state is ServiceState.UNAVAILABLE or not self.queue.may_replay(now):
-            self._hand_back(now)
+        elif (
+            isinstance(death, WorkerHung)
+            or ticket.abandoned
+            or self.queue.worker_state is ServiceState.UNAVAILABLE
+            or not self.queue.may_replay(now)
+        ):
+            self._hand_back(now, RefusalReason(death.code))
         # Otherwise it stays in flight, and `begin` hands it out again.
 
     def receive_worker_state(self, state: ServiceState, *, now: float, load_s: float = 0.0) -> None:
@@ -275,12 +283,12 @@ class Desk:
         waits = self._decoding is None and self.queue.worker_state is not ServiceState.READY
         return self.queue.in_flight if waits else None
 
-    def _hand_back(self, now: float) -> None:
-        """The worker died before the ticket in flight was decoded, and will not be back in time."""
+    def _hand_back(self, now: float, reason: RefusalReason = RefusalReason.WORKER_CRASHED) -> None:
+        """The worker ended before the ticket in flight was decoded, and it is not decoded again by itself."""
         ticket = self.queue.in_flight
         assert ticket is not None
         self.queue.finish()
-        self._tell_unfinished(ticket, RefusalReason.WORKER_CRASHED, now)
+        self._tell_unfinished(ticket, reason, now)
 
     def _tell_unfinished(self, ticket: Ticket, reason: RefusalReason, now: float) -> None:
         shed = self.queue.shed(reason, now=now, session=ticket.utterance.session)

@@ -693,6 +693,7 @@ def _final(outcome: Decoded, *, words: bool) -> messages.Final:
             for segment in hypothesis.segments
         ],
         filtered=hypothesis.filtered,
+        recovered=hypothesis.recovered,
     )
     if words:
         final.words = [

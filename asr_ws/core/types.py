@@ -120,6 +120,7 @@ class Hypothesis:
     segments: tuple[Segment, ...]
     filtered: str | None  # why the text was emptied, or None
     decode_s: float
+    recovered: bool = False  # the worker ended before it had said so, but after the text was complete
 
 
 class ServiceState(StrEnum):

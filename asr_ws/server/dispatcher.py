@@ -38,7 +38,7 @@ from asr_ws.metrics import Metrics
 
 
 class Worker(Protocol):
-    async def decode(self, samples: Samples, options: DecodeOptions) -> Hypothesis:
+    async def decode(self, samples: Samples, options: DecodeOptions, expected_s: float) -> Hypothesis:
         """Raises: WorkerDied, DecodeFailed."""
 
 
@@ -159,7 +159,7 @@ class Dispatcher:
 
     async def _decode(self, work: Work) -> Hypothesis | DecodeFailed | WorkerDied:
         try:
-            return await self.worker.decode(work.samples, work.options)
+            return await self.worker.decode(work.samples, work.options, work.expected_s)
         except (DecodeFailed, WorkerDied) as error:
             return error
 

@@ -34,7 +34,9 @@ class WorkerFacts(Protocol):
     @property
     def pid(self) -> int | None: ...
 
-    n_restarts: int
+    @property
+    def n_restarts(self) -> int: ...
+
     max_concurrent_decodes: int
 
 

@@ -150,12 +150,12 @@ class ScriptedDesk(Desk):
             self._turn()
         self.now = max(self.now, end)
 
-    def kill(self) -> None:
+    def kill(self, death: WorkerDied | None = None) -> None:
         """The worker dies now, decoding or not, and reloads."""
         self.worker_changed(ServiceState.RESTARTING, load_s=self._reload_s)
         self._reloaded_at = self.now + self._reload_s
         if not self.idle:
-            self._stop_step(WorkerDied("killed"))
+            self._stop_step(death or WorkerDied())
 
     def worker_changed(self, state: ServiceState, *, load_s: float = 0.0) -> None:
         """As the supervisor would say it; a death goes by `kill`."""
@@ -166,7 +166,7 @@ class ScriptedDesk(Desk):
 
     def _end_step(self) -> None:
         if isinstance(self._step.ends, WorkerDied):
-            self.kill()
+            self.kill(self._step.ends)
         else:
             decoding = self.decodings[-1]
             self._stop_step(self._step.ends or says(decoding.spoken, spoken_text(decoding.work), self._step.decode_s))

@@ -1,17 +1,9 @@
 """A recognizer that does what it is told, for tests that need a real worker process but no real model.
 
-A decode's script is its ``prompt``; a load's is the file ``load.script`` in the model folder. Each is one line:
+A decode's script is its ``prompt``; a load's is the file ``load.script`` in the model folder. Each is one line: a fault
+of `asr_ws.testing.faults`, or
 
-    say TEXT           the text of the decode (otherwise `country N`, N the number of samples)
-    raise TEXT         RuntimeError(TEXT)
-    crash SIGNAL       kill the process by that signal, such as SEGV
-    crash-once FILE    SEGV, unless FILE exists; it does afterwards
-    crash-partial SIGNAL, raise-partial TEXT
-                       as without -partial, but in partials only; finals decode
-    late-crash SIGNAL  as crash, but after the segment has been handed over
-    gate PORT          connect to 127.0.0.1:PORT, say so, and go on when a byte comes back (see `Gate`)
-    print TEXT         write to file descriptor 1, as native libraries do, then decode
-    sleep SECONDS      take so long, then decode
+    say TEXT    the text of the decode; otherwise it is `country N`, N the number of samples
 
 Unrealistic: decodes take no time of their own, never use the GPU, and the text has nothing to do with the audio.
 """
@@ -20,16 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
-import socket
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from asr_ws.core.types import SAMPLE_RATE, DecodeOptions, Samples, Segment, Word
+from asr_ws.testing.faults import Fault, next_load
 from asr_ws.worker.recognizer import FilteredTranscription, Transcription
 from asr_ws.worker.supervisor import WorkerSpec
 
@@ -39,61 +27,28 @@ class ScriptedRecognizer:
 
     def __init__(self, model: Path, *, device: str, compute_type: str, cpu_threads: int, encoder_window: str) -> None:
         self.device, self.compute_type = device, compute_type
+        next_load().commit()
         script = model / "load.script"
         if script.exists():
-            _perform(*_verb(script.read_text()))
+            Fault.of(script.read_text()).commit()
 
     def transcribe(self, samples: Samples, options: DecodeOptions) -> Transcription:
-        verb, rest = _verb(options.prompt or "")
-        if options.partial:
-            verb = verb.removesuffix("-partial")
-        if verb != "late-crash":
-            _perform(verb, rest)
-        text = f" {rest}" if verb == "say" else f" country {len(samples)}"
+        fault = Fault.of(options.prompt or "", partial=options.partial)
+        text = f" country {len(samples)}"
+        if fault.verb == "say":
+            text, fault = f" {fault.argument}", Fault()
+        fault.commit()
+        end_s = len(samples) / SAMPLE_RATE
         segment = Segment(
             text=text,
             start_s=0.0,
-            end_s=len(samples) / SAMPLE_RATE,
+            end_s=end_s,
             avg_logprob=-0.1,
             no_speech_prob=0.0,
             compression_ratio=1.0,
-            words=(Word(text, 0.0, len(samples) / SAMPLE_RATE, 1.0),) if options.words else (),
+            words=(Word(text, 0.0, end_s, 1.0),) if options.words else (),
         )
-
-        def segments() -> Iterator[Segment]:
-            yield segment
-            if verb == "late-crash":
-                _perform("crash", rest)
-
-        return FilteredTranscription(segments(), options.language or "en", 1.0)
-
-
-def _verb(script: str) -> tuple[str, str]:
-    verb, _, rest = script.strip().partition(" ")
-    return verb, rest
-
-
-def _perform(verb: str, rest: str) -> None:
-    match verb:
-        case "raise":
-            raise RuntimeError(rest)
-        case "crash":
-            _crash(rest)
-        case "crash-once" if not Path(rest).exists():
-            Path(rest).touch()
-            _crash("SEGV")
-        case "gate":
-            with socket.create_connection(("127.0.0.1", int(rest))) as gate:
-                gate.recv(1)
-        case "print":
-            os.write(1, rest.encode())
-        case "sleep":
-            time.sleep(float(rest))
-
-
-def _crash(name: str) -> None:
-    signal.raise_signal(signal.Signals[f"SIG{name}"])
-    os.abort()  # where the signal does not kill
+        return fault.follow(FilteredTranscription(iter((segment,)), options.language or "en", 1.0))
 
 
 class Gate:

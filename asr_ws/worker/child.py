@@ -10,15 +10,16 @@ crashed, and at the end of its input at once, because then its server is gone.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import importlib
 import os
 import queue
-import signal
 import sys
 import threading
 import time
 import wave
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import BinaryIO, NoReturn
@@ -28,19 +29,22 @@ import numpy as np
 from asr_ws.core.types import SAMPLE_RATE, DecodeOptions, Samples
 from asr_ws.worker import ipc
 from asr_ws.worker.recognizer import Recognizer, RecognizerFactory, pick_device
+from asr_ws.worker.system import EXIT_CANNOT_LOAD, EXIT_CUDA, become_worker
 
 SELF_TEST_WORD = "country"  # said twice in the clip
-EXIT_CANNOT_SERVE = 3
+# What libraries say of a model's file that is not there, cut short, or something else.
+BROKEN_MODEL = ("Unable to open file", "is incomplete", "invalid payload size", "model binary version", "parse_error")
 
 
 def main() -> NoReturn:
     args = _arguments()
+    become_worker(args.server_pid)
     requests, replies = _claim_stdio()
     faulthandler.enable()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides when this ends
     inbox: queue.Queue[bytes] = queue.Queue(maxsize=1)
     threading.Thread(target=_read, args=(requests, inbox), name="requests", daemon=True).start()
-    recognizer = _load(args, replies)
+    with _dump_after(args.dump_after_s):
+        recognizer = _load(args, replies)
     while True:
         _decode(recognizer, ipc.decode_request(inbox.get()), replies)
 
@@ -48,6 +52,8 @@ def main() -> NoReturn:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="asr_ws.worker.child")
     parser.add_argument("model", type=Path)
+    parser.add_argument("--server-pid", type=int, default=os.getppid())
+    parser.add_argument("--dump-after-s", type=float, default=60.0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compute-type", default="default")
     parser.add_argument("--cpu-threads", type=int, default=0)
@@ -85,6 +91,16 @@ def _send(replies: BinaryIO, message: ipc.Reply) -> None:
         os._exit(0)
 
 
+@contextlib.contextmanager
+def _dump_after(seconds: float) -> Iterator[None]:
+    """Stacks of all threads to standard error if it takes longer; by a thread in C, also where the GIL is held."""
+    faulthandler.dump_traceback_later(seconds)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
 def _load(args: argparse.Namespace, replies: BinaryIO) -> Recognizer:
     module, _, name = args.recognizer.partition(":")
     began = time.monotonic()
@@ -107,7 +123,7 @@ def _load(args: argparse.Namespace, replies: BinaryIO) -> Recognizer:
     except Exception as error:
         # The task boundary of the load: whatever it was ends this process, and is said.
         _send(replies, ipc.LoadFailed(f"{type(error).__name__}: {error}", retryable=not _is_permanent(error)))
-        os._exit(EXIT_CANNOT_SERVE)
+        os._exit(EXIT_CANNOT_LOAD)
     _send(
         replies,
         ipc.Loaded(
@@ -123,8 +139,10 @@ def _load(args: argparse.Namespace, replies: BinaryIO) -> Recognizer:
 
 def _is_permanent(error: Exception) -> bool:
     """Trying again cannot help: a module, a file, or a setting is wrong."""
-    missing = isinstance(error, RuntimeError) and "Unable to open file" in str(error)
-    return missing or isinstance(error, (ImportError, AttributeError, ValueError, FileNotFoundError))
+    if isinstance(error, RuntimeError):
+        return any(sign in str(error) for sign in BROKEN_MODEL)
+    # The tokenizer's library raises Exception itself, of a file that it cannot parse.
+    return type(error) is Exception or isinstance(error, (ImportError, AttributeError, ValueError, FileNotFoundError))
 
 
 def self_test_clip() -> Samples:
@@ -138,14 +156,20 @@ def self_test_clip() -> Samples:
 def _decode(recognizer: Recognizer, request: ipc.DecodeRequest, replies: BinaryIO) -> None:
     began = time.monotonic()
     try:
-        transcription = recognizer.transcribe(np.frombuffer(request.samples, dtype="<f4"), request.options)
-        for segment in transcription:
-            _send(replies, ipc.SegmentDecoded(request.id, segment))
+        with _dump_after(request.dump_after_s):
+            samples = np.frombuffer(request.samples, dtype="<f4")
+            transcription = recognizer.transcribe(samples, request.options)
+            for segment in transcription:
+                language = transcription.language, transcription.language_probability
+                _send(replies, ipc.SegmentDecoded(request.id, segment, *language))
     except Exception as error:
-        # The task boundary of one decode: it fails, the worker lives. A CUDA error sticks to the process, so it ends.
-        _send(replies, ipc.DecodeError(request.id, f"{type(error).__name__}: {error}"))
-        if any(word in str(error) for word in ("CUDA", "cuBLAS", "cuDNN")):
-            os._exit(EXIT_CANNOT_SERVE)
+        # The task boundary of one decode: it fails, the worker lives. But a CUDA error sticks to the process: the next
+        # one, on this audio too, may well go right.
+        message = f"{type(error).__name__}: {error}"
+        if any(word in message for word in ("CUDA", "cuBLAS", "cuDNN")):
+            print(message, file=sys.stderr, flush=True)
+            os._exit(EXIT_CUDA)
+        _send(replies, ipc.DecodeError(request.id, message))
         return
     _send(
         replies,

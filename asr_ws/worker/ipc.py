@@ -25,6 +25,7 @@ class DecodeRequest(_Struct, frozen=True):
     id: int
     samples: bytes  # float32 little-endian, mono, 16 kHz
     options: DecodeOptions
+    dump_after_s: float  # when the worker, still at it, dumps its stacks to standard error
 
 
 class Loading(_Struct, frozen=True):
@@ -51,8 +52,12 @@ class LoadFailed(_Struct, frozen=True):
 
 
 class SegmentDecoded(_Struct, frozen=True):
+    """Sent as soon as it is known, and enough to go by if nothing comes after it."""
+
     request: int
     segment: Segment
+    language: str
+    language_probability: float
 
 
 class DecodeDone(_Struct, frozen=True):

@@ -164,6 +164,7 @@ class Look:
     """One pass over an utterance, nothing filtered.
 
     ``looped``: it ran into the bound of its tokens. ``rest_s``: audio after its last word; 0 where none was timed.
+    ``source``: faster-whisper's generator, kept because ending it has crashed.
     """
 
     segment: Segment | None
@@ -171,6 +172,7 @@ class Look:
     language_probability: float
     looped: bool = False
     rest_s: float = 0.0
+    source: object = None
 
     @property
     def suspect(self) -> bool:
@@ -215,8 +217,12 @@ class FasterWhisperRecognizer:
         look = self.look(samples, options, shortened=shortened)
         if shortened and _effort(options).second_look and look.suspect:
             look = self.look(samples, options, shortened=False)
-        segments = iter(() if look.segment is None else (look.segment,))
-        return FilteredTranscription(segments, look.language, look.language_probability)
+
+        def segments() -> Iterator[Segment]:
+            if look.segment is not None:
+                yield look.segment  # and then `look.source` may end: what has been handed over is safe
+
+        return FilteredTranscription(segments(), look.language, look.language_probability)
 
     def look(self, samples: Samples, options: DecodeOptions, *, shortened: bool) -> Look:
         """One pass; nothing is filtered."""
@@ -263,6 +269,7 @@ class FasterWhisperRecognizer:
             *language,
             looped=len(segment.tokens) >= n_new + n_prefix,
             rest_s=audio_s - float(segment.words[-1].end) if segment.words else 0.0,
+            source=found,
         )
 
     def _context(self, options: DecodeOptions) -> Context:

@@ -3,62 +3,50 @@
     STARTING ──Loaded──► READY ──its end──► RESTARTING ──Loaded──► READY
         └── ended before Loaded, three times in a row, or for good ──► UNAVAILABLE ──(keeps trying)──► READY
 
-Each death is followed by a new start after a backoff of 0, 0.5, 1, 2 ... 30 s, +-20 %, by the number of deaths in a
-row without a completed client decode between them. A failure that trying again cannot help is not retried: it is
-said. The process is spawned, never forked, and talked to over its own pipes (`asr_ws.worker.ipc`).
+Rules:
+
+- Each death is followed by a new start after a backoff of 0, 0.5, 1, 2 ... 30 s, +-20 %, by the number of deaths in a
+  row without a completed decode between them. A failure that trying again cannot help is not retried: it is said.
+- **Limits.** A start may take `Limits.start_s`, or five times what the last one took, and after one that took too long
+  twice as long as before. A decode may take ten times what is expected of it, 10 s at least, and 120 s as long as
+  little is known of this machine. Shortly before, the process dumps its stacks, by itself; at the limit it gets
+  SIGABRT, and a second later SIGKILL. That needs nothing of the process: also one that is stopped is ended.
+- It is READY no longer from the moment at which its end is seen, or decided; the reason is found out afterwards.
+- **Salvage.** What died, or hung, after the utterance's last segment was handed over has decoded it.
+- Between two decodes a process that has grown over its ceiling is replaced, which is no death.
+
+The process is spawned, never forked, and talked to over its own pipes (`asr_ws.worker.ipc`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
+import math
 import random
-import signal
-import sys
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 
-from asr_ws.core.types import DecodeOptions, Hypothesis, Samples, Segment, ServiceState
-from asr_ws.errors import DecodeFailed, WorkerDied
+from asr_ws.core.types import SAMPLE_RATE, DecodeOptions, Hypothesis, Samples, ServiceState
+from asr_ws.errors import DecodeFailed, WorkerDied, WorkerHung
 from asr_ws.worker import ipc
+from asr_ws.worker.process import WorkerProcess
+from asr_ws.worker.system import Cause, Leash, cause_of
 
 MAX_BACKOFF_S = 30.0
-EXIT_GRACE_S = 1.0  # from closing its end to being gone
 FAILED_STARTS_UNTIL_UNAVAILABLE = 3
 LOAD_BASE_S, LOAD_BYTES_PER_S = 1.0, 200e6  # the guess before the first load has been seen
-
-# The threads of a decode sleep while they wait for each other. OpenMP's own default is to spin a while: where another
-# process wants a core (this server, say), against the one that they wait for, and a decode takes several times as long.
-# `python -m benchmarks.contention` shows it.
-CALM_THREADS = {"OMP_WAIT_POLICY": "passive"}
-
-# Exit statuses of native deaths: signals' names on POSIX, NTSTATUS (unsigned) on Windows.
-SIGNAL_CAUSES = {"SIGKILL": "killed", "SIGILL": "illegal_instruction"}  # killed: possibly out of memory
-NTSTATUS_CAUSES = {
-    0xC0000005: "segv",
-    0xC0000409: "abrt",
-    0xC0000374: "heap_corruption",
-    0xC00000FD: "stack_overflow",
-    0xC000001D: "illegal_instruction",
-    0xC0000135: "missing_dll",
-}
-PERMANENT_CAUSES = ("illegal_instruction", "missing_dll")
-
-
-def cause_of(returncode: int) -> str:
-    """An enum-like word for how a process ended, on any platform."""
-    if returncode >= 0:
-        return NTSTATUS_CAUSES.get(returncode, f"exit_{returncode}")
-    try:
-        name = signal.Signals(-returncode).name
-    except ValueError:
-        return f"signal_{-returncode}"
-    return SIGNAL_CAUSES.get(name, name.removeprefix("SIG").lower())
+WHOLE_WITHIN_S = 0.8  # of the audio's end: where the last segment of a whole text ends. A last word ends up to 0.56 s
+# before it, and that of a text whose end was left out 1.6 s (`asr_ws.worker.recognizer`, SUSPECT_REST_S)
+# A ceiling where none is set: decodes take some memory beside the model, a leak takes it all.
+CEILING_TIMES, CEILING_PLUS_BYTES = 2, 512 * 1024 * 1024
+# What trying again cannot help, where it comes before the process was ready even once: another CPU, or library, might.
+PERMANENT_CAUSES = (Cause.ILLEGAL_INSTRUCTION, Cause.MISSING_DLL)
 
 
 def backoff_s(n_deaths: int, uniform: Callable[[float, float], float] = random.uniform) -> float:
@@ -69,8 +57,32 @@ def backoff_s(n_deaths: int, uniform: Callable[[float, float], float] = random.u
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """How long the worker may take."""
+
+    start_s: float = 60.0  # at least
+    start_loads: float = 5.0  # ... and so many times the last load
+    decode_s: float = 10.0  # at least: more than the longest wait, so that what hung is not replayed
+    decode_estimates: float = 10.0  # ... and so many times what is expected of it
+    first_decode_s: float = 120.0  # of the first decodes
+    n_first_decodes: int = 3
+    dump_share: float = 0.7  # of a limit: when the stacks are dumped
+
+    def start(self, expected_s: float, n_slow_starts: int) -> float:
+        return max(self.start_s, self.start_loads * expected_s) * 2.0 ** min(n_slow_starts, 10)
+
+    def decode(self, expected_s: float, n_decodes: int) -> float:
+        if n_decodes < self.n_first_decodes:
+            return max(self.first_decode_s, self.decode_s)
+        return max(self.decode_s, self.decode_estimates * expected_s)
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """How to start the child; ``recognizer`` is ``module:factory`` (tests name a scripted one)."""
+    """How to start the child; ``recognizer`` is ``module:factory`` (tests name a scripted one).
+
+    ``max_bytes``: its memory's ceiling; None: by what it takes once it is ready.
+    """
 
     model: Path
     device: str = "auto"
@@ -78,28 +90,59 @@ class WorkerSpec:
     cpu_threads: int = 0
     encoder_window: str = "auto"
     recognizer: str = "asr_ws.worker.recognizer:FasterWhisperRecognizer"
+    max_bytes: int | None = None
+    limits: Limits = Limits()
 
 
 @dataclass(slots=True)
 class _Call:
+    """The decode in flight."""
+
     id: int
+    audio_s: float
+    began_at: float
     result: asyncio.Future[Hypothesis]
-    segments: list[Segment]
+    segments: list[ipc.SegmentDecoded] = field(default_factory=list)
+
+    def salvage(self) -> bool:
+        """Make do with the segments that are there, if they are all. Returns: whether it has its result."""
+        if not self.result.done() and self.segments:
+            last = self.segments[-1]
+            if self.audio_s - last.segment.end_s <= WHOLE_WITHIN_S:
+                decode_s = time.monotonic() - self.began_at
+                done = ipc.DecodeDone(self.id, last.language, last.language_probability, None, decode_s)
+                self.finish(done, recovered=True)
+        return self.result.done()
+
+    def finish(self, done: ipc.DecodeDone, *, recovered: bool = False) -> None:
+        segments = tuple(decoded.segment for decoded in self.segments)
+        self.result.set_result(
+            Hypothesis(
+                text="".join(segment.text for segment in segments),
+                language=done.language,
+                language_probability=done.language_probability,
+                segments=segments,
+                filtered=done.filtered,
+                decode_s=done.decode_s,
+                recovered=recovered,
+            )
+        )
 
 
 @dataclass(slots=True)
 class _Life:
     """One process, from its start to its end."""
 
-    began: float
-    process: asyncio.subprocess.Process | None = None
+    began_at: float
+    process: WorkerProcess | None = None
     device: str | None = None
     loaded: ipc.Loaded | None = None
     failure: ipc.LoadFailed | None = None
-
-    @property
-    def pid(self) -> int | None:
-        return self.process.pid if self.process else None
+    max_bytes: float = math.inf
+    ended_for: Cause | None = None  # by us
+    over: bool = False  # it decodes no more, whatever comes
+    decoding: bool = False  # when it was over
+    delay_s: float = 0.0  # from its end to the next start
 
 
 class Supervisor:
@@ -118,7 +161,8 @@ class Supervisor:
     ) -> None:
         self.state = ServiceState.STARTING
         self.loaded: ipc.Loaded | None = None  # of the latest life that came so far
-        self.n_restarts = 0
+        self.load_s: float | None = None  # from spawn to READY, the last time
+        self.restarts: Counter[Cause] = Counter()
         self.last_failure = ""  # why the latest life ended
         self.max_concurrent_decodes = 0
         self._spec = spec
@@ -126,195 +170,239 @@ class Supervisor:
         self._on_self_test = on_self_test
         self._device = spec.device
         self._log = structlog.get_logger()
+        self._leash = Leash()
         self._life: _Life | None = None
         self._call: _Call | None = None
         self._n_calls = 0
+        self._n_decoded = 0
         self._n_concurrent = 0
-        self._n_deaths = 0  # in a row, without a completed client decode between them
+        self._n_deaths = 0  # in a row, without a completed decode between them
         self._n_failed_starts = 0  # in a row
-        self._load_s: float | None = None  # spawn to READY, the last time
+        self._n_slow_starts = 0  # in a row
 
     @property
     def pid(self) -> int | None:
-        return self._life.pid if self._life else None
+        return self._process.pid if self._process else None
+
+    @property
+    def resident_bytes(self) -> int | None:
+        return self._process.resident_bytes if self._process else None
+
+    @property
+    def n_restarts(self) -> int:
+        return self.restarts.total()
 
     @property
     def expected_load_s(self) -> float:
         """From spawn to READY."""
-        if self._load_s is not None:
-            return self._load_s
+        if self.load_s is not None:
+            return self.load_s
         with contextlib.suppress(OSError):
             return LOAD_BASE_S + (self._spec.model / "model.bin").stat().st_size / LOAD_BYTES_PER_S
         return LOAD_BASE_S
+
+    @property
+    def _process(self) -> WorkerProcess | None:
+        return self._life.process if self._life else None
 
     async def run(self) -> None:
         """Keep a worker alive until cancelled, or until trying again cannot help; the worker does not outlive it."""
         self._enter(ServiceState.STARTING, self.expected_load_s)
         while True:
-            delay_s = self._bury(*await self._live())
+            life = self._life = _Life(time.monotonic())
+            delay_s = self._bury(life, *await self._live(life))
             if delay_s is None:
                 return  # for good: an operator has to change something
             await asyncio.sleep(delay_s)
 
-    async def _live(self) -> tuple[_Life, str]:
-        """One process, from its start to its end. Returns: with the cause of its end."""
-        life = self._life = _Life(time.monotonic())
+    async def _live(self, life: _Life) -> tuple[Cause, int | None]:
+        """One process, from its start to its end. Returns: its cause, and the exit status."""
+        start_limit_s = self._spec.limits.start(self.expected_load_s, self._n_slow_starts)
         try:
-            life.process = await self._spawn()
+            process = life.process = await self._spawn(start_limit_s)
         except OSError as error:  # no memory, no file descriptors: as passing as any other failed start
             life.failure = ipc.LoadFailed(f"the process could not be started: {error}", retryable=True)
-            self._life = None
-            return life, "not_started"
+            return Cause.NOT_STARTED, None
+        if self.restarts:
+            self._log.info("worker.respawned", pid=process.pid, n_restarts=self.n_restarts)
         try:
-            await self._read(life, life.process)
-            return life, cause_of(await _exit_status(life.process))
+            limit = asyncio.get_running_loop().call_later(start_limit_s, self._end, life, Cause.SLOW_START)
+            try:
+                while (reply := await process.receive()) is not None:
+                    self._receive(life, reply)
+                    if life.loaded is not None:
+                        limit.cancel()
+            except ValueError as error:
+                self._log.error("worker.garbled", pid=process.pid, error=str(error))
+                self._end(life, Cause.GARBLED)
+            limit.cancel()
+            self._is_over(life)
+            process.close()
+            exit_status = await process.ended()
+            return life.ended_for or cause_of(exit_status), exit_status
         finally:
-            if life.process.returncode is None:
-                life.process.kill()
-                await life.process.wait()
-            self._life = None
+            await process.kill()
 
-    async def decode(self, samples: Samples, options: DecodeOptions) -> Hypothesis:
+    async def decode(self, samples: Samples, options: DecodeOptions, expected_s: float) -> Hypothesis:
         """Decode now. The caller is the only one, and calls only while READY.
 
+        Args:
+            expected_s: what it will take, probably.
         Raises:
-            WorkerDied: the process ended under it; the state has changed already.
+            WorkerDied: the process ended under it; the state has changed already. `WorkerHung`: it had to be ended.
             DecodeFailed: this decode raised, the worker lives.
         """
         self._n_concurrent += 1
         self.max_concurrent_decodes = max(self.max_concurrent_decodes, self._n_concurrent)
+        life = self._life
+        assert self._call is None, "strictly one decode at a time"
+        assert life is not None
+        assert life.process is not None
+        loop = asyncio.get_running_loop()
+        self._n_calls += 1
+        call = self._call = _Call(self._n_calls, len(samples) / SAMPLE_RATE, time.monotonic(), loop.create_future())
+        limit_s = self._spec.limits.decode(expected_s, self._n_decoded)
+        limit = loop.call_later(limit_s, self._hangs, life, call)
         try:
-            assert self._call is None, "strictly one decode at a time"
-            assert self._life is not None
-            assert self._life.process is not None
-            stdin = self._life.process.stdin
-            assert stdin is not None
-            self._n_calls += 1
-            call = self._call = _Call(self._n_calls, asyncio.get_running_loop().create_future(), [])
-            stdin.write(ipc.frame(ipc.DecodeRequest(call.id, samples.astype("<f4", copy=False).tobytes(), options)))
-            with contextlib.suppress(ConnectionError):  # its end is seen, and told, by the reader
-                await stdin.drain()
+            payload = samples.astype("<f4", copy=False).tobytes()
+            dump_after_s = self._spec.limits.dump_share * limit_s
+            life.process.send(ipc.DecodeRequest(call.id, payload, options, dump_after_s))
             return await call.result
         finally:
+            limit.cancel()
             self._n_concurrent -= 1
             self._call = None
 
-    async def _spawn(self) -> asyncio.subprocess.Process:
+    async def _spawn(self, start_limit_s: float) -> WorkerProcess:
         spec = self._spec
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",  # the current folder must not shadow modules
-            *("-m", "asr_ws.worker.child", str(spec.model)),
-            *("--device", self._device),
-            *("--compute-type", spec.compute_type),
-            *("--cpu-threads", str(spec.cpu_threads)),
-            *("--encoder-window", spec.encoder_window),
-            *("--recognizer", spec.recognizer),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env={**CALM_THREADS, **os.environ},
-        )
-
-    async def _read(self, life: _Life, process: asyncio.subprocess.Process) -> None:
-        """Until the process closes its end, or breaks the framing."""
-        stdout = process.stdout
-        assert stdout is not None
-        try:
-            while True:
-                n_bytes = ipc.frame_length(await stdout.readexactly(ipc.LENGTH.size))
-                self._receive(life, ipc.decode_reply(await stdout.readexactly(n_bytes)))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        except ValueError as error:  # msgspec's errors are ValueErrors too
-            self._log.error("worker.garbled", pid=process.pid, error=str(error))
+        arguments = {
+            "--device": self._device,
+            "--compute-type": spec.compute_type,
+            "--cpu-threads": spec.cpu_threads,
+            "--encoder-window": spec.encoder_window,
+            "--recognizer": spec.recognizer,
+            "--dump-after-s": spec.limits.dump_share * start_limit_s,
+        }
+        flags = [str(each) for argument in arguments.items() for each in argument]
+        return await WorkerProcess.start([str(spec.model), *flags], self._leash)
 
     def _receive(self, life: _Life, reply: ipc.Reply) -> None:
-        call = self._call
         match reply:
             case ipc.Loading(device=device):
                 life.device = device
-            case ipc.Loaded():
-                life.loaded = self.loaded = reply
-                self._load_s = time.monotonic() - life.began
-                self._n_failed_starts = 0
-                self._on_self_test(reply.self_test_audio_s, reply.self_test_decode_s)
-                self._log.info(
-                    "worker.ready",
-                    pid=life.pid,
-                    device=reply.device,
-                    compute_type=reply.compute_type,
-                    load_s=round(reply.load_s, 2),
-                    self_test_decode_s=round(reply.self_test_decode_s, 2),
-                )
-                self._enter(ServiceState.READY, 0.0)
+            case ipc.Loaded() if not life.over:
+                self._ready(life, reply)
             case ipc.LoadFailed():
                 life.failure = reply
-            case ipc.SegmentDecoded():
-                if call and call.id == reply.request:
-                    call.segments.append(reply.segment)
-            case ipc.DecodeDone():
-                self._n_deaths = 0
-                if call and call.id == reply.request and not call.result.done():
-                    call.result.set_result(_hypothesis(call.segments, reply))
-            case ipc.DecodeError():
-                if call and call.id == reply.request and not call.result.done():
-                    call.result.set_exception(DecodeFailed(reply.message))
+            case ipc.SegmentDecoded() | ipc.DecodeDone() | ipc.DecodeError():
+                if (call := self._call) is not None and call.id == reply.request and not call.result.done():
+                    self._receive_of(call, reply)
+                if isinstance(reply, ipc.DecodeDone):
+                    self._n_deaths = 0
+                    self._n_decoded += 1
+                    self._replace_if_grown(life)
 
-    def _bury(self, life: _Life, cause: str) -> float | None:
-        """Account for a death. Returns: seconds until the next start, or None: never."""
-        self._n_deaths += 1
-        self.last_failure = life.failure.message if life.failure else cause
-        permanent = cause in PERMANENT_CAUSES or (life.failure is not None and not life.failure.retryable)
+    def _receive_of(self, call: _Call, reply: ipc.SegmentDecoded | ipc.DecodeDone | ipc.DecodeError) -> None:
+        match reply:
+            case ipc.SegmentDecoded():
+                call.segments.append(reply)
+            case ipc.DecodeDone():
+                call.finish(reply)
+            case ipc.DecodeError():
+                call.result.set_exception(DecodeFailed(reply.message))
+
+    def _ready(self, life: _Life, loaded: ipc.Loaded) -> None:
+        life.loaded = self.loaded = loaded
+        self.load_s = time.monotonic() - life.began_at
+        self._n_failed_starts = self._n_slow_starts = 0
+        resident = self.resident_bytes or 0
+        life.max_bytes = CEILING_TIMES * resident + CEILING_PLUS_BYTES
+        if self._spec.max_bytes is not None:
+            if self._spec.max_bytes <= resident:
+                self._log.warning("worker.ceiling_ignored", max_bytes=self._spec.max_bytes, resident_bytes=resident)
+            else:
+                life.max_bytes = self._spec.max_bytes
+        self._on_self_test(loaded.self_test_audio_s, loaded.self_test_decode_s)
+        self._log.info(
+            "worker.ready",
+            pid=self.pid,
+            device=loaded.device,
+            compute_type=loaded.compute_type,
+            load_s=round(loaded.load_s, 2),
+            self_test_decode_s=round(loaded.self_test_decode_s, 2),
+        )
+        self._enter(ServiceState.READY, 0.0)
+
+    def _replace_if_grown(self, life: _Life) -> None:
+        if (resident := self.resident_bytes or 0) > life.max_bytes:
+            self._log.info("worker.grown", pid=self.pid, resident_bytes=resident, max_bytes=life.max_bytes)
+            self._end(life, Cause.GROWN)
+
+    def _hangs(self, life: _Life, call: _Call) -> None:
+        if not call.result.done():
+            self._end(life, Cause.HUNG)
+
+    def _end(self, life: _Life, cause: Cause) -> None:
+        """End the process, for ``cause``; its death is seen where its replies are read."""
+        if life.over:
+            return
+        assert life.process is not None
+        life.ended_for = cause
+        self._is_over(life)
+        if cause is Cause.GROWN:
+            life.process.close()
+        else:
+            life.process.abort()
+
+    def _is_over(self, life: _Life) -> None:
+        """From here on the worker is not ready, and what it was decoding has its end."""
+        if life.over:
+            return
+        life.over = True
+        call = self._call
+        life.decoding = call is not None and not call.result.done()
+        if life.ended_for is not Cause.GROWN:
+            self._n_deaths += 1
+            life.delay_s = backoff_s(self._n_deaths)
+        if life.loaded is not None:
+            self._enter(ServiceState.RESTARTING, life.delay_s + self.expected_load_s)
+        if call is not None and not call.salvage():
+            call.result.set_exception(WorkerHung() if life.ended_for is Cause.HUNG else WorkerDied())
+
+    def _bury(self, life: _Life, cause: Cause, exit_status: int | None) -> float | None:
+        """Account for its end. Returns: seconds until the next start, or None: never."""
+        self.last_failure = life.failure.message if life.failure else cause.value
+        permanent = life.loaded is None and cause in PERMANENT_CAUSES
+        permanent = permanent or (life.failure is not None and not life.failure.retryable)
         if life.loaded is None:
+            self._is_over(life)
             self._n_failed_starts += 1
+            self._n_slow_starts += cause is Cause.SLOW_START
             if self._device == "auto" and life.device == "cuda":
                 self._device, permanent = "cpu", False
                 self._log.warning("worker.cuda_refused", cause=cause, hint="CUDA failed its self-test: using the CPU")
-        delay_s = backoff_s(self._n_deaths)
-        unavailable = permanent or self._n_failed_starts >= FAILED_STARTS_UNTIL_UNAVAILABLE
-        (self._log.error if permanent else self._log.warning)(
-            "worker.died",
-            pid=life.pid,
-            cause=cause,
+        (self._log.error if permanent else self._log.info if cause is Cause.GROWN else self._log.warning)(
+            "worker.replaced" if cause is Cause.GROWN else "worker.died",
+            pid=life.process.pid if life.process else None,
+            cause=cause.value,
+            exit_status=exit_status,
             loaded=life.loaded is not None,
-            decoding=self._call is not None,
+            decoding=life.decoding,
             error=self.last_failure,
-            restart_in_s=None if permanent else round(delay_s, 2),
+            restart_in_s=None if permanent else round(life.delay_s, 2),
+            stderr=life.process.last_words if life.process else "",
+            **({"hint": "possibly out of memory"} if cause is Cause.KILLED else {}),
         )
-        state = ServiceState.UNAVAILABLE if unavailable else ServiceState.RESTARTING
-        if self.loaded is None and not unavailable:
-            state = ServiceState.STARTING
+        self._life = None
         if not permanent:
-            self.n_restarts += 1
-        self._enter(state, delay_s + self.expected_load_s)
-        if self._call is not None and not self._call.result.done():
-            self._call.result.set_exception(WorkerDied(cause))
-        return None if permanent else delay_s
+            self.restarts[cause] += 1
+        if permanent or self._n_failed_starts >= FAILED_STARTS_UNTIL_UNAVAILABLE:
+            self._enter(ServiceState.UNAVAILABLE, life.delay_s + self.expected_load_s)
+        elif life.loaded is None:
+            state = ServiceState.STARTING if self.loaded is None else ServiceState.RESTARTING
+            self._enter(state, life.delay_s + self.expected_load_s)
+        return None if permanent else life.delay_s
 
     def _enter(self, state: ServiceState, ready_in_s: float) -> None:
         self.state = state
         self._on_state(state, ready_in_s)
-
-
-async def _exit_status(process: asyncio.subprocess.Process) -> int:
-    """Of a process that has closed its end, and so is ending; if it does not, it is killed.
-
-    Not killed at once: `Popen.kill` reaps a process that is just dying, and asyncio then reports 255 for it.
-    """
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(EXIT_GRACE_S):
-            return await process.wait()
-    with contextlib.suppress(ProcessLookupError):  # it ended just now
-        process.kill()
-    return await process.wait()
-
-
-def _hypothesis(segments: list[Segment], done: ipc.DecodeDone) -> Hypothesis:
-    return Hypothesis(
-        text="".join(segment.text for segment in segments),
-        language=done.language,
-        language_probability=done.language_probability,
-        segments=tuple(segments),
-        filtered=done.filtered,
-        decode_s=done.decode_s,
-    )

@@ -24,7 +24,7 @@ from asr_ws.core.drafts import Draft
 from asr_ws.core.holds import Holds
 from asr_ws.core.session import Close, Service, Session
 from asr_ws.core.types import Hypothesis, Resampler, ServiceState, SessionId, Utterance
-from asr_ws.errors import DecodeFailed, WorkerDied
+from asr_ws.errors import DecodeFailed, WorkerDied, WorkerHung
 from asr_ws.messages import (
     Accepted,
     Busy,
@@ -245,7 +245,7 @@ acts = st.builds(
 steps = st.builds(
     Step,
     st.sampled_from([0.01, 0.5, 0.5, 3.0, 20.0]),
-    st.sampled_from([None, None, DecodeFailed("out of memory"), WorkerDied("segv"), WorkerDied("segv")]),
+    st.sampled_from([None, None, DecodeFailed("out of memory"), WorkerDied(), WorkerHung()]),
 )
 
 

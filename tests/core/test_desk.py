@@ -29,7 +29,7 @@ from asr_ws.core.types import (
     Unfinished,
     Utterance,
 )
-from asr_ws.errors import DecodeFailed, WorkerDied
+from asr_ws.errors import DecodeFailed, WorkerDied, WorkerHung
 
 READY, RESTARTING, UNAVAILABLE = ServiceState.READY, ServiceState.RESTARTING, ServiceState.UNAVAILABLE
 SESSION = SessionId("s")
@@ -37,7 +37,7 @@ SAMPLES = np.zeros(16_000, np.float32)
 OPTIONS = DecodeOptions(None)
 U1, U2, U3 = (Utterance(SESSION, id, SAMPLES, 0, 16_000, EndpointReason.COMMIT, OPTIONS) for id in ("u1", "u2", "u3"))
 TEXT = Hypothesis("text", "en", 1.0, (), None, 1.0)
-SEGV = WorkerDied("segv")
+SEGV = WorkerDied()
 
 
 def desk_of(capacity: int = 3) -> Desk:
@@ -60,11 +60,13 @@ def begun(desk: Desk, now: float = 0.0) -> Utterance | None:
     return None if work is None else work.of.utterance
 
 
-def die(desk: Desk, now: float, state: ServiceState = RESTARTING, load_s: float = 2.0) -> None:
+def die(
+    desk: Desk, now: float, state: ServiceState = RESTARTING, load_s: float = 2.0, death: WorkerDied = SEGV
+) -> None:
     """Under the decode; the state is told first."""
     desk.receive_worker_state(state, now=now, load_s=load_s)
     assert desk.take_news() == [ServiceStatus(state, True)]
-    desk.end(SEGV, now=now)
+    desk.end(death, now=now)
 
 
 def told(state: ServiceState) -> ServiceStatus:
@@ -214,6 +216,25 @@ def test_second_death_makes_it_poison_and_the_next_goes_on() -> None:
     assert desk.take_news() == [told(READY), told(RESTARTING), poison]
     desk.receive_worker_state(READY, now=5.0)
     assert begun(desk, 5.0) is U2
+
+
+def test_what_hung_is_handed_back_however_much_time_is_left_and_is_poison_the_second_time() -> None:
+    desk = desk_of()
+    admit(desk, U1, U2, max_wait_s=600.0)
+    begun(desk)
+    die(desk, 10.0, death=WorkerHung())
+    once = replace(U1, deaths=1)
+    hung = Unfinished(once, Shed(RefusalReason.WORKER_HUNG, 1.0, 3.0, 1, 3), 10.0)
+    assert desk.take_news() == [hung]
+    desk.receive_worker_state(READY, now=12.0)
+    assert begun(desk, 12.0) is U2
+    desk.end(TEXT, now=13.0)
+    assert desk.take_news() == [told(READY), Decoded(U2, TEXT, 12.0)]
+    admit(desk, once, now=13.0)
+    begun(desk, 13.0)
+    die(desk, 23.0, death=WorkerHung())
+    twice = replace(U1, deaths=2)
+    assert desk.take_news() == [Failed(twice, "poison_audio", "the recognizer died 2 times under this utterance")]
 
 
 @pytest.mark.parametrize("died_at", [5.5, 10.0])  # 2 s of load and 1 s of decode do not fit any more

@@ -956,7 +956,7 @@ def test_wait_of_0_is_admitted_when_the_worker_is_idle_and_refused_when_not() ->
 
 
 def test_crash_replays_silently_in_the_same_attempt() -> None:
-    desk = ScriptedDesk(1, [Step(0.2, WorkerDied("segv"))])
+    desk = ScriptedDesk(1, [Step(0.2, WorkerDied())])
     client = started_client(desk)
     speak(client)
     desk.advance(2)
@@ -969,7 +969,7 @@ def test_crash_replays_silently_in_the_same_attempt() -> None:
 
 
 def test_crash_that_leaves_no_time_is_offered_back_and_its_retry_is_the_next_attempt() -> None:
-    desk = ScriptedDesk(1, [Step(0.2, WorkerDied("segv"))], reload_s=10)
+    desk = ScriptedDesk(1, [Step(0.2, WorkerDied())], reload_s=10)
     client = started_client(desk)
     speak(client)
     desk.advance(0.3)
@@ -1003,7 +1003,7 @@ def test_crash_that_leaves_no_time_is_offered_back_and_its_retry_is_the_next_att
 
 
 def test_utterance_that_kills_the_worker_twice_is_poison() -> None:
-    dies = Step(0.2, WorkerDied("segv"))
+    dies = Step(0.2, WorkerDied())
     desk = ScriptedDesk(1, [dies, dies])
     client = started_client(desk)
     speak(client, commit="c1")
@@ -1020,7 +1020,7 @@ def test_utterance_that_kills_the_worker_twice_is_poison() -> None:
 
 
 def test_deaths_are_counted_over_all_attempts() -> None:
-    dies = Step(0.2, WorkerDied("segv"))
+    dies = Step(0.2, WorkerDied())
     desk = ScriptedDesk(1, [dies, dies], reload_s=10)
     client = started_client(desk)
     speak(client)
@@ -1164,7 +1164,7 @@ def test_cancel_without_id_forgets_what_is_not_yet_speech() -> None:
 
 @pytest.mark.parametrize("id", ["u1", None])
 def test_cancel_in_mid_decode_drops_at_once_and_nothing_is_replayed(id: str | None) -> None:
-    desk = ScriptedDesk(1, [Step(0.5, WorkerDied("segv"))])
+    desk = ScriptedDesk(1, [Step(0.5, WorkerDied())])
     client = started_client(desk)
     speak(client)
     desk.advance(0.1)
@@ -1177,7 +1177,7 @@ def test_cancel_in_mid_decode_drops_at_once_and_nothing_is_replayed(id: str | No
 
 
 def test_cancel_while_it_waits_to_be_replayed_frees_the_worker() -> None:
-    desk = ScriptedDesk(1, [Step(0.1, WorkerDied("segv"))])
+    desk = ScriptedDesk(1, [Step(0.1, WorkerDied())])
     client = started_client(desk)
     speak(client)
     desk.advance(0.2)
@@ -1538,7 +1538,7 @@ def test_state_is_told_to_sessions_before_start_and_after_end_and_not_after_done
 
 
 def test_seq_counts_every_event_after_ready() -> None:
-    desk, client = four_places([Step(0.1, WorkerDied("segv"))])
+    desk, client = four_places([Step(0.1, WorkerDied())])
     client.send(Ping())
     client.send("{}")
     client.send(End())
@@ -1550,7 +1550,7 @@ def test_seq_counts_every_event_after_ready() -> None:
 
 def test_disconnect_withdraws_everything_and_closes_the_ledger() -> None:
     holds = Holds()
-    desk = ScriptedDesk(1, [Step(0.5, WorkerDied("segv"))], holds=holds)
+    desk = ScriptedDesk(1, [Step(0.5, WorkerDied())], holds=holds)
     client = started_client(desk)
     for _ in range(3):
         speak(client)
@@ -1737,7 +1737,7 @@ def test_manual_mode_has_partials_and_no_speculation() -> None:
 
 
 def test_deaths_before_the_endpoint_count_towards_poison() -> None:
-    desk, client = drafting_client(script=[Step(0.125, WorkerDied("segv")), Step(0.125, WorkerDied("segv"))])
+    desk, client = drafting_client(script=[Step(0.125, WorkerDied()), Step(0.125, WorkerDied())])
     client.send(quiet(20) + loud(20))
     desk.advance(1.5)
     client.send(loud(20) + quiet(16))

@@ -79,7 +79,7 @@ class Desk:
     def states(self) -> list[ServiceState]:
         return [status.state for status in self.statuses]
 
-    async def decode(self, samples: Samples, options: DecodeOptions) -> Hypothesis:
+    async def decode(self, samples: Samples, options: DecodeOptions, expected_s: float) -> Hypothesis:
         self.n_decodes += 1
         self.n_concurrent += 1
         self.max_concurrent = max(self.max_concurrent, self.n_concurrent)
@@ -102,7 +102,7 @@ class Desk:
         """The worker dies under the decode, and its supervisor says so first."""
         decode = await self.decodes.get()
         self.dispatcher.worker_changed(ServiceState.RESTARTING, 0.5)
-        decode.set_exception(WorkerDied("segv"))
+        decode.set_exception(WorkerDied())
 
     def come_back(self) -> None:
         self.dispatcher.worker_changed(ServiceState.READY, 0.0)

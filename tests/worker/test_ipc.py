@@ -16,7 +16,7 @@ SEGMENT = Segment(" hi", 0.0, 0.5, -0.2, 0.01, 1.0, (Word(" hi", 0.1, 0.4, 0.9),
         ipc.Loading("cuda"),
         ipc.Loaded("cpu", "float32", 0.4, 11.0, 0.5),
         ipc.LoadFailed("no such file", retryable=False),
-        ipc.SegmentDecoded(7, SEGMENT),
+        ipc.SegmentDecoded(7, SEGMENT, "en", 1.0),
         ipc.DecodeDone(7, "en", 1.0, "no_speech", 0.3),
         ipc.DecodeError(7, "ValueError: odd"),
     ],
@@ -28,7 +28,7 @@ def test_replies_survive_the_pipe(reply: ipc.Reply) -> None:
 
 
 def test_request_survives_the_pipe_byte_for_byte() -> None:
-    request = ipc.DecodeRequest(1, bytes(range(256)), DecodeOptions(None, "translate", "p", "h", True))
+    request = ipc.DecodeRequest(1, bytes(range(256)), DecodeOptions(None, "translate", "p", "h", True), 7.0)
     payload = ipc.read_payload(io.BytesIO(ipc.frame(request)))
     assert payload is not None
     assert ipc.decode_request(payload) == request

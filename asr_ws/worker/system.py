@@ -1,0 +1,179 @@
+"""What the worker asks of the operating system, and how it tells why a process ended: the same on each, by other means.
+
+| | Linux | macOS | Windows |
+|---|---|---|---|
+| Ctrl-C in the terminal does not reach it | process group of its own | the same | the same |
+| it ends with its server, whatever it is doing | PR_SET_PDEATHSIG | end of its input | job object, kill on close |
+| the server goes first for the CPU | nice | nice | below normal priority |
+| no core dump of gigabytes | RLIMIT_CORE | RLIMIT_CORE | there are none |
+| out of memory, it goes first | oom_score_adj | | |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+NICE = 5  # of 19: gives way to the server, and still gets what an idle machine has
+OOM_SCORE_ADJ = 500  # of 1000
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+CREATE_NEW_PROCESS_GROUP, BELOW_NORMAL_PRIORITY_CLASS = 0x200, 0x4000  # CreateProcess
+PROCESS_TERMINATE, PROCESS_SET_QUOTA = 0x0001, 0x0100  # OpenProcess: what a job asks for
+EXTENDED_LIMIT_INFORMATION, KILL_ON_JOB_CLOSE = 9, 0x2000  # SetInformationJobObject
+
+EXIT_CANNOT_LOAD = 3  # the worker's own exit statuses
+EXIT_CUDA = 70  # an error that sticks to the process
+
+
+class Cause(StrEnum):
+    """Why a worker was replaced; the values are those of metrics and logs."""
+
+    SEGV = "segv"
+    ABRT = "abrt"
+    KILLED = "killed"  # by SIGKILL, not by us: possibly out of memory
+    ILLEGAL_INSTRUCTION = "illegal_instruction"
+    BUS = "bus"
+    FPE = "fpe"
+    HEAP_CORRUPTION = "heap_corruption"
+    STACK_OVERFLOW = "stack_overflow"
+    MISSING_DLL = "missing_dll"
+    SIGNALLED = "signalled"  # by another
+    CUDA = "cuda"
+    CANNOT_LOAD = "cannot_load"
+    NOT_STARTED = "not_started"  # there was no process
+    EXITED = "exited"
+    SLOW_START = "slow_start"  # these four it was ended for
+    HUNG = "hung"
+    GARBLED = "garbled"
+    GROWN = "grown"
+
+
+_CAUSES = {  # by exit status: signals on POSIX, NTSTATUS (unsigned) on Windows, our own
+    -4: Cause.ILLEGAL_INSTRUCTION,
+    -6: Cause.ABRT,
+    -8: Cause.FPE,
+    -9: Cause.KILLED,
+    -11: Cause.SEGV,
+    0xC0000005: Cause.SEGV,
+    0xC0000409: Cause.ABRT,
+    0xC0000374: Cause.HEAP_CORRUPTION,
+    0xC00000FD: Cause.STACK_OVERFLOW,
+    0xC000001D: Cause.ILLEGAL_INSTRUCTION,
+    0xC0000135: Cause.MISSING_DLL,
+    EXIT_CANNOT_LOAD: Cause.CANNOT_LOAD,
+    EXIT_CUDA: Cause.CUDA,
+}
+if sys.platform != "win32":
+    _CAUSES[-signal.SIGBUS] = Cause.BUS  # whose number differs
+
+
+def cause_of(exit_status: int) -> Cause:
+    """How a process ended, on any platform."""
+    return _CAUSES.get(exit_status, Cause.SIGNALLED if exit_status < 0 else Cause.EXITED)
+
+
+# ---------------------------------------------------------------- the server's side
+
+
+def spawn_options(platform: str = sys.platform) -> dict[str, Any]:
+    """For `asyncio.create_subprocess_exec`."""
+    if platform == "win32":
+        return {"creationflags": CREATE_NEW_PROCESS_GROUP | BELOW_NORMAL_PRIORITY_CLASS}
+    return {"process_group": 0}
+
+
+class Leash:
+    """Ends the processes that are put on it when this one ends, however it does; does nothing where they see to that.
+
+    Args: kernel32: Windows' library, with ``use_last_error``.
+    """
+
+    def __init__(self, kernel32: Any = None) -> None:
+        if kernel32 is None and sys.platform == "win32":
+            kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+        self._kernel32 = kernel32
+        if kernel32 is not None:
+            for name in ("CreateJobObjectW", "OpenProcess"):
+                getattr(kernel32, name).restype = ctypes.c_void_p  # a handle: more than an int on 64 bits
+            self._job = ctypes.c_void_p(self._did(kernel32.CreateJobObjectW(None, None)))
+            limits = _ExtendedLimits()
+            limits.basic.flags = KILL_ON_JOB_CLOSE
+            size = ctypes.sizeof(limits)
+            kind = EXTENDED_LIMIT_INFORMATION
+            self._did(kernel32.SetInformationJobObject(self._job, kind, ctypes.byref(limits), size))
+
+    def hold(self, pid: int) -> None:
+        """Raises: OSError: Windows refuses."""
+        if self._kernel32 is None:
+            return
+        access = PROCESS_SET_QUOTA | PROCESS_TERMINATE
+        process = ctypes.c_void_p(self._did(self._kernel32.OpenProcess(access, False, pid)))
+        try:
+            self._did(self._kernel32.AssignProcessToJobObject(self._job, process))
+        finally:
+            self._kernel32.CloseHandle(process)
+
+    def _did(self, result: Any) -> Any:
+        if not result:
+            raise OSError("Windows refused a job object for the worker")
+        return result
+
+
+class _BasicLimits(ctypes.Structure):
+    """JOBOBJECT_BASIC_LIMIT_INFORMATION."""
+
+    _fields_ = (
+        ("per_process_user_time", ctypes.c_int64),
+        ("per_job_user_time", ctypes.c_int64),
+        ("flags", ctypes.c_uint32),
+        ("minimum_working_set", ctypes.c_size_t),
+        ("maximum_working_set", ctypes.c_size_t),
+        ("active_processes", ctypes.c_uint32),
+        ("affinity", ctypes.c_size_t),
+        ("priority_class", ctypes.c_uint32),
+        ("scheduling_class", ctypes.c_uint32),
+    )
+
+
+class _ExtendedLimits(ctypes.Structure):
+    """JOBOBJECT_EXTENDED_LIMIT_INFORMATION."""
+
+    _fields_ = (
+        ("basic", _BasicLimits),
+        ("io", ctypes.c_uint64 * 6),
+        ("process_memory", ctypes.c_size_t),
+        ("job_memory", ctypes.c_size_t),
+        ("peak_process_memory", ctypes.c_size_t),
+        ("peak_job_memory", ctypes.c_size_t),
+    )
+
+
+# ---------------------------------------------------------------- the worker's side
+
+
+def become_worker(server_pid: int) -> None:
+    """Give this process the manners of the table above; ends it if its server is gone already."""
+    # The server decides when it ends: systemd and terminals signal all processes at once, and there is work to finish.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if (number := getattr(signal, name, None)) is not None:
+            signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "win32":
+        return
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.nice(NICE)
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
+        # When the thread that started this process ends, not before: that is the server's main thread.
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != server_pid:  # it was too late for the signal
+            os._exit(0)
