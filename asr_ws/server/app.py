@@ -2,7 +2,7 @@
 
 Start: listen, then load the model (clients are told `starting` meanwhile). Stop, on SIGINT or SIGTERM: admit nothing
 more, let what is admitted finish within the grace time, close the sessions with 1012, end the worker. A second signal
-skips the waiting.
+skips the waiting. So does a worker that cannot be kept alive, with ``--on-crash-loop exit``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from asr_ws.core.drafts import Drafts
 from asr_ws.core.holds import Holds
 from asr_ws.core.service_time import ServiceTime
 from asr_ws.core.session import HOLD_S, Service, Session
-from asr_ws.core.types import SessionId
+from asr_ws.core.types import ServiceState, SessionId
 from asr_ws.detector import SileroModel
 from asr_ws.metrics import Metrics
 from asr_ws.resampler import AvResampler
@@ -35,6 +35,7 @@ from asr_ws.worker.supervisor import Supervisor, WorkerSpec
 
 GRACE_S = 10.0  # for what is admitted, once the server is told to stop
 INTERRUPTED = 1  # exit code where a visitor was not let finish
+CRASH_LOOP = 70  # exit code where the worker cannot be kept alive: sysexits.h, EX_SOFTWARE
 LAST_WORDS_S = 1.0  # for what was given up to be told
 MAX_UTTERANCE_MS = 30_000  # Whisper's window
 
@@ -160,17 +161,23 @@ async def running(settings: Settings, spec: WorkerSpec | None = None, *, fair: b
 def worker_spec(settings: Settings) -> WorkerSpec:
     model = settings.model
     return WorkerSpec(
-        models.resolve(model.model), model.device, model.compute_type, model.cpu_threads, model.encoder_window
+        models.resolve(model.model),
+        model.device,
+        model.compute_type,
+        model.cpu_threads,
+        model.encoder_window,
+        max_bytes=settings.worker.worker_memory_mb * 1_000_000 or None,
     )
 
 
 Visitor = Callable[[App], Awaitable[int | None]]
 
 
-def run(settings: Settings, *, visitor: Visitor | None = None) -> int:
+def run(settings: Settings, spec: WorkerSpec | None = None, *, visitor: Visitor | None = None) -> int:
     """Serve until told to stop.
 
     Args:
+        spec: as of `running`.
         visitor: runs beside the server; an exit code from it stops the server too.
     Returns:
         The process's exit code.
@@ -179,34 +186,45 @@ def run(settings: Settings, *, visitor: Visitor | None = None) -> int:
         ModelError: the model is not there, or not usable.
     """
     log.configure(settings.log.log_format, settings.log.log_level)
-    return asyncio.run(_serve(settings, visitor))
+    return asyncio.run(_serve(settings, spec, visitor))
 
 
-async def _serve(settings: Settings, visitor: Visitor | None) -> int:
+async def _serve(settings: Settings, spec: WorkerSpec | None, visitor: Visitor | None) -> int:
     logger = structlog.get_logger()
     signals: asyncio.Queue[str] = asyncio.Queue()
     with _signals_into(signals):
-        async with running(settings) as app:
+        async with running(settings, spec) as app:
             logger.info("server.listening", url=app.listener.url, model=settings.model.model)
             announce(app)
             loaded = asyncio.create_task(announce_loaded(app), name="announcement")
             told = asyncio.create_task(signals.get(), name="signal")
             visit = asyncio.create_task(_visit(visitor, app), name="visitor")
-            await asyncio.wait([told, visit], return_when=asyncio.FIRST_COMPLETED)
+            lost = asyncio.create_task(_lost(app), name="crash loop")
+            await asyncio.wait([told, visit, lost], return_when=asyncio.FIRST_COMPLETED)
             if visit.done() and visit.result() is None:  # it was here, and leaves the server running
-                await told
-            logger.info("server.draining", signal=told.result() if told.done() else None)
+                await asyncio.wait([told, lost], return_when=asyncio.FIRST_COMPLETED)
+            logger.info("server.draining", signal=told.result() if told.done() else None, crash_loop=lost.done())
             drained = asyncio.create_task(app.drain(), name="drain")
             again = asyncio.create_task(signals.get(), name="second signal")
-            await asyncio.wait([drained, again], return_when=asyncio.FIRST_COMPLETED)
+            if not lost.done():  # else there is nothing to wait for
+                await asyncio.wait([drained, again], return_when=asyncio.FIRST_COMPLETED)
             if not drained.done():
                 await app.give_up()
-            for task in (told, loaded, drained, again):
+            for task in (told, loaded, drained, again, lost):
                 task.cancel()
             exit_code = (visit.result() or 0) if visit.done() else INTERRUPTED
+            if lost.done():
+                exit_code = CRASH_LOOP
             visit.cancel()
     logger.info("server.stopped")
     return exit_code
+
+
+async def _lost(app: App) -> None:
+    """Until the worker cannot be kept alive, and the server is not to stay without."""
+    await app.dispatcher.wait_for(ServiceState.UNAVAILABLE)
+    if app.settings.worker.on_crash_loop == "stay":
+        await asyncio.get_running_loop().create_future()  # for ever
 
 
 async def _visit(visitor: Visitor | None, app: App) -> int | None:

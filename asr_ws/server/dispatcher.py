@@ -132,16 +132,19 @@ class Dispatcher:
         self._desk.give_up()
         self._settle()
 
+    async def wait_for(self, *states: ServiceState) -> ServiceState:
+        """Until the worker is in one of these. Returns: in which."""
+        while self.queue.worker_state not in states:
+            await self._worker_changed.wait()
+        return self.queue.worker_state
+
     async def wait_ready(self) -> None:
         """Until the worker can decode."""
-        while not await self.wait_loaded():
-            await self._worker_changed.wait()
+        await self.wait_for(ServiceState.READY)
 
     async def wait_loaded(self) -> bool:
         """Until the worker can decode, or is unavailable. Returns: whether it can."""
-        while self.queue.worker_state in (ServiceState.STARTING, ServiceState.RESTARTING):
-            await self._worker_changed.wait()
-        return self.queue.worker_state is ServiceState.READY
+        return await self.wait_for(ServiceState.READY, ServiceState.UNAVAILABLE) is ServiceState.READY
 
     async def run(self) -> None:
         """Decode what is to be decoded, one after the other, until cancelled."""

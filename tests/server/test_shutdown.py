@@ -1,0 +1,163 @@
+"""A server in a process of its own, told to stop: by signals, and by a worker that cannot be kept alive."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import psutil
+import pytest
+
+from asr_ws.server.app import App
+from asr_ws.testing.recognizer import Gate, scripted_worker
+from tests.server.running import HANG_S, MANUAL, SECOND, Client
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+
+ENDS = ("final", "dropped", "error")
+SERVER = """
+import sys
+from asr_ws.server.app import run
+from asr_ws.testing.recognizer import scripted_worker
+from pathlib import Path
+from tests.server.running import settings
+sys.exit(run(settings(log_format="json", **eval(sys.argv[2])), scripted_worker(Path(sys.argv[1]), load=sys.argv[3])))
+"""
+
+
+class Server:
+    """Its process; ``app`` is what a `Client` needs of an App."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+
+    async def listening(self) -> App:
+        assert self.process.stdout is not None
+        url = (await self.process.stdout.readline()).decode().split()[-1]
+        return cast(App, SimpleNamespace(url=url.replace("http", "ws", 1) + "/v1/stream"))
+
+    async def says(self, line: str) -> None:
+        assert self.process.stdout is not None
+        while line not in (await self.process.stdout.readline()).decode():
+            assert not self.process.stdout.at_eof()
+
+    async def events(self) -> list[dict[str, Any]]:
+        """Its log, to its end."""
+        assert self.process.stderr is not None
+        return [json.loads(line) for line in (await self.process.stderr.read()).splitlines()]
+
+    def worker(self) -> int:
+        [worker] = psutil.Process(self.process.pid).children()
+        return worker.pid
+
+
+@asynccontextmanager
+async def server(folder: Path, load: str = "", **changes: Any) -> AsyncIterator[Server]:
+    pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        SERVER,
+        str(folder),
+        repr(changes),
+        load,
+        **pipes,  # type: ignore[arg-type]
+    )
+    try:
+        async with asyncio.timeout(HANG_S):
+            yield Server(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_what_is_admitted_is_finished_then_it_ends_with_0(tmp_path: Path, number: int) -> None:
+    async with Gate() as gate, server(tmp_path) as running:
+        app = await running.listening()
+        async with Client(app) as client:
+            await running.says("  ready ")
+            await client.send({**MANUAL, "prompt": gate.script}, SECOND, {"type": "commit"}, SECOND, {"type": "commit"})
+            await client.until("accepted", position=1)
+            await client.send(SECOND)
+            await client.until("speech_started", utterance="u3")
+            decode = await gate.entered()
+            running.process.send_signal(number)
+            await client.until("state", state="draining")
+            gate.release(decode)
+            await gate.open()
+            assert await client.rest() == 1012
+            told = [(event["type"], event["utterance"]) for event in client.events if event["type"] in ENDS]
+            assert told == [("dropped", "u3"), ("final", "u1"), ("final", "u2")]
+        assert await running.process.wait() == 0
+
+
+async def test_second_signal_stops_at_once_and_still_every_utterance_has_its_outcome(tmp_path: Path) -> None:
+    async with Gate() as gate, server(tmp_path) as running:
+        app = await running.listening()
+        async with Client(app) as client:
+            await running.says("  ready ")
+            await client.send({**MANUAL, "prompt": gate.script}, SECOND, {"type": "commit"}, SECOND, {"type": "commit"})
+            await gate.entered()  # and never let go
+            worker = running.worker()
+            running.process.send_signal(signal.SIGTERM)
+            await client.until("state", state="draining")
+            running.process.send_signal(signal.SIGTERM)
+            assert await client.rest() == 1012
+            dropped = [event["utterance"] for event in client.events if event["type"] == "dropped"]
+            assert sorted(dropped) == ["u1", "u2"]
+        assert await running.process.wait() == 0
+        assert not psutil.pid_exists(worker)
+
+
+async def test_ctrl_c_reaches_the_whole_terminal_and_the_worker_still_finishes(tmp_path: Path) -> None:
+    """As systemd and process groups do it too: the signal goes to the worker before the server."""
+    async with Gate() as gate, server(tmp_path) as running:
+        app = await running.listening()
+        async with Client(app) as client:
+            await running.says("  ready ")
+            await client.send({**MANUAL, "prompt": gate.script}, SECOND, {"type": "commit"})
+            decode = await gate.entered()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                psutil.Process(running.worker()).send_signal(number)
+            running.process.send_signal(signal.SIGINT)
+            await client.until("state", state="draining")
+            gate.release(decode)
+            assert await client.rest() == 1012
+            assert "final" in client.types()
+        assert await running.process.wait() == 0
+
+
+async def test_crash_loop_ends_it_with_70_where_that_is_asked_for(tmp_path: Path) -> None:
+    async with server(tmp_path, load="raise no memory", on_crash_loop="exit") as running:
+        app = await running.listening()
+        async with Client(app) as client:
+            assert await client.rest() == 1012
+            assert {"starting", "draining"} <= {e.get("state") for e in client.events}
+        events = await running.events()
+        assert await running.process.wait() == 70
+        assert [event["cause"] for event in events if event["event"] == "worker.died"] == ["cannot_load"] * 3
+
+
+async def test_crash_loop_is_stayed_through_otherwise(tmp_path: Path) -> None:
+    async with server(tmp_path, load="raise no memory") as running:
+        app = await running.listening()
+        async with Client(app) as client:
+            await client.until("state", state="unavailable")
+            await client.send(MANUAL, SECOND, {"type": "commit"})
+            busy = await client.until("busy")
+            assert (busy["reason"], busy["status"]) == ("unavailable", 503)
+            scripted_worker(tmp_path)  # the operator has done something
+            await client.until("state", state="ready")
+            await client.send({"type": "retry", "utterance": "u1"})
+            await client.until("final", utterance="u1")
+        running.process.send_signal(signal.SIGTERM)
+        assert await running.process.wait() == 0
