@@ -14,14 +14,15 @@ PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --no-inp
 
 help:
 	@echo "make demo     stream a bundled recording to a server of its own and show every event; then it stays up"
-	@echo "              ONCE=1 ends after the recording, PORT=N listens there (0: any free port)"
+	@echo "              ONCE=1 ends after the recording, PORT=N listens there (0: any free port),"
+	@echo "              KILL=1 kills the recognizer in mid-sentence: the text still arrives"
 	@echo "make test     everything: lint, types, tests on the real model; ARGS='-k queue -x' goes to pytest"
 	@echo "make lint     ruff and mypy alone"
 	@echo "make clean    remove .venv and what the tools left behind (downloaded models stay)"
 	@echo "PYTHON=...    the interpreter that .venv is made with, 3.11 or newer (now: $(PYTHON))"
 
 demo: $(VENV)/.server
-	@$(PY) -m asr_ws demo $(if $(filter-out 0,$(ONCE)),--once) $(if $(PORT),--port $(PORT))
+	@$(PY) -m asr_ws demo $(if $(filter-out 0,$(ONCE)),--once) $(if $(filter-out 0,$(KILL)),--kill) $(if $(PORT),--port $(PORT))
 
 test: lint
 	@echo "the models that the tests use: tiny.en and base"

@@ -1,0 +1,298 @@
+"""What a death of the worker, or of the server, costs: how soon it is seen, how soon it is over, what is left behind.
+
+    python -m benchmarks.recovery [--model tiny.en] [--cycles 100] [--kills 10] [--seconds 10]
+
+- **dead worker seen**: from SIGSEGV, in mid-decode of a real utterance on the real model, to the server's saying so.
+- **ready again**: from there to the next worker's being ready, less what that took to load the model and to test itself.
+- **worker gone**: from SIGKILL of the server to the end of its worker, which hangs in native code, with the
+  interpreter's lock held and without. Linux only: elsewhere a worker that holds it is found by nothing but a job object.
+- **busy while it is killed**: from a `commit` to its answer, seen by 200 sessions that are refused while workers hang,
+  are killed and come back.
+- **left behind** by all cycles: file descriptors, threads, processes, files in /dev/shm.
+
+Targets: <= 50 ms, <= 500 ms, <= 100 ms and < 50 ms for 95 (busy: 99) in a hundred, and nothing left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass, replace
+from json import loads
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter, sleep
+from typing import Any, Final
+
+import click
+import psutil
+
+from asr_ws import log, messages
+from asr_ws.client import Session, connect
+from asr_ws.core.types import ServiceState
+from asr_ws.server.app import App, running, worker_spec
+from asr_ws.testing.recognizer import scripted_worker
+from asr_ws.worker.supervisor import Limits
+from benchmarks.busy import QUEUE_CAPACITY, SPEECH, START, saturate
+from benchmarks.common import (
+    PCM_BYTES_PER_S,
+    Spread,
+    other_process,
+    progress,
+    report,
+    sessions,
+    settings_of,
+    speech_pcm,
+    split_cores,
+    until,
+    within,
+)
+
+MAX_SEEN_MS: Final = 50.0
+MAX_READY_MS: Final = 500.0
+MAX_GONE_MS: Final = 100.0
+MAX_BUSY_MS: Final = 50.0
+UTTERANCE_S: Final = 5
+HANG_LIMITS: Final = Limits(decode_s=1.0, decode_estimates=0.0, first_decode_s=0.0, n_first_decodes=0)
+LIMIT_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a process holds."""
+
+    fds: int
+    threads: int
+    processes: int
+    shared_memory: int
+
+    @classmethod
+    def now(cls) -> Left:
+        me = psutil.Process()
+        shm = len(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else 0
+        n_fds = me.num_handles() if sys.platform == "win32" else me.num_fds()
+        return cls(n_fds, me.num_threads(), len(me.children(recursive=True)), shm)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Times in ms; ``n_hung`` workers were killed while ``busy`` was measured."""
+
+    seen: Spread
+    ready: Spread
+    gone: Spread
+    busy: Spread
+    n_hung: int
+    before: Left
+    after: Left
+
+    def rows(self) -> list[tuple[str, Spread, float, float]]:
+        """What, its values, the one that counts, its limit."""
+        return [
+            ("dead worker seen", self.seen, self.seen.p95, MAX_SEEN_MS),
+            ("ready again, less load and self-test", self.ready, self.ready.p95, MAX_READY_MS),
+            ("worker gone after the server's SIGKILL", self.gone, self.gone.p95, MAX_GONE_MS),
+            ("busy while hung workers are killed", self.busy, self.busy.p99, MAX_BUSY_MS),
+        ]
+
+    @property
+    def passed(self) -> bool:
+        return self.before == self.after and all(value <= limit for _, _, value, limit in self.rows())
+
+
+def table(outcome: Outcome) -> list[str]:
+    """Lines for people."""
+    lines = [f"{'ms':<40}{'n':>6}{'p50':>9}{'p95':>9}{'p99':>9}{'max':>9}{'limit':>8}"]
+    for name, spread, value, limit in outcome.rows():
+        values = "".join(f"{each:>9.1f}" for each in (spread.p50, spread.p95, spread.p99, spread.max))
+        lines.append(f"{name:<40}{spread.n:>6}{values}{limit:>8.0f}{'' if value <= limit else '  MISSED'}")
+    lines.append(f"workers killed meanwhile: {outcome.n_hung}")
+    for name, before in asdict(outcome.before).items():
+        after = asdict(outcome.after)[name]
+        lines.append(f"{name.replace('_', ' '):<40}{before:>6} before{after:>6} after{'' if before == after else '  LEFT'}")
+    return lines
+
+
+# ---------------------------------------------------------------- crash cycles
+
+
+async def crash_cycles(model: str, n: int, tick: Any) -> tuple[Spread, Spread, Left, Left]:
+    settings = settings_of(model=model, partials="off")
+    speech = speech_pcm()[: UTTERANCE_S * PCM_BYTES_PER_S]
+    seen_ms, ready_ms = [], []
+    async with running(settings, worker_spec(settings)) as app:
+        await app.dispatcher.wait_ready()
+        async with connect(app.url, endpointing={"mode": "manual"}, language="en") as session:
+            events = session.events()
+            await final_of(session, events, speech)
+            before = Left.now()
+            for _ in range(n):
+                async with within(LIMIT_S, "a crash cycle"):
+                    await session.send(speech)
+                    await session.commit()
+                    await until(events, messages.Accepted)
+                    pid = app.supervisor.pid
+                    assert pid is not None
+                    killed_at = perf_counter()
+                    os.kill(pid, signal.SIGSEGV)
+                    await app.dispatcher.wait_for(ServiceState.RESTARTING)
+                    seen_at = perf_counter()
+                    await app.dispatcher.wait_ready()
+                    ready_at = perf_counter()
+                    loaded = app.supervisor.loaded
+                    assert loaded is not None
+                    seen_ms.append((seen_at - killed_at) * 1000)
+                    ready_ms.append((ready_at - killed_at - loaded.load_s - loaded.self_test_decode_s) * 1000)
+                    await until(events, messages.Final)  # decoded again, and the next death is the first in a row
+                tick()
+            after = Left.now()
+    return Spread.of(seen_ms), Spread.of(ready_ms), before, after
+
+
+async def final_of(session: Session, events: AsyncIterator[Any], speech: bytes) -> None:
+    await session.send(speech)
+    await session.commit()
+    async with within(LIMIT_S, "a final"):
+        await until(events, messages.Final)
+
+
+# ---------------------------------------------------------------- the server's death
+
+
+async def orphaned_ms(model: str, fault: str) -> float:
+    """Milliseconds from the server's SIGKILL to the end of its worker, which has that fault."""
+    command = [sys.executable, "-m", "asr_ws", "serve", "--port", "0", "--model", model, "--fault-injection"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert server.stdout is not None
+        url = server.stdout.readline().split()[-1]
+        for line in server.stdout:
+            if line.startswith("  ready "):
+                break
+        start = {"endpointing": {"mode": "manual"}, "prompt": f"fault: {fault}", "partials": False}
+        async with within(LIMIT_S, "a worker that hangs"), connect(url, **start) as session:
+            await session.send(bytes(PCM_BYTES_PER_S))
+            await session.commit()
+            await until(session.events(), messages.Accepted)
+            with urllib.request.urlopen(f"{url}/v1/stats", timeout=LIMIT_S) as stats:
+                worker = psutil.Process(loads(stats.read())["worker_pid"])
+            await asyncio.sleep(0.2)  # until it is asleep, in C
+            killed_at = perf_counter()
+            server.kill()
+            while is_running(worker):
+                sleep(0.0005)  # nothing else runs here
+            return (perf_counter() - killed_at) * 1000
+    finally:
+        server.kill()
+        server.wait()
+
+
+def is_running(process: psutil.Process) -> bool:
+    """A zombie is gone: who inherited it only has not asked yet."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+# ---------------------------------------------------------------- busy, meanwhile
+
+
+async def busy_ms(n_sessions: int, seconds: float) -> tuple[Spread, int]:
+    """Answers to all commits, and how many workers were killed meanwhile."""
+    settings = settings_of(
+        max_sessions=n_sessions + 1 + QUEUE_CAPACITY, queue_capacity=QUEUE_CAPACITY, max_wait_ms=600_000
+    )
+    _, rest = split_cores()
+    with TemporaryDirectory() as folder, other_process(rest) as clients:
+        spec = replace(scripted_worker(Path(folder)), limits=HANG_LIMITS)
+        async with running(settings, spec) as app, within(3 * LIMIT_S + seconds, "the clients"):
+            await app.dispatcher.wait_ready()
+            async with (
+                sessions(app.url, 1 + QUEUE_CAPACITY, **START, prompt="hang") as holders,
+                asyncio.TaskGroup() as tasks,
+            ):
+                holding = [tasks.create_task(hold(session), name="holder") for session in holders]
+                while app.dispatcher.queue.depth < QUEUE_CAPACITY:
+                    await asyncio.sleep(0)
+                loop = asyncio.get_running_loop()
+                answered = await loop.run_in_executor(clients, saturate, app.url, n_sessions, seconds, False)
+                n_hung = app.supervisor.n_restarts
+                for holder in holding:
+                    holder.cancel()
+    return Spread.of(list(answered.values())), n_hung
+
+
+async def hold(session: Session) -> None:
+    """Always have an utterance there under which the worker hangs."""
+    await session.send(SPEECH)
+    await session.commit()
+    async for event in session.events():
+        match event:
+            case messages.Retry():
+                await session.send(SPEECH)
+                await session.commit()
+            case messages.Busy(retry_after_ms=ms, utterance=str(utterance)):
+                await asyncio.sleep(ms / 1000)
+                await session.retry(utterance)
+
+
+# ---------------------------------------------------------------- all
+
+
+async def measure(model: str, cycles: int, kills: int, n_sessions: int, seconds: float) -> Outcome:
+    with progress(still=True) as bars:
+        steps = bars.add_task("crash cycles", total=cycles + 2 * kills)
+
+        def tick() -> None:
+            bars.advance(steps)
+            bars.refresh()
+
+        seen, ready, before, after = await crash_cycles(model, cycles, tick)
+        gone_ms = []
+        for fault in ("hang", "hang-gil") if sys.platform == "linux" else ("hang",):
+            for _ in range(kills):
+                gone_ms.append(await orphaned_ms(model, fault))
+                tick()
+        busy, n_hung = await busy_ms(n_sessions, seconds)
+    return Outcome(seen, ready, Spread.of(gone_ms), busy, n_hung, before, after)
+
+
+@click.command()
+@click.option("--model", default="tiny.en", show_default=True)
+@click.option("--cycles", default=100, show_default=True, type=click.IntRange(1, 10_000))
+@click.option("--kills", default=10, show_default=True, type=click.IntRange(1, 1000), help="of the server, of each kind")
+@click.option("--sessions", "n_sessions", default=200, show_default=True, type=click.IntRange(1, 2000))
+@click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(1, 600), help="of refusals")
+def main(model: str, cycles: int, kills: int, n_sessions: int, seconds: float) -> None:
+    """What a death of the worker, or of the server, costs."""
+    log.configure(level="error")
+    outcome = asyncio.run(measure(model, cycles, kills, n_sessions, seconds))
+    for line in table(outcome):
+        click.echo(line)
+    sys.exit(
+        report(
+            "recovery",
+            settings={"model": model, "cycles": cycles, "kills": kills, "sessions": n_sessions, "seconds": seconds},
+            figures={
+                "seen_ms": outcome.seen.figures(),
+                "ready_less_load_ms": outcome.ready.figures(),
+                "gone_ms": outcome.gone.figures(),
+                "busy_ms": outcome.busy.figures(),
+                "workers_hung": outcome.n_hung,
+                "before": asdict(outcome.before),
+                "after": asdict(outcome.after),
+            },
+            passed=outcome.passed,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
