@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -159,8 +160,9 @@ async def running(settings: Settings, spec: WorkerSpec | None = None, *, fair: b
 
 
 def worker_spec(settings: Settings) -> WorkerSpec:
+    """Raises: ModelError: the model is not there, or not usable."""
     model = settings.model
-    return WorkerSpec(
+    spec = WorkerSpec(
         models.resolve(model.model),
         model.device,
         model.compute_type,
@@ -168,6 +170,9 @@ def worker_spec(settings: Settings) -> WorkerSpec:
         model.encoder_window,
         max_bytes=settings.worker.worker_memory_mb * 1_000_000 or None,
     )
+    if settings.worker.fault_injection:
+        return replace(spec, recognizer="asr_ws.testing.faults:FaultyRecognizer")
+    return spec
 
 
 Visitor = Callable[[App], Awaitable[int | None]]
@@ -192,9 +197,15 @@ def run(settings: Settings, spec: WorkerSpec | None = None, *, visitor: Visitor 
 async def _serve(settings: Settings, spec: WorkerSpec | None, visitor: Visitor | None) -> int:
     logger = structlog.get_logger()
     signals: asyncio.Queue[str] = asyncio.Queue()
+    if settings.worker.fault_injection:
+        from asr_ws.testing import faults  # only then is anything of it needed here
+
+        faults.forget(os.getpid())  # those of an earlier server with this process id, as in a container
     with _signals_into(signals):
         async with running(settings, spec) as app:
             logger.info("server.listening", url=app.listener.url, model=settings.model.model)
+            if settings.worker.fault_injection:
+                logger.warning("faults.enabled", hint="every client can break the worker: not for service")
             announce(app)
             loaded = asyncio.create_task(announce_loaded(app), name="announcement")
             told = asyncio.create_task(signals.get(), name="signal")
@@ -261,6 +272,7 @@ def announce(app: App) -> None:
             f"{settings.model.model}, device {settings.model.device}, compute type {settings.model.compute_type}",
         ),
         ("queue", f"{settings.admission.queue_capacity} may wait, {settings.admission.max_wait_ms} ms at most"),
+        *([("FAULTS", "every client can break the worker: --fault-injection")] * settings.worker.fault_injection),
     ):
         print(f"  {what:<9} {where}", flush=True)
 

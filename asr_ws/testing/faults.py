@@ -172,9 +172,8 @@ def _crash(name: str) -> NoReturn:
 
 def _crash_amid(segments: Transcription, name: str) -> Iterator[Segment]:
     for whole in segments:
-        words = whole.text.split(" ")
         end_s = (whole.start_s + whole.end_s) / 2
-        yield replace(whole, text=" ".join(words[: len(words) // 2]), end_s=end_s, words=())
+        yield replace(whole, text=whole.text[: len(whole.text) // 2], end_s=end_s, words=())
         break
     _crash(name)
 
