@@ -8,12 +8,10 @@ partials and speculations beside the finals.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from enum import Enum, auto
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import msgspec
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,32 +24,21 @@ from asr_ws.core.session import Close, Service, Session
 from asr_ws.core.types import Hypothesis, Resampler, ServiceState, SessionId, Utterance
 from asr_ws.errors import DecodeFailed, WorkerDied, WorkerHung
 from asr_ws.messages import (
-    Accepted,
-    Busy,
     Cancel,
     Commit,
-    Done,
-    Dropped,
     End,
     Endpointing,
-    Error,
-    Final,
     Limits,
-    Partial,
-    Ready,
-    Retry,
     RetryUtterance,
     ServerEvent,
-    SpeechStarted,
     Start,
-    State,
 )
 from asr_ws.testing import ScriptedDetector
+from asr_ws.testing.conservation import Conservation
 from asr_ws.testing.desk import Decoding, DeskClient, ScriptedDesk, Step
 
 N_SESSIONS = 3
 LIMITS = Limits(3, 8000, 30_000, 262_144, 64, 60_000)
-ENDS_UTTERANCE = ("decode_failed", "poison_audio")  # the error codes that do
 LONG_ENOUGH_S = 1000.0  # for every scripted decode, deadline and hold, one after the other
 
 
@@ -59,138 +46,15 @@ def no_resampler(rate: int) -> Resampler:
     raise AssertionError(rate)
 
 
-# ---------------------------------------------------------------- the law, for one session's events
-
-
-class Place(Enum):
-    HEARD = auto()
-    ADMITTED = auto()
-    HELD = auto()
-    REFUSED = auto()  # with held_ms 0: the very next event drops it
-    DECODED = auto()
-    GONE = auto()  # by an error, or dropped
-
-
-@dataclass
-class Told:
-    """What a client knows of one utterance."""
-
-    place: Place = Place.HEARD
-    attempt: int = 0
-    span_ms: tuple[int, int] = (0, 0)
-    stable: str = ""
-
-
-@dataclass
-class Law:
-    """PROTOCOL's rules for outcomes, checked event by event."""
-
-    utterances: dict[str, Told] = field(default_factory=dict)
-    refused: Told | None = None
-    draining: bool = False
-
-    def receive(self, event: ServerEvent) -> None:
-        if self.refused is not None:
-            assert isinstance(event, Dropped), event
-            assert self.utterances[event.utterance] is self.refused
-        match event:
-            case SpeechStarted():
-                assert event.utterance not in self.utterances
-                self.utterances[event.utterance] = Told()
-            case Partial():
-                told = self._expect(event, Place.HEARD)
-                assert event.stable.startswith(told.stable)
-                told.stable = event.stable
-            case Accepted():
-                told = self._next_attempt(event)
-                told.place = Place.ADMITTED
-                told.span_ms = (event.audio_start_ms, event.audio_end_ms)
-            case Busy(reason="retry_early"):
-                told = self._expect(event, Place.HELD)
-                assert event.attempt == told.attempt
-            case Busy():
-                self._refuse(event, self._next_attempt(event))
-            case Retry():
-                self._refuse(event, self._end_attempt(event))
-            case Final():
-                told = self._end_attempt(event)
-                assert told.span_ms == (event.audio_start_ms, event.audio_end_ms)
-                told.place = Place.DECODED
-            case Error() if event.code in ENDS_UTTERANCE:
-                self._expect(event, Place.ADMITTED).place = Place.GONE
-            case Dropped():
-                self._drop(event)
-            case State():
-                self.draining = event.state == "draining"
-
-    def audio_ms(self, place: Place) -> int:
-        return sum(told.span_ms[1] - told.span_ms[0] for told in self.utterances.values() if told.place is place)
-
-    def _expect(self, event: Any, *places: Place) -> Told:
-        told = self.utterances[event.utterance]
-        assert told.place in places, (told, event)
-        return told
-
-    def _next_attempt(self, event: Accepted | Busy) -> Told:
-        told = self._expect(event, Place.HEARD, Place.HELD)
-        told.attempt += 1
-        assert event.attempt == told.attempt
-        return told
-
-    def _end_attempt(self, event: Final | Retry) -> Told:
-        told = self._expect(event, Place.ADMITTED)
-        assert event.attempt == told.attempt
-        return told
-
-    def _refuse(self, event: Busy | Retry, told: Told) -> None:
-        assert 500 <= event.retry_after_ms <= 1500
-        assert event.estimated_wait_ms >= 0
-        assert event.retryable == (event.held_ms > 0)
-        assert event.held_ms == 0 or not (self.draining or event.reason == "draining")
-        assert 0 <= event.queue_depth <= event.queue_capacity
-        told.place = Place.HELD if event.held_ms else Place.REFUSED
-        self.refused = None if event.held_ms else told
-
-    def _drop(self, event: Dropped) -> None:
-        allowed = {
-            "cancelled": (Place.HEARD, Place.ADMITTED, Place.HELD),
-            "hold_expired": (Place.HELD,),
-            "evicted": (Place.HELD,),
-            "not_held": (Place.HEARD, Place.HELD, Place.REFUSED, Place.ADMITTED),  # admitted: given up at shutdown
-        }
-        told = self._expect(event, *allowed[event.reason])
-        told.place = Place.GONE
-        told.span_ms = (event.audio_start_ms, event.audio_end_ms)
-        self.refused = None
-
-
-def check_events(events: list[ServerEvent]) -> Law:
-    assert isinstance(events[0], Ready)
-    assert [event.seq for event in events] == [msgspec.UNSET, *range(1, len(events))]
-    law = Law()
+def check_events(events: list[ServerEvent], close: Close | None) -> Conservation:
+    law = Conservation()
     for event in events:
         law.receive(event)
         messages.decode_event(messages.encode(event))  # all of it can be said
+    if close is not None:
+        law.close(close.code)
+    assert law.breaches == []
     return law
-
-
-def check_done(client: DeskClient, law: Law) -> None:
-    """The session that sent `end`: everything was told, and adds up."""
-    done = client.events[-1]
-    assert isinstance(done, Done)
-    assert done.received_ms == done.decoded_ms + done.silence_ms + done.refused_ms + done.lost_ms
-    assert done.lost_ms == 0
-    rounding_ms = len(law.utterances) + 1
-    assert abs(done.decoded_ms - law.audio_ms(Place.DECODED)) <= rounding_ms
-    assert abs(done.refused_ms - law.audio_ms(Place.GONE)) <= rounding_ms
-    n = client.session.counts
-    assert (done.finals, done.busy, done.retries, done.dropped, done.errors) == (
-        n["final"],
-        n["busy"],
-        n["retry"],
-        n["dropped"],
-        n["error"],
-    )
 
 
 # ---------------------------------------------------------------- what may happen
@@ -356,17 +220,16 @@ def test_every_attempt_and_utterance_has_one_outcome_and_all_audio_a_fate(
     desk.advance(LONG_ENOUGH_S)
 
     for client, ended, gone, n_bytes in zip(world.clients, world.ended, world.gone, world.n_bytes, strict=True):
-        law = check_events(client.events)
+        law = check_events(client.events, None if gone else client.session.close)
         ledger = client.session.ledger
         assert (ledger.received, ledger.lost) == (n_bytes // 2, 0)
         if gone:
             continue
-        assert {told.place for told in law.utterances.values()} <= {Place.DECODED, Place.GONE}
+        assert law.unsettled == []
         spans = [told.span_ms for told in law.utterances.values()]
         assert all(before[1] <= after[0] for before, after in pairwise(spans))
         if client.session.close == Close(1000):
             assert ended
-            check_done(client, law)
         else:
             assert client.session.close in (Close(1012, "the server stops"), Close(1008, "bad_message"))
 
