@@ -3,9 +3,9 @@
     python -m benchmarks.recovery [--model tiny.en] [--cycles 100] [--kills 10] [--seconds 10]
 
 - **dead worker seen**: from SIGSEGV, in mid-decode of a real utterance on the real model, to the server's saying so.
-- **ready again**: from there to the next worker's being ready, less what that took to load the model and to test itself.
+- **ready again**: from SIGSEGV to the next worker's being ready, less what that took to load and test its model.
 - **worker gone**: from SIGKILL of the server to the end of its worker, which hangs in native code, with the
-  interpreter's lock held and without. Linux only: elsewhere a worker that holds it is found by nothing but a job object.
+  interpreter's lock held (on Linux) and without.
 - **busy while it is killed**: from a `commit` to its answer, seen by 200 sessions that are refused while workers hang,
   are killed and come back.
 - **left behind** by all cycles: file descriptors, threads, processes, files in /dev/shm.
@@ -19,15 +19,15 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import urllib.request
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, replace
 from json import loads
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter, sleep
+from time import perf_counter
 from typing import Any, Final
 
 import click
@@ -36,7 +36,7 @@ import psutil
 from asr_ws import log, messages
 from asr_ws.client import Session, connect
 from asr_ws.core.types import ServiceState
-from asr_ws.server.app import App, running, worker_spec
+from asr_ws.server.app import running, worker_spec
 from asr_ws.testing.recognizer import scripted_worker
 from asr_ws.worker.supervisor import Limits
 from benchmarks.busy import QUEUE_CAPACITY, SPEECH, START, saturate
@@ -61,6 +61,7 @@ MAX_BUSY_MS: Final = 50.0
 UTTERANCE_S: Final = 5
 HANG_LIMITS: Final = Limits(decode_s=1.0, decode_estimates=0.0, first_decode_s=0.0, n_first_decodes=0)
 LIMIT_S: Final = 60.0
+SETTLING_S: Final = 0.2  # from its being accepted to its hanging in C
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Left:
     def now(cls) -> Left:
         me = psutil.Process()
         shm = len(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else 0
-        n_fds = me.num_handles() if sys.platform == "win32" else me.num_fds()
+        n_fds = len(me.open_files()) if sys.platform == "win32" else me.num_fds()
         return cls(n_fds, me.num_threads(), len(me.children(recursive=True)), shm)
 
 
@@ -113,9 +114,10 @@ def table(outcome: Outcome) -> list[str]:
         values = "".join(f"{each:>9.1f}" for each in (spread.p50, spread.p95, spread.p99, spread.max))
         lines.append(f"{name:<40}{spread.n:>6}{values}{limit:>8.0f}{'' if value <= limit else '  MISSED'}")
     lines.append(f"workers killed meanwhile: {outcome.n_hung}")
-    for name, before in asdict(outcome.before).items():
-        after = asdict(outcome.after)[name]
-        lines.append(f"{name.replace('_', ' '):<40}{before:>6} before{after:>6} after{'' if before == after else '  LEFT'}")
+    after = asdict(outcome.after)
+    for name, n in asdict(outcome.before).items():
+        verdict = "" if n == after[name] else "  LEFT"
+        lines.append(f"{name.replace('_', ' '):<40}{n:>6} before{after[name]:>6} after{verdict}")
     return lines
 
 
@@ -167,30 +169,35 @@ async def final_of(session: Session, events: AsyncIterator[Any], speech: bytes) 
 
 async def orphaned_ms(model: str, fault: str) -> float:
     """Milliseconds from the server's SIGKILL to the end of its worker, which has that fault."""
-    command = [sys.executable, "-m", "asr_ws", "serve", "--port", "0", "--model", model, "--fault-injection"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    arguments = ["-m", "asr_ws", "serve", "--port", "0", "--model", model, "--fault-injection"]
+    server = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=PIPE, stderr=DEVNULL)
     try:
         assert server.stdout is not None
-        url = server.stdout.readline().split()[-1]
-        for line in server.stdout:
-            if line.startswith("  ready "):
-                break
-        start = {"endpointing": {"mode": "manual"}, "prompt": f"fault: {fault}", "partials": False}
-        async with within(LIMIT_S, "a worker that hangs"), connect(url, **start) as session:
-            await session.send(bytes(PCM_BYTES_PER_S))
-            await session.commit()
-            await until(session.events(), messages.Accepted)
-            with urllib.request.urlopen(f"{url}/v1/stats", timeout=LIMIT_S) as stats:
-                worker = psutil.Process(loads(stats.read())["worker_pid"])
-            await asyncio.sleep(0.2)  # until it is asleep, in C
-            killed_at = perf_counter()
-            server.kill()
-            while is_running(worker):
-                sleep(0.0005)  # nothing else runs here
-            return (perf_counter() - killed_at) * 1000
+        async with within(LIMIT_S, "a worker that hangs"):
+            url = (await server.stdout.readline()).decode().split()[-1]
+            while not (await server.stdout.readline()).startswith(b"  ready "):
+                pass
+            manual = {"mode": "manual"}
+            async with connect(url, endpointing=manual, prompt=f"fault: {fault}", partials=False) as session:
+                await session.send(bytes(PCM_BYTES_PER_S))
+                await session.commit()
+                await until(session.events(), messages.Accepted)
+                worker = psutil.Process(await asyncio.to_thread(worker_pid, url))
+                await asyncio.sleep(SETTLING_S)
+                killed_at = perf_counter()
+                server.kill()
+                while is_running(worker):
+                    await asyncio.sleep(0.0005)
+                return (perf_counter() - killed_at) * 1000
     finally:
-        server.kill()
-        server.wait()
+        with contextlib.suppress(ProcessLookupError):
+            server.kill()
+        await server.wait()
+
+
+def worker_pid(url: str) -> int:
+    with urllib.request.urlopen(f"{url}/v1/stats", timeout=LIMIT_S) as stats:
+        return int(loads(stats.read())["worker_pid"])
 
 
 def is_running(process: psutil.Process) -> bool:
@@ -230,17 +237,13 @@ async def busy_ms(n_sessions: int, seconds: float) -> tuple[Spread, int]:
 
 
 async def hold(session: Session) -> None:
-    """Always have an utterance there under which the worker hangs."""
+    """Always have an utterance there under which the worker hangs; the second time is its end."""
     await session.send(SPEECH)
     await session.commit()
     async for event in session.events():
-        match event:
-            case messages.Retry():
-                await session.send(SPEECH)
-                await session.commit()
-            case messages.Busy(retry_after_ms=ms, utterance=str(utterance)):
-                await asyncio.sleep(ms / 1000)
-                await session.retry(utterance)
+        if isinstance(event, (messages.Error, messages.Dropped)):
+            await session.send(SPEECH)
+            await session.commit()
 
 
 # ---------------------------------------------------------------- all
@@ -267,7 +270,7 @@ async def measure(model: str, cycles: int, kills: int, n_sessions: int, seconds:
 @click.command()
 @click.option("--model", default="tiny.en", show_default=True)
 @click.option("--cycles", default=100, show_default=True, type=click.IntRange(1, 10_000))
-@click.option("--kills", default=10, show_default=True, type=click.IntRange(1, 1000), help="of the server, of each kind")
+@click.option("--kills", default=10, show_default=True, type=click.IntRange(1, 1000), help="of the server, by kind")
 @click.option("--sessions", "n_sessions", default=200, show_default=True, type=click.IntRange(1, 2000))
 @click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(1, 600), help="of refusals")
 def main(model: str, cycles: int, kills: int, n_sessions: int, seconds: float) -> None:
