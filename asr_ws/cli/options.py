@@ -14,7 +14,8 @@ import click
 from asr_ws.config import CONFIG_VARIABLE, SETTINGS, Setting, load, nearest_to
 from asr_ws.errors import MissingExtra
 
-SERVER_MODULES = ("structlog", "faster_whisper", "onnxruntime", "av")  # what the extra [server] brings
+# What the extra [server] brings.
+SERVER_MODULES = ("structlog", "faster_whisper", "onnxruntime", "av", "prometheus_client", "psutil")
 
 
 def require_server(command: str) -> None:

@@ -93,6 +93,7 @@ class _Heard:
 
     draft: Draft
     heard_at: float
+    onset_at: float
     text: PartialText = field(default_factory=PartialText)
     language: str | None = None  # of the stable text: a language that changes would not fit it
     enough_from: float | None = None  # speech for a partial
@@ -133,7 +134,7 @@ class Drafts:
         """
         heard = self._heard.get(draft.session)
         if heard is None or heard.draft.id != draft.id:
-            heard = self._heard[draft.session] = _Heard(draft, now)
+            heard = self._heard[draft.session] = _Heard(draft, now, now - draft.speech_s)
         if not draft.complete or draft.end_sample != heard.draft.end_sample:
             heard.complete_from = None
             self._waste(heard)  # speech went on
@@ -228,11 +229,13 @@ class Drafts:
         if heard is None or not self._shown(decode.draft) or not hypothesis.text.strip():
             return None
         text = heard.text
+        since_onset_s = None if text.stable or text.unstable else now - heard.onset_at
         receive = text.receive if decode.kind is DraftKind.PARTIAL else text.receive_whole
         if not receive(hypothesis.text):
             return None
         heard.language = hypothesis.language if text.stable else None
-        return Partial(decode.draft.session, decode.draft.id, text.stable, text.unstable, decode.draft.end_sample)
+        draft = decode.draft
+        return Partial(draft.session, draft.id, text.stable, text.unstable, draft.end_sample, since_onset_s)
 
     def fail(self, decode: DraftDecode, *, died: bool, now: float) -> bool:
         """It raised, or the worker died under it. Returns: whether the utterance is still being heard."""

@@ -127,6 +127,16 @@ class Endpointer:
             complete=pause >= self._tail,
         )
 
+    @property
+    def end(self) -> int:
+        """So many samples have come."""
+        return self._buffer.end
+
+    @property
+    def tail(self) -> int:
+        """So many samples after the last speech belong to an utterance that ends by silence."""
+        return self._tail
+
     def copy(self, start: int, end: int) -> Samples:
         """Samples of the utterance being heard."""
         return self._buffer.copy(start, end)

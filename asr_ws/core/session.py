@@ -30,6 +30,7 @@ from asr_ws.core.types import (
     DecodeOptions,
     Detector,
     DropReason,
+    EndpointReason,
     Failed,
     Outcome,
     Partial,
@@ -144,6 +145,7 @@ class Session:
         self.id = id
         self.close: Close | None = None
         self.counts: Counter[str] = Counter()  # events by type
+        self.outcomes: Counter[str] = Counter()  # utterances by how they ended: final, error, dropped
         self._service = service
         self._desk = desk
         self._make_detector = make_detector
@@ -237,12 +239,12 @@ class Session:
             return []
         match outcome:
             case Decoded():
-                self.ledger.decoded += self._settle(entry)
+                self.ledger.decoded += self._settle(entry, "final")
                 self._emit(_final(outcome, words=self._start.words))
             case Unfinished():
                 self._refuse(entry, utterance, outcome.shed, now, waited_s=outcome.waited_s)
             case Failed():
-                self.ledger.refused += self._settle(entry)
+                self.ledger.refused += self._settle(entry, "error")
                 self._error(
                     outcome.code, outcome.message, FAILURE_HINTS[outcome.code], utterance=entry.id, commit=entry.commit
                 )
@@ -293,7 +295,7 @@ class Session:
         self._desk.withdraw(self.id)
         self._claim_heard()
         for entry in list(self._entries.values()):
-            self.ledger.refused += self._settle(entry)
+            self.ledger.refused += self._settle(entry, "dropped")
         self.ledger.finish()
         self._phase = _Phase.CLOSED
 
@@ -453,6 +455,7 @@ class Session:
                     entry.end_sample = event.end_sample
                     entry.commit = commit
                     entry.n_frames = self.ledger.claim(event.start_sample, event.end_sample)
+                    tail = self._endpointer.tail if event.reason is EndpointReason.SILENCE else 0
                     utterance = Utterance(
                         session=self.id,
                         id=entry.id,
@@ -463,6 +466,7 @@ class Session:
                         options=self._options,
                         attempt=0,
                         deaths=self._desk.deaths_while_heard(self.id, entry.id),
+                        speech_ended_at=now - (self._endpointer.end - event.end_sample + tail) / SAMPLE_RATE,
                     )
                     self._offer(entry, utterance, now)
 
@@ -560,7 +564,7 @@ class Session:
             self._endpointer.drop()
 
     def _drop(self, entry: _Entry, reason: DropReason) -> None:
-        self.ledger.refused += self._settle(entry)
+        self.ledger.refused += self._settle(entry, "dropped")
         self._emit(
             messages.Dropped(
                 utterance=entry.id,
@@ -577,9 +581,10 @@ class Session:
                 self._desk.withdraw(self.id, entry.id)
                 self._drop(entry, DropReason.NOT_HELD)
 
-    def _settle(self, entry: _Entry) -> int:
+    def _settle(self, entry: _Entry, outcome: str) -> int:
         """The utterance has its one outcome. Returns: its frames, to be booked."""
         del self._entries[entry.id]
+        self.outcomes[outcome] += 1
         return entry.n_frames
 
     # ------------------------------------------------------------ the way out

@@ -77,6 +77,8 @@ class Utterance:
     options: DecodeOptions
     attempt: int = 1
     deaths: int = 0  # worker deaths under it so far, all attempts
+    # Monotonic seconds, as if audio came in real time: where it comes faster, the silence after it counts all the same.
+    speech_ended_at: float | None = field(default=None, compare=False)
 
     @property
     def audio_s(self) -> float:
@@ -232,6 +234,7 @@ class Partial:
     stable: str
     unstable: str
     end_sample: int
+    since_onset_s: float | None = field(default=None, compare=False)  # of an utterance's first
 
 
 News = Outcome | Partial | ServiceStatus

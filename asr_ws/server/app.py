@@ -30,6 +30,7 @@ from asr_ws.metrics import Metrics
 from asr_ws.resampler import AvResampler
 from asr_ws.server.connection import ConnectionLimits
 from asr_ws.server.dispatcher import Dispatcher
+from asr_ws.server.exposition import Exposition
 from asr_ws.server.listener import Listener
 from asr_ws.server.pages import Pages
 from asr_ws.worker.supervisor import Supervisor, WorkerSpec
@@ -115,8 +116,9 @@ def build(settings: Settings, spec: WorkerSpec, *, fair: bool = True) -> App:
     def make_session(id: SessionId) -> Session:
         return Session(id, service, dispatcher, silero.detector, AvResampler)
 
-    pages = Pages(settings.model.model, dispatcher, supervisor, metrics)
-    listener = pages.listener = Listener(
+    exposition = Exposition(dispatcher, supervisor, metrics)
+    pages = Pages(settings.model.model, dispatcher, supervisor, metrics, exposition.page)
+    listener = pages.listener = exposition.listener = Listener(
         settings.listen.host,
         settings.listen.port,
         dispatcher=dispatcher,
@@ -265,7 +267,7 @@ def announce(app: App) -> None:
     for what, where in (
         ("page", f"{url}/"),
         ("sessions", app.url),
-        ("numbers", f"{url}/v1/stats"),
+        ("numbers", f"{url}/v1/stats  {url}/metrics"),
         ("health", f"{url}/readyz  {url}/livez  {url}/healthz"),
         (
             "model",

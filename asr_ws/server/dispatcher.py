@@ -156,7 +156,10 @@ class Dispatcher:
                 continue
             self._settle()
             result = await self._decode(work)
-            self._metrics.observe_decode(failed=not isinstance(result, Hypothesis))
+            if isinstance(result, Hypothesis):
+                self._metrics.observe_decode("partial" if work.options.partial else "final", result.decode_s)
+            else:
+                self._metrics.observe_failure(result.code)
             self._desk.end(result, now=self._loop.time())
             self._settle()
 
@@ -197,14 +200,18 @@ class Dispatcher:
             case Partial():
                 if (owner := self._subscribers.get(news.session)) is not None:
                     self._metrics.partials += 1
+                    if news.since_onset_s is not None:
+                        self._metrics.first_partial_s.observe(news.since_onset_s)
                     self._loop.call_soon(owner.partial, news)
                 return
             case Decoded():
                 self._metrics.finals += 1
                 self._metrics.finals_speculated += news.speculated
                 self._metrics.observe_wait(news.wait_s)
+                if (ended_at := news.utterance.speech_ended_at) is not None:
+                    self._metrics.final_latency_s.observe(self._loop.time() - ended_at)
             case Unfinished():
-                self._metrics.retries += 1
+                self._metrics.unfinished[news.shed.reason] += 1
                 if news.shed.reason is RefusalReason.DEADLINE:
                     self._metrics.observe_wait(news.waited_s)
         if (owner := self._subscribers.get(news.utterance.session)) is not None:

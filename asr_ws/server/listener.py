@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+from collections import Counter
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from types import TracebackType
@@ -28,6 +29,7 @@ from asr_ws.core.types import RefusalReason, SessionId
 from asr_ws.errors import UsageError
 from asr_ws.server.connection import Connection, ConnectionLimits
 from asr_ws.server.dispatcher import Dispatcher
+from asr_ws.server.tally import Tally
 
 FRAMES_AHEAD = 4  # read from the socket before we look at them; beyond it TCP holds the client back
 HANDSHAKE_TIMEOUT_S = 10.0
@@ -65,6 +67,8 @@ class Listener:
         self._empty = asyncio.Event()
         self._empty.set()
         self.n_sessions = 0
+        self.tally = Tally()
+        self.requests: Counter[tuple[str, int]] = Counter()  # by route and status; routes that we have, or "other"
 
     async def __aenter__(self) -> Self:
         try:
@@ -87,6 +91,7 @@ class Listener:
             open_timeout=HANDSHAKE_TIMEOUT_S,
             close_timeout=CLOSE_TIMEOUT_S,
             process_request=self._answer,
+            process_response=self._count,
             select_subprotocol=_select_subprotocol,
             server_header=None,
         )
@@ -125,7 +130,8 @@ class Listener:
         self._empty.clear()
         try:
             session = self._make_session(SessionId(f"s-{secrets.token_hex(4)}"))
-            await Connection(socket, session, self._dispatcher, self._limits).serve()
+            with self.tally.counting(session):
+                await Connection(socket, session, self._dispatcher, self._limits).serve()
         finally:
             self.n_sessions -= 1
             if not self.n_sessions:
@@ -152,6 +158,11 @@ class Listener:
                 HTTPStatus.NOT_FOUND, "text/plain", f"nothing at {path}; sessions are at {messages.PATH}\n"
             )
         return _response(*page())
+
+    def _count(self, _: ServerConnection, request: Request, response: Response) -> None:
+        path = request.path.partition("?")[0]
+        route = path if path in self._pages or path == messages.PATH else "other"
+        self.requests[route, response.status_code] += 1
 
 
 def _response(status: HTTPStatus, content_type: str, body: str) -> Response:

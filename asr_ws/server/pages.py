@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import time
+from collections import Counter
 from http import HTTPStatus
 from typing import Protocol
 
@@ -23,6 +24,7 @@ code{{background:#8882;padding:.1em .3em}}</style>
 <p>The model is <b>{model}</b>; the server is <b>{state}</b>.</p>
 <ul><li>It listens at <code>{url}</code>; sessions are WebSockets at <code>{path}</code> (<code>{protocol}</code>)
 <li><a href="v1/stats">v1/stats</a>: queue, waits and outcomes as JSON
+<li><a href="metrics">metrics</a>: the same and more, for Prometheus
 <li><a href="readyz">readyz</a>: whether it can decode now · <a href="livez">livez</a>: whether it lives</ul>
 <p>From a shell: <code>asr-ws transcribe FILE</code></p></html>
 """
@@ -37,19 +39,35 @@ class WorkerFacts(Protocol):
     @property
     def n_restarts(self) -> int: ...
 
-    max_concurrent_decodes: int
+    @property
+    def restarts(self) -> Counter[str]:
+        """By the cause of the end before."""
+
+    @property
+    def resident_bytes(self) -> int | None:
+        """Of memory; None: there is no process."""
+
+    @property
+    def load_s(self) -> float | None:
+        """From its start to READY, the last time; None: it has not been ready yet."""
+
+    @property
+    def max_concurrent_decodes(self) -> int: ...
 
 
 class Pages:
-    """The answers, by path. ``listener`` is known only once it listens."""
+    """The answers, by path. ``listener`` is known only once it listens. Args: exposition: answers /metrics."""
 
     listener: Listener
 
-    def __init__(self, model: str, dispatcher: Dispatcher, worker: WorkerFacts, metrics: Metrics) -> None:
+    def __init__(
+        self, model: str, dispatcher: Dispatcher, worker: WorkerFacts, metrics: Metrics, exposition: Page
+    ) -> None:
         self._model = model
         self._dispatcher = dispatcher
         self._worker = worker
         self._metrics = metrics
+        self._exposition = exposition
         self._began = time.monotonic()
         self._schema_text = schema.FILE.read_text("utf-8")
 
@@ -59,6 +77,7 @@ class Pages:
             "/livez": self._live,
             "/healthz": self._live,
             "/readyz": self._ready,
+            "/metrics": self._exposition,
             "/v1/stats": self._stats,
             "/v1/schema.json": self._schema,
         }

@@ -162,7 +162,7 @@ class Supervisor:
         self.state = ServiceState.STARTING
         self.loaded: ipc.Loaded | None = None  # of the latest life that came so far
         self.load_s: float | None = None  # from spawn to READY, the last time
-        self.restarts: Counter[Cause] = Counter()
+        self.restarts: Counter[str] = Counter()  # by `Cause`
         self.last_failure = ""  # why the latest life ended
         self.max_concurrent_decodes = 0
         self._spec = spec

@@ -83,6 +83,16 @@ def test_partials_of_a_session_are_spaced_by_their_estimate(partial_s: float, sp
         assert kind(drafts.begin(now)) == begins
 
 
+def test_first_partial_tells_how_long_it_took_since_the_onset() -> None:
+    drafts = drafts_of()
+    drafts.hear(replace(SPEAKING, speech_s=0.2), now=9.7)  # so speech began at 9.5
+    drafts.hear(SPEAKING, now=10.0)
+    shown = [partial(drafts, "one two", now=10.0)]
+    drafts.hear(longer(SPEAKING), now=11.0)
+    shown.append(partial(drafts, "one two three", now=11.0))
+    assert [each and each.since_onset_s for each in shown] == [0.75, None]
+
+
 def test_spacing_outlasts_the_utterance() -> None:
     drafts = drafts_of(SPEAKING)
     partial(drafts, "a", now=10.0)

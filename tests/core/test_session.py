@@ -449,6 +449,35 @@ def test_silence_ends_an_utterance_with_its_tail_and_pre_roll() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("mode", "since_s"),
+    [("server", 0.8), ("manual", 0.0)],  # 25 windows after the last speech; a commit is the end itself
+)
+def test_end_of_speech_is_told_as_if_the_audio_came_in_real_time(
+    mode: Literal["server", "manual"], since_s: float
+) -> None:
+    desk = ScriptedDesk(1)
+    client = started_client(desk, endpointing=Endpointing(mode=mode))
+    client.send(quiet(20) + loud(20) + quiet(25))
+    client.send(Commit())
+    desk.advance(1)
+    [decoding] = desk.decodings
+    assert decoding.utterance.speech_ended_at == pytest.approx(1000.0 - since_s)
+
+
+def test_every_utterance_is_counted_under_its_one_outcome() -> None:
+    desk = ScriptedDesk(1, [Step(), Step(ends=DecodeFailed("odd"))])
+    client = started_client(desk)
+    for _ in range(3):  # decoded, failed, cancelled while it waits
+        speak(client)
+    client.send(Cancel("u3"))
+    desk.advance(2)
+    speak(client)
+    client.send(bytes(32_000))
+    client.disconnect()  # one in flight, one being heard: nobody is told
+    assert client.session.outcomes == {"final": 1, "error": 1, "dropped": 3}
+
+
 def test_manual_utterance_ends_at_its_greatest_length() -> None:
     desk = ScriptedDesk(1)
     client = started_client(desk, endpointing=Endpointing(mode="manual", max_utterance_ms=1000))

@@ -352,6 +352,38 @@ async def test_what_happens_is_counted() -> None:
         assert metrics.refusals == {RefusalReason.QUEUE_FULL: 1, RefusalReason.MAX_SESSIONS: 1}
         assert (metrics.finals, metrics.retries, metrics.decode_fail_rate) == (1, 1, 2 / 3)
         assert len(metrics._waits_s) == 2, "what expired, and what got its text; a replay does not wait again"
+        assert metrics.unfinished == {RefusalReason.DEADLINE: 1}
+        assert metrics.decode_failures == {"worker_crashed": 1, "decode_failed": 1}
+        assert (sum(metrics.decode_s["final"].counts), metrics.decode_s["final"].sum_s) == (1, 0.1)
+
+
+async def test_latencies_are_counted_where_they_are_known() -> None:
+    async with desk() as at:
+        now = asyncio.get_running_loop().time()
+        for id, ended_at in (("u1", now - 100.0), ("u2", None)):
+            spoken = replace(utterance(id), speech_ended_at=ended_at)
+            at.dispatcher.offer(spoken, now=now, max_wait_s=WAIT_S)
+            await at.finish()
+        await at.told.get()
+        latencies = at.metrics.final_latency_s
+        assert sum(latencies.counts) == 1
+        assert latencies.sum_s >= 100.0
+
+
+async def test_first_partial_is_counted_and_the_next_is_not() -> None:
+    async with desk() as at:
+        for n, text in enumerate(("one two", " two three"), start=1):
+            end = 16_000 * n
+            speaking = Draft(
+                SESSION, "u1", 0, end, float(n), False, False, OPTIONS, True, 8.0, lambda: np.zeros(1, np.float32)
+            )
+            at.dispatcher.hear(speaking, now=asyncio.get_running_loop().time())
+            await at.finish(text)
+            await at.partials.get()
+        metrics = at.metrics
+        assert (metrics.partials, sum(metrics.first_partial_s.counts)) == (2, 1)
+        assert metrics.first_partial_s.sum_s >= 1.0
+        assert sum(metrics.decode_s["partial"].counts) == 2
 
 
 async def test_pause_that_is_overdue_when_speech_goes_on_is_told_at_once() -> None:
