@@ -33,6 +33,7 @@ from asr_ws.server.dispatcher import Dispatcher
 from asr_ws.server.exposition import Exposition
 from asr_ws.server.listener import Listener
 from asr_ws.server.pages import Pages
+from asr_ws.server.watch import Watch
 from asr_ws.worker.supervisor import Supervisor, WorkerSpec
 
 GRACE_S = 10.0  # for what is admitted, once the server is told to stop
@@ -146,6 +147,7 @@ async def running(settings: Settings, spec: WorkerSpec | None = None, *, fair: b
         running_tasks = [
             tasks.create_task(app.supervisor.run(), name="supervisor"),
             tasks.create_task(app.dispatcher.run(), name="dispatcher"),
+            tasks.create_task(Watch(app.metrics).run(), name="watch"),
         ]
         gc.freeze()  # what is loaded by now stays: each full collection would stall the loop to look through it
         try:
