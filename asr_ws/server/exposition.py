@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 
 from asr_ws import __version__, log
 from asr_ws.core.types import RefusalReason, ServiceState
-from asr_ws.errors import DecodeFailed, WorkerDied
+from asr_ws.errors import DecodeFailed, WorkerDied, WorkerHung
 from asr_ws.metrics import BOUNDS_S, Histogram, Metrics
 from asr_ws.server.dispatcher import Dispatcher
 from asr_ws.server.listener import Listener
@@ -102,7 +102,7 @@ class Exposition(Collector):
         yield _histogram(
             "asr_ws_first_partial_seconds", "From the onset of speech to the first partial", metrics.first_partial_s
         )
-        failures = {error.code: 0 for error in (DecodeFailed, WorkerDied)} | metrics.decode_failures
+        failures = {error.code: 0 for error in (DecodeFailed, WorkerDied, WorkerHung)} | metrics.decode_failures
         yield _counter("asr_ws_decode_failures", "Decodes that failed", "code", failures)
         up = self._dispatcher.queue.worker_state is ServiceState.READY
         yield GaugeMetricFamily("asr_ws_worker_up", "Whether the model's process can decode", up)

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from asr_ws import messages
-from asr_ws.client import Transcript, collect, connect
+from asr_ws.client import Event, Transcript, collect, connect
 from asr_ws.core.types import SAMPLE_RATE, Samples
 from asr_ws.server.app import App
 from asr_ws.testing.wer import WordErrors, total, word_errors
-from asr_ws.worker.supervisor import WorkerSpec
+from asr_ws.worker.supervisor import Limits, WorkerSpec
 from tests.conftest import SPEECH, read_speech
 from tests.server.running import serving, stats
 
@@ -196,20 +196,11 @@ async def test_forty_sessions_at_once_all_end_in_finals(tiny_en: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-async def test_segfault_of_the_recognizer_in_mid_decode_is_survived(tiny_en: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+async def test_death_of_the_recognizer_in_mid_decode_is_survived(tiny_en: Path, number: int) -> None:
     """The incident this server was built for."""
-    async with real(tiny_en) as app, connect(app.url, language="en", endpointing={"mode": "manual"}) as session:
-        victim = app.supervisor.pid
-        assert victim is not None
-        await session.send(as_bytes(read_speech(JFK), S16)[:200_000])
-        await session.commit()
-        events = []
-        async for event in session.events():
-            events.append(event)
-            if isinstance(event, messages.Accepted) and app.supervisor.pid == victim:
-                os.kill(victim, signal.SIGSEGV)
-                await session.end()
-        assert app.supervisor.pid != victim
+    async with real(tiny_en) as app:
+        events = await committed(app, number)
         seen = await stats(app)
     finals = [event for event in events if isinstance(event, messages.Final)]
     assert [final.utterance for final in finals] == ["u1"]
@@ -217,3 +208,35 @@ async def test_segfault_of_the_recognizer_in_mid_decode_is_survived(tiny_en: Pat
     assert [event.state for event in events if isinstance(event, messages.State)] == ["restarting", "ready"]
     assert accounted(collect(events))
     assert (seen["worker_restart_count"], seen["state"]) == (1, "ready")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+async def test_recognizer_that_stands_still_in_mid_decode_is_replaced(tiny_en: Path) -> None:
+    """It is told to the client, which offers the audio again: the next worker decodes it."""
+    limits = Limits(decode_s=2.0, decode_estimates=0.0, first_decode_s=0.0, n_first_decodes=0)
+    async with serving(WorkerSpec(tiny_en, device="cpu", limits=limits)) as app:
+        events = await committed(app, signal.SIGSTOP)
+        assert app.supervisor.restarts == {"hung": 1}
+    told = [event.reason for event in events if isinstance(event, messages.Retry)]
+    assert told == ["worker_hung"]
+    [final] = [event for event in events if isinstance(event, messages.Final)]
+    assert (final.utterance, final.attempt, "country" in final.text) == ("u1", 2, True)
+    assert accounted(collect(events))
+
+
+async def committed(app: App, number: int) -> list[Event]:
+    """All events of an utterance under whose first decode the recognizer gets this signal."""
+    async with connect(app.url, language="en", endpointing={"mode": "manual"}) as session:
+        victim = app.supervisor.pid
+        assert victim is not None
+        await session.send(as_bytes(read_speech(JFK), S16)[:200_000])
+        await session.commit()
+        events: list[Event] = []
+        async for event in session.events():
+            events.append(event)
+            if isinstance(event, messages.Accepted) and event.attempt == 1:
+                os.kill(victim, number)
+            if isinstance(event, messages.Final):
+                await session.end()
+        assert app.supervisor.pid != victim
+        return events

@@ -58,7 +58,7 @@ async def test_what_happened_is_exposed(scripted: WorkerSpec) -> None:
     assert seen["asr_ws_utterances_total"] == {("final",): 2, ("error",): 1, ("dropped",): 0}
     assert seen["asr_ws_audio_seconds_total"] == {("decoded",): 2, ("refused",): 1, ("silence",): 0, ("lost",): 0}
     assert seen["asr_ws_refusals_total"] == {(reason,): 0 for reason in RefusalReason}
-    assert seen["asr_ws_decode_failures_total"] == {("worker_crashed",): 2, ("decode_failed",): 0}
+    assert seen["asr_ws_decode_failures_total"] == {("worker_crashed",): 2, ("worker_hung",): 0, ("decode_failed",): 0}
     assert seen["asr_ws_decode_seconds_count"] == {("final",): 2, ("partial",): 0}
     assert seen["asr_ws_queue_wait_seconds_count"] == {(): 2}
     assert seen["asr_ws_final_latency_seconds_count"] == {(): 2}
