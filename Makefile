@@ -10,7 +10,12 @@ PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --no-inp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint soak chaos clean
+
+# Of soak and chaos.
+SECONDS = 600
+SEED = 1
+REPORT = $@-report.json
 
 help:
 	@echo "make demo     stream a bundled recording to a server of its own and show every event; then it stays up"
@@ -18,6 +23,8 @@ help:
 	@echo "              KILL=1 kills the recognizer in mid-sentence: the text still arrives"
 	@echo "make test     everything: lint, types, tests on the real model; ARGS='-k queue -x' goes to pytest"
 	@echo "make lint     ruff and mypy alone"
+	@echo "make soak     $(SECONDS) s of five times the load that the server can take: does anything grow, is anything lost?"
+	@echo "make chaos    $(SECONDS) s of faults: the worker is killed, hangs, leaks, clients vanish; SECONDS=N SEED=N REPORT=FILE"
 	@echo "make clean    remove .venv and what the tools left behind (downloaded models stay)"
 	@echo "PYTHON=...    the interpreter that .venv is made with, 3.11 or newer (now: $(PYTHON))"
 
@@ -35,7 +42,13 @@ lint: $(VENV)/.test
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+soak: SCENE = --clean
+soak chaos: $(VENV)/.test
+	@$(PY) -m asr_ws pull tiny.en --source index
+	$(PY) -m benchmarks.chaos $(SCENE) --seconds $(SECONDS) --seed $(SEED) --report "$(REPORT)"
+
 clean:
+	rm -f soak-report.json chaos-report.json
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -221,11 +221,18 @@ async def sessions(url: str, n: int, *, partials: bool = False, **start_fields: 
 
 
 def report(
-    benchmark: str, *, settings: Mapping[str, object], figures: Mapping[str, object], passed: bool | None
+    benchmark: str,
+    *,
+    settings: Mapping[str, object],
+    figures: Mapping[str, object],
+    passed: bool | None,
+    file: Path | None = None,
 ) -> int:
-    """Print the last line. Returns: the exit code."""
+    """Print the last line, and write it to a file where one is given. Returns: the exit code."""
     line = {"benchmark": benchmark, "machine": machine(), "settings": settings, **figures, "passed": passed}
     click.echo(json.dumps(line))
+    if file is not None:
+        file.write_text(json.dumps(line, indent=2) + "\n", "utf-8")
     return 1 if passed is False else 0
 
 

@@ -1,0 +1,270 @@
+"""Clients of all kinds, and whether each of them was told what the protocol promises.
+
+Those that stay until the end are judged by `asr_ws.testing.conservation`; the others go without a word, as clients do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket as sockets
+import struct
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as open_socket
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from asr_ws import messages
+from asr_ws.client import ConnectionLost, Session, SessionRefused, connect
+from asr_ws.errors import ClientError
+from asr_ws.testing.conservation import Conservation, Place
+from benchmarks.common import PCM_BYTES_PER_S
+
+SESSION_LIMIT_S: Final = 120.0  # more than what is offered, refused and held at the end may take
+VANISH_LIMIT_S: Final = 20.0  # for the moment to come at which to go
+NEVER_READ_S: Final = 12.0  # longer than the server lets events wait
+RECONNECT_S: Final = 0.5
+FRAME_BYTES: Final = PCM_BYTES_PER_S // 5
+PAUSE: Final = bytes(PCM_BYTES_PER_S)  # a second of it ends an utterance
+MAX_UTTERANCES: Final = 4  # of a session
+FATAL: Final = 1008  # the close after an error that is
+
+# What sessions do, and how many of a hundred. All but the first are faults of the client's.
+STAYS, CANCELS = "stay", "cancel"
+VANISHES, VANISHES_QUEUED, VANISHES_DECODING, NEVER_READS = (
+    "vanish",
+    "vanish-queued",
+    "vanish-decoding",
+    "never-read",
+)
+WAYS: Final[Mapping[str, int]] = {
+    STAYS: 70,
+    CANCELS: 10,
+    VANISHES: 7,
+    VANISHES_QUEUED: 6,
+    VANISHES_DECODING: 6,
+    NEVER_READS: 1,
+}
+
+
+@dataclass(slots=True)
+class Account:
+    """What became of all the sessions that stayed."""
+
+    utterances: int = 0
+    finals: int = 0
+    lost_outcomes: int = 0
+    lost_ms: int = 0
+    sessions: Counter[str] = field(default_factory=Counter)  # by what they did
+    closes: Counter[int] = field(default_factory=Counter)
+    refusals: Counter[str] = field(default_factory=Counter)
+    breaches: list[str] = field(default_factory=list)
+
+    def settle(self, law: Conservation, code: int, *, allowed: Sequence[int] = (1000,)) -> None:
+        """A session that stayed has closed. Args: allowed: the codes that it may close with."""
+        law.close(code)
+        self.utterances += len(law.utterances)
+        self.finals += sum(told.place is Place.DECODED for told in law.utterances.values())
+        self.lost_outcomes += len(law.unsettled)
+        self.lost_ms += abs(law.done.lost_ms) if law.done is not None else 0
+        self.closes[code] += 1
+        self.breaches += law.breaches
+        if code not in allowed:
+            self.breaches.append(f"closed {code}, with {len(law.unsettled)} utterances that have no outcome")
+
+
+class Crowd:
+    """Args:
+    url: where the server is at the moment; it changes when the server had to be started again.
+    pcm, cuts: of speech; each cut is one utterance.
+    """
+
+    def __init__(self, url: Callable[[], str], pcm: bytes, cuts: Sequence[slice]) -> None:
+        self.account = Account()
+        self._url = url
+        self._pcm = pcm
+        self._cuts = cuts
+
+    async def user(self, rng: random.Random, ways: Mapping[str, int], rate: float, stop_at: float) -> None:
+        """One session after the other until ``stop_at`` of the loop's clock.
+
+        Args:
+            rate: utterances a second, on average, if the server keeps up; more than MAX_UTTERANCES behind, it does not
+                make up for what it missed.
+        """
+        loop = asyncio.get_running_loop()
+        next_at = loop.time() + rng.expovariate(rate)
+
+        async def turn() -> None:
+            nonlocal next_at
+            await asyncio.sleep(min(next_at, stop_at) - loop.time())
+            next_at = max(next_at, loop.time() - MAX_UTTERANCES / rate) + rng.expovariate(rate)
+
+        while next_at < stop_at and loop.time() < stop_at:
+            await self.session(rng, rng.choices([*ways], [*ways.values()])[0], turn)
+
+    async def session(self, rng: random.Random, way: str, turn: Callable[[], Awaitable[None]]) -> None:
+        """One session, whatever becomes of it."""
+        self.account.sessions[way] += 1
+        try:
+            if way in (STAYS, CANCELS):
+                await self.stay(rng, turn, cancels=way == CANCELS)
+            else:
+                await turn()
+                await self.vanish(rng, way)
+        except SessionRefused as refused:
+            self.account.refusals["max_sessions"] += 1
+            await asyncio.sleep(refused.retry_after_s)
+        except (ClientError, OSError, InvalidHandshake, ConnectionClosed):  # no server there, for the moment
+            self.account.refusals["no connection"] += 1
+            await asyncio.sleep(RECONNECT_S)
+
+    async def stay(self, rng: random.Random, turn: Callable[[], Awaitable[None]], *, cancels: bool) -> None:
+        """Speak, now and then cancel, offer again what was refused or give it up, and wait for all outcomes."""
+        manual = rng.random() < 0.5
+        start = {
+            "partials": rng.random() < 0.7,
+            "words": rng.random() < 0.3,
+            "endpointing": {"mode": "manual" if manual else "server", "silence_ms": rng.choice([300, 600])},
+        }
+        cuts = rng.choices(self._cuts, k=rng.randint(1, MAX_UTTERANCES))
+        cancel_after = rng.randrange(len(cuts)) if cancels else None
+
+        async def speak(session: Session) -> None:
+            for n, cut in enumerate(cuts):
+                await turn()
+                await self._utter(session, cut, manual=manual)
+                if n == cancel_after:
+                    await session.cancel()
+            await session.end()
+
+        await self.hear_out(speak, start, patient=rng.random() < 0.5)
+
+    async def commit_one(self, rng: random.Random, prompt: str) -> bool:
+        """One utterance of a session with this prompt. Returns: whether it was accepted."""
+        cut = rng.choice(self._cuts)
+
+        async def speak(session: Session) -> None:
+            await self._utter(session, cut, manual=True)
+            await session.end()
+
+        heard: list[messages.ServerEvent | messages.Unknown] = []
+        start = {"prompt": prompt, "partials": False, "endpointing": {"mode": "manual"}}
+        await self.hear_out(speak, start, heard=heard.append)
+        return any(isinstance(event, messages.Accepted) for event in heard)
+
+    async def hear_out(
+        self,
+        speak: Callable[[Session], Awaitable[None]],
+        start: Mapping[str, Any],
+        *,
+        patient: bool = True,
+        allowed: Sequence[int] = (1000,),
+        heard: Callable[[messages.ServerEvent | messages.Unknown], None] = lambda event: None,
+    ) -> Conservation:
+        """A session that is judged, from its beginning to its close.
+
+        Args:
+            patient: what is refused is offered again, as the hints say; else it is cancelled.
+            allowed: as of `Account.settle`.
+        Raises:
+            ClientError: there was none.
+        """
+        law, code = Conservation(), FATAL
+        async with connect(self._url(), **start) as session:
+            speaking = asyncio.ensure_future(_while_connected(speak(session)))
+            try:
+                async with asyncio.timeout(SESSION_LIMIT_S):
+                    async for event in session.events():
+                        law.receive(event)
+                        heard(event)
+                        if isinstance(event, messages.Busy | messages.Retry):
+                            self.account.refusals[event.reason] += 1
+                            if event.held_ms and not patient:
+                                await session.cancel(event.utterance)
+                code = 1000 if law.done is not None else FATAL
+            except ConnectionLost as lost:
+                code = lost.close_code
+            except TimeoutError:
+                law.breaches.append(f"no end within {SESSION_LIMIT_S:g} s: {law.utterances}")
+            finally:
+                speaking.cancel()
+                await asyncio.wait([speaking])
+        self.account.settle(law, code, allowed=allowed)
+        return law
+
+    async def _utter(self, session: Session, cut: slice, *, manual: bool) -> None:
+        """At once, in manual mode; else in real time, so that there are partials."""
+        if manual:
+            await session.send(self._pcm[cut])
+            await session.commit()
+            return
+        audio = self._pcm[cut] + PAUSE
+        for start in range(0, len(audio), FRAME_BYTES):
+            await session.send(audio[start : start + FRAME_BYTES])
+            await asyncio.sleep(FRAME_BYTES / PCM_BYTES_PER_S)
+
+    async def vanish(self, rng: random.Random, way: str) -> None:
+        """Speak, and be gone without a close: amid an utterance, while one waits or is being decoded, or unread."""
+        start = messages.Start(endpointing=messages.Endpointing(mode="manual"))
+        options: dict[str, Any] = {"compression": None, "ping_interval": None}
+        if way == NEVER_READS:
+            options |= {"sock": await _narrow_socket(self._url()), "max_queue": 1}
+        async with open_socket(_session_url(self._url()), **options) as socket:
+            await socket.send(messages.encode(start))
+            with suppress(TimeoutError, ConnectionClosed):  # one that does not read may be sent away
+                await self._until_time_to_go(socket, rng, way)
+            _reset(socket)
+
+    async def _until_time_to_go(self, socket: ClientConnection, rng: random.Random, way: str) -> None:
+        if way == NEVER_READS:
+            async with asyncio.timeout(NEVER_READ_S):
+                while True:
+                    await socket.send(messages.encode(messages.Ping(id="x" * 128)))
+        n_utterances = {VANISHES: 1, VANISHES_DECODING: 1, VANISHES_QUEUED: 2}[way]
+        for cut in rng.choices(self._cuts, k=n_utterances):
+            await socket.send(self._pcm[cut])
+            if way != VANISHES:
+                await socket.send(messages.encode(messages.Commit()))
+        if way == VANISHES:
+            return
+        async with asyncio.timeout(VANISH_LIMIT_S):
+            n_told = 0
+            while n_told < n_utterances:
+                event = messages.decode_event(await socket.recv())
+                n_told += isinstance(event, messages.Accepted | messages.Busy)
+
+
+async def _while_connected(speaking: Awaitable[None]) -> None:
+    """What a session says; when its connection is lost, the one that reads tells."""
+    with suppress(ConnectionLost):
+        await speaking
+
+
+def _session_url(url: str) -> str:
+    return url.replace("http", "ws", 1) + messages.PATH
+
+
+async def _narrow_socket(url: str) -> sockets.socket:
+    """Connected, with room for little that is not read."""
+    host, _, port = url.rpartition("/")[2].rpartition(":")
+    socket = sockets.socket()
+    socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)
+    socket.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(socket, (host, int(port)))
+    return socket
+
+
+def _reset(socket: ClientConnection) -> None:
+    """Gone by a TCP reset, not by an end."""
+    if (raw := socket.transport.get_extra_info("socket")) is not None:
+        linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+        with suppress(OSError):  # the server was first
+            raw.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, linger)
+    socket.transport.abort()
