@@ -161,3 +161,19 @@ async def test_crash_loop_is_stayed_through_otherwise(tmp_path: Path) -> None:
             await client.until("final", utterance="u1")
         running.process.send_signal(signal.SIGTERM)
         assert await running.process.wait() == 0
+
+
+async def test_port_is_free_at_once_when_the_server_is_killed(tmp_path: Path) -> None:
+    async with server(tmp_path) as running:
+        app = await running.listening()
+        async with Client(app) as client:
+            await running.says("  ready ")
+            worker = running.worker()
+            running.process.kill()
+            assert await client.rest() == 1006
+        port = int(app.url.rpartition(":")[2].partition("/")[0])
+        async with server(tmp_path, port=port) as another:
+            assert (await another.listening()).url == app.url
+            await another.says("  ready ")
+        while psutil.pid_exists(worker) and psutil.Process(worker).status() != psutil.STATUS_ZOMBIE:
+            await asyncio.sleep(0.01)
