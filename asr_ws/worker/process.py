@@ -15,6 +15,7 @@ import psutil
 from asr_ws.worker import ipc, system
 
 EXIT_GRACE_S = 1.0  # from being told to end to being killed
+LAST_REPLIES_S = 0.05  # from its end to that of its replies, where another process has inherited the pipe
 LAST_WORDS_BYTES = 8192  # of standard error: a stack dump
 READ_BYTES = 65_536  # a pipe's buffer
 FLOOD_PAUSE_S = 0.01  # after a full buffer: what a process prints may cost it time, and the server none to speak of
@@ -33,6 +34,8 @@ class WorkerProcess:
         self._process = process
         self._stderr = bytearray()
         self._listening = asyncio.create_task(self._listen(), name=f"worker {process.pid} stderr")
+        self._exit = asyncio.create_task(process.wait(), name=f"worker {process.pid} exit")
+        self._exit.add_done_callback(lambda _: asyncio.get_running_loop().call_later(LAST_REPLIES_S, self._end_replies))
         self._kill: asyncio.TimerHandle | None = None
 
     @classmethod
@@ -100,21 +103,31 @@ class WorkerProcess:
 
     async def ended(self) -> int:
         """Wait until it has. Returns: its exit status."""
-        exit_status = await self._process.wait()
+        exit_status = await self._exit
         self._forget_kill()
         with contextlib.suppress(TimeoutError):  # whoever inherited its standard error may hold it open
             async with asyncio.timeout(EXIT_GRACE_S):
                 await asyncio.shield(self._listening)
-        self._listening.cancel()
+        self._let_go()
         return exit_status
 
     async def kill(self) -> None:
         """At once, and wait for its end."""
         self._forget_kill()
-        self._listening.cancel()
         if self._process.returncode is None:
             self._kill_now()
-            await self._process.wait()
+            await self._exit
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._listening.cancel()
+        # The pipes, where another process holds their other ends; asyncio gives no public way to this.
+        self._process._transport.close()  # type: ignore[attr-defined]
+
+    def _end_replies(self) -> None:
+        assert self._process.stdout is not None
+        if not self._process.stdout.at_eof():
+            self._process.stdout.feed_eof()
 
     def _kill_soon(self) -> None:
         # Not at once: `Popen.kill` reaps a process that is just dying, and asyncio then reports 255 for it.

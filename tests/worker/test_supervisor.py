@@ -390,6 +390,30 @@ async def test_error_that_sticks_to_the_process_ends_it(scripted: WorkerSpec) ->
         assert died["stderr"] == "RuntimeError: CUDA failed with error out of memory"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="fork")
+async def test_death_is_seen_also_where_another_process_holds_its_pipes(
+    scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        "import os, time",
+        "from asr_ws.testing.recognizer import ScriptedRecognizer",
+        "class Forking(ScriptedRecognizer):",
+        "    def transcribe(self, samples, options):",
+        "        if options.prompt and not os.fork():",
+        "            time.sleep(3)",
+        "            os._exit(0)",
+        "        return super().transcribe(samples, options)",
+    ]
+    (tmp_path / "forking.py").write_text("\n".join(lines))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    async with supervised(replace(scripted, recognizer="forking:Forking")) as watched:
+        await watched.until(ServiceState.READY)
+        with pytest.raises(WorkerDied):
+            await watched.decode("crash ABRT")
+        await watched.until(ServiceState.READY)
+        assert watched.supervisor.restarts == {Cause.ABRT: 1}
+
+
 async def test_what_is_no_reply_ends_it(scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [
         "import contextlib, os",
