@@ -56,6 +56,7 @@ class Gate:
 
     async def __aenter__(self) -> Self:
         self._waiting: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+        self._entered: list[asyncio.StreamWriter] = []  # kept: one that is collected closes itself, and opens the gate
         self._server = await asyncio.start_server(lambda _, writer: self._waiting.put_nowait(writer), "127.0.0.1", 0)
         return self
 
@@ -64,7 +65,9 @@ class Gate:
     ) -> None:
         self._server.close()
         while not self._waiting.empty():
-            self._waiting.get_nowait().close()
+            self._entered.append(self._waiting.get_nowait())
+        for decode in self._entered:
+            decode.close()
 
     @property
     def script(self) -> str:
@@ -72,7 +75,8 @@ class Gate:
 
     async def entered(self) -> asyncio.StreamWriter:
         """Wait until a decode stands at the gate; give the answer to `open`."""
-        return await self._waiting.get()
+        self._entered.append(await self._waiting.get())
+        return self._entered[-1]
 
     async def open(self) -> None:
         """Let the next decode pass, waiting for it if need be."""

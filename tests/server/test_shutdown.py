@@ -112,8 +112,8 @@ async def test_second_signal_stops_at_once_and_still_every_utterance_has_its_out
             await client.until("state", state="draining")
             running.process.send_signal(signal.SIGTERM)
             assert await client.rest() == 1012
-            dropped = [event["utterance"] for event in client.events if event["type"] == "dropped"]
-            assert sorted(dropped) == ["u1", "u2"]
+            told = [(event["type"], event["utterance"]) for event in client.events if event["type"] in ENDS]
+            assert sorted(told) == [("dropped", "u1"), ("dropped", "u2")]
         assert await running.process.wait() == 0
         assert not psutil.pid_exists(worker)
 
