@@ -61,6 +61,7 @@ TABLE = {
         ("asr_ws.client", "asr_ws.messages", "asr_ws.errors", "msgspec", "websockets", "numpy", "soundfile")
     ),
     "asr_ws.worker": Row(WORKER, ("asyncio",)),
+    "asr_ws.worker.__main__": Row(("asr_ws.worker.system", "asr_ws.worker.child"), ("asyncio",)),
     "asr_ws.worker.system": Row((), ("asyncio",)),
     "asr_ws.worker.process": Row((*WORKER, "asr_ws.worker.system", "psutil")),
     "asr_ws.worker.recognizer": Row((*WORKER, "asr_ws.models", *RECOGNIZER), ("asyncio",)),

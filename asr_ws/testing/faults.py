@@ -122,7 +122,10 @@ class Fault:
         if self.verb not in AFTER_TEXT:
             return transcription
         segments = AFTER_TEXT[self.verb](transcription, self.argument)
-        return FilteredTranscription(segments, transcription.language, transcription.language_probability)
+        n_segments = 2 if self.verb == "mid-crash" else 1
+        return FilteredTranscription(
+            segments, transcription.language, transcription.language_probability, n_segments=n_segments
+        )
 
 
 def next_load() -> Fault:

@@ -1,6 +1,6 @@
 """The worker process: loads the model, proves that it decodes, then decodes one request at a time.
 
-    python -m asr_ws.worker.child MODEL_FOLDER --device auto --compute-type default --cpu-threads 0
+    python -m asr_ws.worker SERVER_PID MODEL_FOLDER --device auto --compute-type default --cpu-threads 0
 
 It speaks `asr_ws.worker.ipc` over stdin and stdout, which it first moves out of the way: native libraries print to
 fd 1, and one such line would corrupt the framing. It ends by ``os._exit`` always, because unloading a model has
@@ -29,7 +29,7 @@ import numpy as np
 from asr_ws.core.types import SAMPLE_RATE, DecodeOptions, Samples
 from asr_ws.worker import ipc
 from asr_ws.worker.recognizer import Recognizer, RecognizerFactory, pick_device
-from asr_ws.worker.system import EXIT_CANNOT_LOAD, EXIT_CUDA, become_worker
+from asr_ws.worker.system import EXIT_CANNOT_LOAD, EXIT_CUDA
 
 SELF_TEST_WORD = "country"  # said twice in the clip
 # What libraries say of a model's file that is not there, cut short, or something else.
@@ -38,7 +38,6 @@ BROKEN_MODEL = ("Unable to open file", "is incomplete", "invalid payload size", 
 
 def main() -> NoReturn:
     args = _arguments()
-    become_worker(args.server_pid)
     requests, replies = _claim_stdio()
     faulthandler.enable()
     inbox: queue.Queue[bytes] = queue.Queue(maxsize=1)
@@ -50,9 +49,8 @@ def main() -> NoReturn:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="asr_ws.worker.child")
+    parser = argparse.ArgumentParser(prog="asr_ws.worker")
     parser.add_argument("model", type=Path)
-    parser.add_argument("--server-pid", type=int, default=os.getppid())
     parser.add_argument("--dump-after-s", type=float, default=60.0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compute-type", default="default")
@@ -127,6 +125,7 @@ def _load(args: argparse.Namespace, replies: BinaryIO) -> Recognizer:
     _send(
         replies,
         ipc.Loaded(
+            pid=os.getpid(),
             device=recognizer.device,
             compute_type=recognizer.compute_type,
             load_s=loaded - began,
@@ -159,9 +158,10 @@ def _decode(recognizer: Recognizer, request: ipc.DecodeRequest, replies: BinaryI
         with _dump_after(request.dump_after_s):
             samples = np.frombuffer(request.samples, dtype="<f4")
             transcription = recognizer.transcribe(samples, request.options)
-            for segment in transcription:
+            for n, segment in enumerate(transcription, 1):
+                last = n == transcription.n_segments
                 language = transcription.language, transcription.language_probability
-                _send(replies, ipc.SegmentDecoded(request.id, segment, *language))
+                _send(replies, ipc.SegmentDecoded(request.id, segment, last, *language))
     except Exception as error:
         # The task boundary of one decode: it fails, the worker lives. But a CUDA error sticks to the process: the next
         # one, on this audio too, may well go right.
@@ -181,7 +181,3 @@ def _decode(recognizer: Recognizer, request: ipc.DecodeRequest, replies: BinaryI
             decode_s=time.monotonic() - began,
         ),
     )
-
-
-if __name__ == "__main__":
-    main()

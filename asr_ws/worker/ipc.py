@@ -37,6 +37,7 @@ class Loading(_Struct, frozen=True):
 class Loaded(_Struct, frozen=True):
     """The model is in memory and has passed its self-test: requests may come."""
 
+    pid: int  # not that of the process that was spawned, where Windows' python is two
     device: str
     compute_type: str
     load_s: float
@@ -56,6 +57,7 @@ class SegmentDecoded(_Struct, frozen=True):
 
     request: int
     segment: Segment
+    last: bool  # there are no others
     language: str
     language_probability: float
 
@@ -79,7 +81,7 @@ Reply = Loading | Loaded | LoadFailed | SegmentDecoded | DecodeDone | DecodeErro
 
 _encoder = msgspec.msgpack.Encoder()
 decode_request = msgspec.msgpack.Decoder(DecodeRequest).decode
-decode_reply = msgspec.msgpack.Decoder(Reply).decode
+_reply_decoder = msgspec.msgpack.Decoder(Reply)
 
 
 def frame(message: DecodeRequest | Reply) -> bytes:
@@ -87,12 +89,25 @@ def frame(message: DecodeRequest | Reply) -> bytes:
     return LENGTH.pack(len(payload)) + payload
 
 
+class Garbled(ValueError):
+    """The stream is broken: what arrives is no frame, or holds no reply."""
+
+
 def frame_length(header: bytes) -> int:
-    """Raises: ValueError: the stream is broken."""
+    """Raises: Garbled."""
     (n_bytes,) = LENGTH.unpack(header)
     if n_bytes > MAX_FRAME_BYTES:
-        raise ValueError(f"a frame of {n_bytes} bytes")
+        raise Garbled(f"a frame of {n_bytes} bytes")
     return int(n_bytes)
+
+
+def decode_reply(payload: bytes) -> Reply:
+    """Raises: Garbled."""
+    try:
+        reply: Reply = _reply_decoder.decode(payload)
+        return reply
+    except msgspec.MsgspecError as error:
+        raise Garbled(str(error)) from error
 
 
 def read_payload(stream: BinaryIO) -> bytes | None:

@@ -26,74 +26,81 @@ FLOOD_PAUSE_S = 0.01  # after a full buffer: what a process prints may cost it t
 CALM_THREADS: Final = {"OMP_WAIT_POLICY": "passive"}
 
 
+class _Protocol(asyncio.subprocess.SubprocessStreamProtocol):
+    """asyncio's own, which also tells of the end of the process by itself: `asyncio.subprocess.Process.wait` waits for
+    its pipes too, which another process may hold, or a reader may have left full.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(limit=READ_BYTES, loop=loop)
+        self.exited: asyncio.Future[None] = loop.create_future()
+
+    def process_exited(self) -> None:
+        super().process_exited()
+        if not self.exited.done():
+            self.exited.set_result(None)
+
+
 class WorkerProcess:
     """Made by `start`."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.pid = process.pid
-        self._process = process
-        self._stderr = bytearray()
-        self._listening = asyncio.create_task(self._listen(), name=f"worker {process.pid} stderr")
-        self._exit = asyncio.create_task(process.wait(), name=f"worker {process.pid} exit")
-        self._exit.add_done_callback(lambda _: asyncio.get_running_loop().call_later(LAST_REPLIES_S, self._end_replies))
+    def __init__(self, transport: asyncio.SubprocessTransport, protocol: _Protocol) -> None:
+        assert protocol.stdin is not None
+        assert protocol.stdout is not None
+        assert protocol.stderr is not None
+        self.pid = transport.get_pid()
+        self._transport = transport
+        self._stdin, self._stdout, self._stderr = protocol.stdin, protocol.stdout, protocol.stderr
+        self._exited = protocol.exited
+        self._exited.add_done_callback(lambda _: loop.call_later(LAST_REPLIES_S, self._end_replies))
+        self._last_bytes = bytearray()
         self._kill: asyncio.TimerHandle | None = None
+        loop = asyncio.get_running_loop()
+        self._listening = loop.create_task(self._listen(), name=f"worker {self.pid} stderr")
 
     @classmethod
     async def start(cls, arguments: Sequence[str], leash: system.Leash) -> WorkerProcess:
         """To be called in the thread that lives as long as the server: on Linux the worker ends with that.
 
         Args: arguments: of `asr_ws.worker.child`.
-        Raises: OSError: no memory, no file descriptors.
+        Raises: OSError, RuntimeError: no memory, no file descriptors, no threads.
         """
-        process = await asyncio.create_subprocess_exec(
+        loop = asyncio.get_running_loop()
+        transport, protocol = await loop.subprocess_exec(
+            lambda: _Protocol(loop),
             sys.executable,
             "-P",  # the current folder must not shadow modules
-            *("-m", "asr_ws.worker.child", *arguments, "--server-pid", str(os.getpid())),
+            *("-m", "asr_ws.worker", str(os.getpid()), *arguments),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env={**CALM_THREADS, **os.environ},
             **system.spawn_options(),
         )
-        worker = cls(process)
         with contextlib.suppress(OSError):  # it then ends by the end of its input only
-            leash.hold(process.pid)
-        return worker
+            leash.hold(transport.get_pid())
+        return cls(transport, protocol)
 
     def send(self, request: ipc.DecodeRequest) -> None:
         """Never waits, also where the process does not read: the one request in flight bounds what is buffered."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(ipc.frame(request))
+        self._stdin.write(ipc.frame(request))
 
     async def receive(self) -> ipc.Reply | None:
-        """The next reply; None: the process has closed its end. Raises: ValueError: what it sends is no reply."""
-        stdout = self._process.stdout
-        assert stdout is not None
+        """The next reply; None: the process has ended, or closed its end. Raises: ipc.Garbled: that is no reply."""
         try:
-            n_bytes = ipc.frame_length(await stdout.readexactly(ipc.LENGTH.size))
-            reply: ipc.Reply = ipc.decode_reply(await stdout.readexactly(n_bytes))  # its errors are ValueErrors too
-            return reply
+            n_bytes = ipc.frame_length(await self._stdout.readexactly(ipc.LENGTH.size))
+            return ipc.decode_reply(await self._stdout.readexactly(n_bytes))
         except (asyncio.IncompleteReadError, ConnectionError):
-            return None
-
-    @property
-    def resident_bytes(self) -> int | None:
-        """Memory in use; None: it is gone."""
-        try:
-            resident: int = psutil.Process(self.pid).memory_info().rss
-            return resident
-        except psutil.Error:
             return None
 
     @property
     def last_words(self) -> str:
         """The end of what it wrote to standard error."""
-        return self._stderr.decode("utf-8", "replace").strip()
+        return self._last_bytes.decode("utf-8", "replace").strip()
 
     def close(self) -> None:
         """Ask it to end, by ending its input; kill it if it does not."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        self._stdin.close()
         self._kill_soon()
 
     def abort(self) -> None:
@@ -103,31 +110,27 @@ class WorkerProcess:
 
     async def ended(self) -> int:
         """Wait until it has. Returns: its exit status."""
-        exit_status = await self._exit
-        self._forget_kill()
+        await self._exited
         with contextlib.suppress(TimeoutError):  # whoever inherited its standard error may hold it open
             async with asyncio.timeout(EXIT_GRACE_S):
                 await asyncio.shield(self._listening)
-        self._let_go()
+        exit_status = self._transport.get_returncode()
+        assert exit_status is not None
         return exit_status
 
     async def kill(self) -> None:
-        """At once, and wait for its end."""
-        self._forget_kill()
-        if self._process.returncode is None:
+        """At once; waits a little for its end, but not for ever: the system may be unable to end it."""
+        if self._kill is not None:
+            self._kill.cancel()
+        if not self._exited.done():
             self._kill_now()
-            await self._exit
-        self._let_go()
-
-    def _let_go(self) -> None:
+            await asyncio.wait([self._exited], timeout=EXIT_GRACE_S)
         self._listening.cancel()
-        # The pipes, where another process holds their other ends; asyncio gives no public way to this.
-        self._process._transport.close()  # type: ignore[attr-defined]
+        self._transport.close()  # the pipes too, whoever else holds their other ends
 
     def _end_replies(self) -> None:
-        assert self._process.stdout is not None
-        if not self._process.stdout.at_eof():
-            self._process.stdout.feed_eof()
+        if not self._stdout.at_eof():
+            self._stdout.feed_eof()
 
     def _kill_soon(self) -> None:
         # Not at once: `Popen.kill` reaps a process that is just dying, and asyncio then reports 255 for it.
@@ -139,17 +142,20 @@ class WorkerProcess:
 
     def _send_signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):  # it ended just now
-            self._process.send_signal(number)
-
-    def _forget_kill(self) -> None:
-        if self._kill is not None:
-            self._kill.cancel()
+            self._transport.send_signal(number)
 
     async def _listen(self) -> None:
-        stderr = self._process.stderr
-        assert stderr is not None
-        while chunk := await stderr.read(READ_BYTES):
-            self._stderr += chunk
-            del self._stderr[:-LAST_WORDS_BYTES]
+        while chunk := await self._stderr.read(READ_BYTES):
+            self._last_bytes += chunk
+            del self._last_bytes[:-LAST_WORDS_BYTES]
             if len(chunk) >= READ_BYTES // 2:
                 await asyncio.sleep(FLOOD_PAUSE_S)
+
+
+def resident_bytes(pid: int) -> int | None:
+    """Memory that a process uses; None: it is gone."""
+    try:
+        resident: int = psutil.Process(pid).memory_info().rss
+        return resident
+    except psutil.Error:
+        return None

@@ -50,11 +50,12 @@ TOKENS_IN_ALL = 440  # with the context; the model's limit is 448, with its mark
 
 
 class Transcription(Protocol):
-    """Iterate it, once; only afterwards ``filtered`` and the language hold."""
+    """Iterate it, once; only afterwards ``filtered`` holds. ``n_segments``: how many there are, if none is filtered."""
 
     language: str
     language_probability: float
     filtered: str | None
+    n_segments: int
 
     def __iter__(self) -> Iterator[Segment]: ...
 
@@ -82,6 +83,7 @@ class FilteredTranscription:
     language: str
     language_probability: float
     filtered: str | None = None
+    n_segments: int = 1  # an utterance fits one window of the model
 
     def __iter__(self) -> Iterator[Segment]:
         reason, any_kept = None, False

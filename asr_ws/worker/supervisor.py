@@ -6,13 +6,14 @@
 Rules:
 
 - Each death is followed by a new start after a backoff of 0, 0.5, 1, 2 ... 30 s, +-20 %, by the number of deaths in a
-  row without a completed decode between them. A failure that trying again cannot help is not retried: it is said.
+  row without a completed decode between them. A failure that trying again cannot help is not retried, but said, where
+  there was no READY yet: what has been ready once can be.
 - **Limits.** A start may take `Limits.start_s`, or five times what the last one took, and after one that took too long
   twice as long as before. A decode may take ten times what is expected of it, 10 s at least, and 120 s as long as
   little is known of this machine. Shortly before, the process dumps its stacks, by itself; at the limit it gets
   SIGABRT, and a second later SIGKILL. That needs nothing of the process: also one that is stopped is ended.
 - It is READY no longer from the moment at which its end is seen, or decided; the reason is found out afterwards.
-- **Salvage.** What died, or hung, after the utterance's last segment was handed over has decoded it.
+- **Salvage.** What died, or hung, after it had handed over the utterance's last segment has decoded it.
 - Between two decodes a process that has grown over its ceiling is replaced, which is no death.
 
 The process is spawned, never forked, and talked to over its own pipes (`asr_ws.worker.ipc`).
@@ -32,21 +33,20 @@ from pathlib import Path
 
 import structlog
 
-from asr_ws.core.types import SAMPLE_RATE, DecodeOptions, Hypothesis, Samples, ServiceState
+from asr_ws.core.types import DecodeOptions, Hypothesis, Samples, ServiceState
 from asr_ws.errors import DecodeFailed, WorkerDied, WorkerHung
 from asr_ws.worker import ipc
-from asr_ws.worker.process import WorkerProcess
+from asr_ws.worker.process import WorkerProcess, resident_bytes
 from asr_ws.worker.system import Cause, Leash, cause_of
 
 MAX_BACKOFF_S = 30.0
 FAILED_STARTS_UNTIL_UNAVAILABLE = 3
 LOAD_BASE_S, LOAD_BYTES_PER_S = 1.0, 200e6  # the guess before the first load has been seen
-WHOLE_WITHIN_S = 0.8  # of the audio's end: where the last segment of a whole text ends. A last word ends up to 0.56 s
-# before it, and that of a text whose end was left out 1.6 s (`asr_ws.worker.recognizer`, SUSPECT_REST_S)
+NOBODY_KNOWS_S = 3600.0  # until somebody has done something
 # A ceiling where none is set: decodes take some memory beside the model, a leak takes it all.
 CEILING_TIMES, CEILING_PLUS_BYTES = 2, 512 * 1024 * 1024
-# What trying again cannot help, where it comes before the process was ready even once: another CPU, or library, might.
 PERMANENT_CAUSES = (Cause.ILLEGAL_INSTRUCTION, Cause.MISSING_DLL)
+NOT_THE_DEVICES_DOING = (Cause.KILLED, Cause.SLOW_START, Cause.NOT_STARTED)
 
 
 def backoff_s(n_deaths: int, uniform: Callable[[float, float], float] = random.uniform) -> float:
@@ -99,19 +99,16 @@ class _Call:
     """The decode in flight."""
 
     id: int
-    audio_s: float
     began_at: float
     result: asyncio.Future[Hypothesis]
     segments: list[ipc.SegmentDecoded] = field(default_factory=list)
 
     def salvage(self) -> bool:
         """Make do with the segments that are there, if they are all. Returns: whether it has its result."""
-        if not self.result.done() and self.segments:
-            last = self.segments[-1]
-            if self.audio_s - last.segment.end_s <= WHOLE_WITHIN_S:
-                decode_s = time.monotonic() - self.began_at
-                done = ipc.DecodeDone(self.id, last.language, last.language_probability, None, decode_s)
-                self.finish(done, recovered=True)
+        if not self.result.done() and self.segments and (last := self.segments[-1]).last:
+            decode_s = time.monotonic() - self.began_at
+            done = ipc.DecodeDone(self.id, last.language, last.language_probability, None, decode_s)
+            self.finish(done, recovered=True)
         return self.result.done()
 
     def finish(self, done: ipc.DecodeDone, *, recovered: bool = False) -> None:
@@ -182,11 +179,15 @@ class Supervisor:
 
     @property
     def pid(self) -> int | None:
+        """Of the process that holds the model."""
+        if self._life is not None and self._life.loaded is not None:
+            return self._life.loaded.pid
         return self._process.pid if self._process else None
 
     @property
     def resident_bytes(self) -> int | None:
-        return self._process.resident_bytes if self._process else None
+        """Memory of that process; None: there is none."""
+        return None if self.pid is None else resident_bytes(self.pid)
 
     @property
     def n_restarts(self) -> int:
@@ -220,7 +221,7 @@ class Supervisor:
         start_limit_s = self._spec.limits.start(self.expected_load_s, self._n_slow_starts)
         try:
             process = life.process = await self._spawn(start_limit_s)
-        except OSError as error:  # no memory, no file descriptors: as passing as any other failed start
+        except (OSError, RuntimeError) as error:  # no memory, no threads: as passing as any other failed start
             life.failure = ipc.LoadFailed(f"the process could not be started: {error}", retryable=True)
             return Cause.NOT_STARTED, None
         if self.restarts:
@@ -232,7 +233,7 @@ class Supervisor:
                     self._receive(life, reply)
                     if life.loaded is not None:
                         limit.cancel()
-            except ValueError as error:
+            except ipc.Garbled as error:
                 self._log.error("worker.garbled", pid=process.pid, error=str(error))
                 self._end(life, Cause.GARBLED)
             limit.cancel()
@@ -260,7 +261,7 @@ class Supervisor:
         assert life.process is not None
         loop = asyncio.get_running_loop()
         self._n_calls += 1
-        call = self._call = _Call(self._n_calls, len(samples) / SAMPLE_RATE, time.monotonic(), loop.create_future())
+        call = self._call = _Call(self._n_calls, time.monotonic(), loop.create_future())
         limit_s = self._spec.limits.decode(expected_s, self._n_decoded)
         limit = loop.call_later(limit_s, self._hangs, life, call)
         try:
@@ -372,13 +373,14 @@ class Supervisor:
     def _bury(self, life: _Life, cause: Cause, exit_status: int | None) -> float | None:
         """Account for its end. Returns: seconds until the next start, or None: never."""
         self.last_failure = life.failure.message if life.failure else cause.value
-        permanent = life.loaded is None and cause in PERMANENT_CAUSES
-        permanent = permanent or (life.failure is not None and not life.failure.retryable)
+        hopeless = cause in PERMANENT_CAUSES or (life.failure is not None and not life.failure.retryable)
+        permanent = hopeless and self.loaded is None
         if life.loaded is None:
             self._is_over(life)
             self._n_failed_starts += 1
             self._n_slow_starts += cause is Cause.SLOW_START
-            if self._device == "auto" and life.device == "cuda":
+            doubtful = self.loaded is None and cause not in NOT_THE_DEVICES_DOING
+            if self._device == "auto" and life.device == "cuda" and doubtful:
                 self._device, permanent = "cpu", False
                 self._log.warning("worker.cuda_refused", cause=cause, hint="CUDA failed its self-test: using the CPU")
         (self._log.error if permanent else self._log.info if cause is Cause.GROWN else self._log.warning)(
@@ -397,7 +399,7 @@ class Supervisor:
         if not permanent:
             self.restarts[cause] += 1
         if permanent or self._n_failed_starts >= FAILED_STARTS_UNTIL_UNAVAILABLE:
-            self._enter(ServiceState.UNAVAILABLE, life.delay_s + self.expected_load_s)
+            self._enter(ServiceState.UNAVAILABLE, NOBODY_KNOWS_S if permanent else life.delay_s + self.expected_load_s)
         elif life.loaded is None:
             state = ServiceState.STARTING if self.loaded is None else ServiceState.RESTARTING
             self._enter(state, life.delay_s + self.expected_load_s)

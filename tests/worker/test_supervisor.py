@@ -44,6 +44,7 @@ class Watched:
 
     def _tell(self, state: ServiceState, ready_in_s: float) -> None:
         assert ready_in_s >= 0
+        self.ready_in_s = ready_in_s
         self.told.append(state)
         self._new.set()
 
@@ -199,25 +200,6 @@ async def test_three_failed_starts_make_it_unavailable_and_it_goes_on_trying(
         await watched.until(ServiceState.READY)
 
 
-async def test_process_that_cannot_be_started_is_a_failed_start_like_any_other(
-    scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Once, a lack of file descriptors at a restart ended the server."""
-    spawn, refused = asyncio.create_subprocess_exec, []
-
-    async def refuse_once(*args: Any, **options: Any) -> asyncio.subprocess.Process:
-        if not refused:
-            refused.append(args)
-            raise OSError(24, "Too many open files")
-        return await spawn(*args, **options)
-
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse_once)
-    async with supervised(scripted) as watched:
-        await watched.until(ServiceState.READY)
-        assert watched.supervisor.n_restarts == 1
-        assert "Too many open files" in watched.supervisor.last_failure
-
-
 async def test_failure_that_trying_again_cannot_help_is_not_retried(scripted: WorkerSpec) -> None:
     spec = replace(scripted, recognizer="asr_ws.testing.recognizer:NoSuchRecognizer")
     watched = Watched(spec)
@@ -225,6 +207,7 @@ async def test_failure_that_trying_again_cannot_help_is_not_retried(scripted: Wo
         await watched.supervisor.run()  # returns by itself
     assert watched.told == [ServiceState.STARTING, ServiceState.UNAVAILABLE]
     assert watched.supervisor.n_restarts == 0
+    assert watched.ready_in_s > 600, "nobody knows when somebody does something"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="os.kill(pid, 0) asks nothing there")
@@ -243,9 +226,7 @@ async def test_worker_ends_when_its_input_does_even_in_mid_decode(scripted: Work
         decode = asyncio.create_task(watched.decode(gate.script))
         await gate.entered()
         assert watched.supervisor._process is not None
-        stdin = watched.supervisor._process._process.stdin
-        assert stdin is not None
-        stdin.close()  # as when the server is killed
+        watched.supervisor._process._stdin.close()  # as when the server is killed
         with pytest.raises(WorkerDied):
             await decode
         await watched.until(ServiceState.READY)
@@ -356,11 +337,11 @@ async def test_text_that_was_complete_is_salvaged(scripted: WorkerSpec) -> None:
 
 
 async def test_half_a_text_is_not_salvaged(scripted: WorkerSpec) -> None:
-    samples = np.zeros(16_000 * 4, dtype=np.float32)
+    """However short it is."""
     async with supervised(scripted) as watched:
         await watched.until(ServiceState.READY)
         with pytest.raises(WorkerDied):
-            await watched.supervisor.decode(samples, DecodeOptions("en", prompt="mid-crash ABRT"), 0.0)
+            await watched.decode("mid-crash ABRT")
 
 
 async def test_last_words_are_in_the_log_however_much_it_said(scripted: WorkerSpec) -> None:
@@ -390,6 +371,65 @@ async def test_error_that_sticks_to_the_process_ends_it(scripted: WorkerSpec) ->
         assert died["stderr"] == "RuntimeError: CUDA failed with error out of memory"
 
 
+async def test_worker_that_prints_without_end_can_be_ended(scripted: WorkerSpec) -> None:
+    """Regression: its standard error, full and not read any more, kept the server from stopping."""
+    async with supervised(scripted) as watched:
+        await watched.until(ServiceState.READY)
+        decode = asyncio.create_task(watched.decode("flood 100000"))
+        process = watched.supervisor._process
+        assert process is not None
+        while not process.last_words:
+            await asyncio.sleep(0.01)
+        pid = process.pid
+    decode.cancel()
+    assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), OSError(24, "Too many open files")])
+async def test_restart_that_cannot_help_itself_is_tried_again(
+    scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async with supervised(scripted) as watched:
+        await watched.until(ServiceState.READY)
+        loop, spawn, refused = asyncio.get_running_loop(), asyncio.get_running_loop().subprocess_exec, []
+
+        async def refuse_once(*args: Any, **options: Any) -> Any:
+            if not refused:
+                refused.append(error)
+                raise error
+            return await spawn(*args, **options)
+
+        monkeypatch.setattr(loop, "subprocess_exec", refuse_once)
+        with pytest.raises(WorkerDied):
+            await watched.decode("crash ABRT")
+        await watched.until(ServiceState.READY)
+        assert watched.supervisor.restarts == {Cause.ABRT: 1, Cause.NOT_STARTED: 1}
+
+
+async def test_what_has_been_ready_is_not_given_up_for_one_bad_start(scripted: WorkerSpec) -> None:
+    """Regression: a model folder that was gone for a moment, or an illegal instruction, was final."""
+    async with supervised(scripted) as watched:
+        await watched.until(ServiceState.READY)
+        for load, cause in (("no such fault", Cause.CANNOT_LOAD), ("crash ILL", Cause.ILLEGAL_INSTRUCTION)):
+            (scripted.model / "load.script").write_text(load)
+            with pytest.raises(WorkerDied):
+                await watched.decode("crash ABRT")
+            while cause not in watched.supervisor.restarts:
+                await asyncio.sleep(0.01)
+            (scripted.model / "load.script").write_text("")
+            await watched.until(ServiceState.READY)
+            await watched.decode()
+
+
+async def test_bug_of_ours_is_not_laid_at_the_workers_door(scripted: WorkerSpec) -> None:
+    def on_self_test(audio_s: float, decode_s: float) -> None:
+        raise ValueError("ours")
+
+    supervisor = Supervisor(scripted, on_state=lambda state, ready_in_s: None, on_self_test=on_self_test)
+    with pytest.raises(ValueError, match="ours"):
+        await supervisor.run()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="fork")
 async def test_death_is_seen_also_where_another_process_holds_its_pipes(
     scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -398,10 +438,14 @@ async def test_death_is_seen_also_where_another_process_holds_its_pipes(
         "import os, time",
         "from asr_ws.testing.recognizer import ScriptedRecognizer",
         "class Forking(ScriptedRecognizer):",
+        "    def __init__(self, model, **given):",
+        "        super().__init__(model, **given)",
+        "        self.folder = model",
         "    def transcribe(self, samples, options):",
-        "        if options.prompt and not os.fork():",
-        "            time.sleep(3)",
-        "            os._exit(0)",
+        "        if options.prompt and not (child := os.fork()):",
+        "            time.sleep(600)",
+        "        if options.prompt:",
+        "            (self.folder / 'forked').write_text(str(child))",
         "        return super().transcribe(samples, options)",
     ]
     (tmp_path / "forking.py").write_text("\n".join(lines))
@@ -412,6 +456,7 @@ async def test_death_is_seen_also_where_another_process_holds_its_pipes(
             await watched.decode("crash ABRT")
         await watched.until(ServiceState.READY)
         assert watched.supervisor.restarts == {Cause.ABRT: 1}
+    os.kill(int((scripted.model / "forked").read_text()), signal.SIGKILL)
 
 
 async def test_what_is_no_reply_ends_it(scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
