@@ -54,10 +54,11 @@ MAX_SLOPE_MB_PER_MIN: Final = 1.0
 SLOPE_SECONDS: Final = 300.0  # the shortest run whose slope is judged
 SLOPE_FROM: Final = 0.2  # of the run: what comes before is warm-up
 SAMPLE_EVERY_S: Final = 1.0
-FINISH_LIMIT_S: Final = 180.0  # for sessions to end that began in time
+FINISH_LIMIT_S: Final = 240.0  # for sessions to end that began in time
 FLAT_LIMIT_S: Final = 10.0  # for the last connections to be taken apart
 WORKER_LIMIT_S: Final = 20.0  # for a worker to be there that a signal can hit
 N_AT_THE_END: Final = 6  # sessions open when the server is told to stop
+COURSE_POINTS: Final = 20
 TOLD_SHOWN: Final = 20  # breaches in the report
 BUGS: Final = ("session.failed", "session.audio_lost", "worker.garbled", TRACEBACK)  # in the log
 
@@ -122,6 +123,12 @@ def slope_mb_per_min(samples: Sequence[Sample], seconds: float) -> float | None:
     return linear_regression([each.at_s for each in late], [each.rss_mb for each in late]).slope * 60
 
 
+def course_mb(samples: Sequence[Sample]) -> list[float]:
+    """At COURSE_POINTS moments, evenly over the run; fewer where there are fewer."""
+    step = max(len(samples) // COURSE_POINTS, 1)
+    return [round(each.rss_mb, 1) for each in samples[step - 1 :: step]][:COURSE_POINTS]
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a run came to. ``exit_code`` None: it did not end when it was told to."""
@@ -138,6 +145,7 @@ class Outcome:
     slope_mb_per_min: float | None
     before: Sample  # quiet moments
     after: Sample
+    course_mb: list[float]  # resident memory, COURSE_POINTS times over the run
     bugs: dict[str, int]  # of BUGS, in the log
     exit_code: int | None
 
@@ -155,7 +163,7 @@ class Outcome:
             f"{self.worker_restarts} restarts of the worker without a fault": self.clean and self.worker_restarts,
             f"{self.max_workers} workers at once": self.max_workers > 1,
             f"{self.max_concurrent_decodes} decodes at once": self.max_concurrent_decodes > 1,
-            f"memory grows by {slope} MB a minute": grows,
+            f"memory grows by {slope or 0:.2f} MB a minute": grows,
             f"{self.before.n_fds} open files became {self.after.n_fds}": self.after.n_fds > self.before.n_fds,
             f"{self.before.n_threads} threads became {self.after.n_threads}": self.after.n_threads
             > self.before.n_threads,
@@ -196,6 +204,7 @@ class Outcome:
             "max_workers": self.max_workers,
             "max_concurrent_decodes": self.max_concurrent_decodes,
             "rss_mb": [round(self.before.rss_mb, 1), round(self.after.rss_mb, 1)],
+            "rss_course_mb": self.course_mb,
             "fds": [self.before.n_fds, self.after.n_fds],
             "threads": [self.before.n_threads, self.after.n_threads],
             "exit_code": self.exit_code,
@@ -282,6 +291,7 @@ class Run:
             slope_mb_per_min=slope_mb_per_min(self._samples, plan.seconds),
             before=before,
             after=after,
+            course_mb=course_mb(self._samples),
             bugs=dict(self._bugs),
             exit_code=exit_code,
         )

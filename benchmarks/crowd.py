@@ -6,6 +6,7 @@ Those that stay until the end are judged by `asr_ws.testing.conservation`; the o
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import socket as sockets
 import struct
@@ -26,7 +27,8 @@ from asr_ws.errors import ClientError
 from asr_ws.testing.conservation import Conservation, Place
 from benchmarks.common import PCM_BYTES_PER_S
 
-SESSION_LIMIT_S: Final = 120.0  # more than what is offered, refused and held at the end may take
+SESSION_LIMIT_S: Final = 180.0  # more than MAX_UTTERANCES, offered again PATIENCE times, may take
+PATIENCE: Final = 12  # attempts; the protocol has no bound, and at five times the load somebody is always unlucky
 VANISH_LIMIT_S: Final = 20.0  # for the moment to come at which to go
 NEVER_READ_S: Final = 12.0  # longer than the server lets events wait
 RECONNECT_S: Final = 0.5
@@ -144,7 +146,7 @@ class Crowd:
                     await session.cancel()
             await session.end()
 
-        await self.hear_out(speak, start, patient=rng.random() < 0.5)
+        await self.hear_out(speak, start, patience=rng.choice((0, PATIENCE)))
 
     async def commit_one(self, rng: random.Random, prompt: str) -> bool:
         """One utterance of a session with this prompt. Returns: whether it was accepted."""
@@ -164,19 +166,19 @@ class Crowd:
         speak: Callable[[Session], Awaitable[None]],
         start: Mapping[str, Any],
         *,
-        patient: bool = True,
+        patience: float = math.inf,
         allowed: Sequence[int] = (1000,),
         heard: Callable[[messages.ServerEvent | messages.Unknown], None] = lambda event: None,
     ) -> Conservation:
         """A session that is judged, from its beginning to its close.
 
         Args:
-            patient: what is refused is offered again, as the hints say; else it is cancelled.
+            patience: attempts until what is refused is cancelled; before, it is offered again as the hints say.
             allowed: as of `Account.settle`.
         Raises:
             ClientError: there was none.
         """
-        law, code = Conservation(), FATAL
+        law, code = Conservation(), 1006
         async with connect(self._url(), **start) as session:
             speaking = asyncio.ensure_future(_while_connected(speak(session)))
             try:
@@ -186,7 +188,7 @@ class Crowd:
                         heard(event)
                         if isinstance(event, messages.Busy | messages.Retry):
                             self.account.refusals[event.reason] += 1
-                            if event.held_ms and not patient:
+                            if event.held_ms and event.attempt > patience:
                                 await session.cancel(event.utterance)
                 code = 1000 if law.done is not None else FATAL
             except ConnectionLost as lost:

@@ -43,6 +43,7 @@ def outcome(**changes: Any) -> Outcome:
         slope_mb_per_min=0.99,
         before=QUIET,
         after=QUIET,
+        course_mb=[100.0],
         bugs={},
         exit_code=0,
     )
@@ -95,6 +96,12 @@ def test_a_few_samples_have_no_slope(n: int) -> None:
     assert slope_mb_per_min(samples(*[100.0] * n), 10) is None
 
 
+def test_the_course_of_the_memory_is_twenty_points_of_it() -> None:
+    assert chaos.course_mb(samples(*map(float, range(1, 411)))) == [20.0 * n for n in range(1, 21)]
+    assert chaos.course_mb(samples(1, 2)) == [1.0, 2.0]
+    assert chaos.course_mb([]) == []
+
+
 def test_a_good_run_is_ok() -> None:
     assert (outcome().failures, outcome().ok) == ([], True)
     assert outcome(after=dataclasses.replace(QUIET, rss_mb=200.0, n_fds=11, n_threads=3)).ok
@@ -113,7 +120,7 @@ def test_a_good_run_is_ok() -> None:
         ({"clean": True, "worker_restarts": 1}, "1 restarts of the worker without a fault"),
         ({"max_workers": 2}, "2 workers at once"),
         ({"max_concurrent_decodes": 2}, "2 decodes at once"),
-        ({"slope_mb_per_min": 1.0}, "memory grows by 1.0 MB a minute"),
+        ({"slope_mb_per_min": 1.0}, "memory grows by 1.00 MB a minute"),
         ({"after": dataclasses.replace(QUIET, n_fds=13)}, "12 open files became 13"),
         ({"after": dataclasses.replace(QUIET, n_threads=5)}, "4 threads became 5"),
         ({"bugs": {"session.failed": 1}}, "the log has {'session.failed': 1}"),
