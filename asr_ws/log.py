@@ -39,7 +39,7 @@ def configure(format: str = "console", level: str = "info") -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.StackInfoRenderer(),
-            *(_json_renderers() if json else [_console_renderer(colors)]),
+            *(_json_renderers() if json else [_last_words_last, _console_renderer(colors)]),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=_QueueLogger,
@@ -199,6 +199,13 @@ def _render_dropped(n: int) -> str | None:
 def _json_renderers() -> list[structlog.types.Processor]:
     transformer = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     return [structlog.processors.ExceptionRenderer(transformer), structlog.processors.JSONRenderer()]
+
+
+def _last_words_last(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """A person reads the stacks of a worker that died as lines, below the event."""
+    if words := event.pop("stderr", None):
+        event["stack"] = words
+    return event
 
 
 def _console_renderer(colors: bool) -> structlog.types.Processor:

@@ -148,8 +148,8 @@ class Crowd:
 
         await self.hear_out(speak, start, patience=rng.choice((0, PATIENCE)))
 
-    async def commit_one(self, rng: random.Random, prompt: str) -> bool:
-        """One utterance of a session with this prompt. Returns: whether it was accepted."""
+    async def commit_one(self, rng: random.Random, prompt: str) -> list[messages.ServerEvent | messages.Unknown]:
+        """One utterance of a session with this prompt. Returns: what it was told."""
         cut = rng.choice(self._cuts)
 
         async def speak(session: Session) -> None:
@@ -159,7 +159,7 @@ class Crowd:
         heard: list[messages.ServerEvent | messages.Unknown] = []
         start = {"prompt": prompt, "partials": False, "endpointing": {"mode": "manual"}}
         await self.hear_out(speak, start, heard=heard.append)
-        return any(isinstance(event, messages.Accepted) for event in heard)
+        return heard
 
     async def hear_out(
         self,

@@ -16,15 +16,11 @@ Targets: <= 50 ms, <= 500 ms, <= 100 ms and < 50 ms for 95 (busy: 99) in a hundr
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
-import urllib.request
-from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, replace
-from json import loads
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -53,6 +49,7 @@ from benchmarks.common import (
     until,
     within,
 )
+from benchmarks.served import Served, is_running
 
 MAX_SEEN_MS: Final = 50.0
 MAX_READY_MS: Final = 500.0
@@ -169,43 +166,23 @@ async def final_of(session: Session, events: AsyncIterator[Any], speech: bytes) 
 
 async def orphaned_ms(model: str, fault: str) -> float:
     """Milliseconds from the server's SIGKILL to the end of its worker, which has that fault."""
-    arguments = ["-m", "asr_ws", "serve", "--port", "0", "--model", model, "--fault-injection"]
-    server = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=PIPE, stderr=DEVNULL)
+    server = await Served.start("--model", model, "--fault-injection")
     try:
-        assert server.stdout is not None
-        async with within(LIMIT_S, "a worker that hangs"):
-            url = (await server.stdout.readline()).decode().split()[-1]
-            while not (await server.stdout.readline()).startswith(b"  ready "):
-                pass
-            manual = {"mode": "manual"}
-            async with connect(url, endpointing=manual, prompt=f"fault: {fault}", partials=False) as session:
-                await session.send(bytes(PCM_BYTES_PER_S))
-                await session.commit()
+        worker: int = (await server.until(state="ready"))["worker_pid"]
+        manual = {"mode": "manual"}
+        async with connect(server.url, endpointing=manual, prompt=f"fault: {fault}", partials=False) as session:
+            await session.send(bytes(PCM_BYTES_PER_S))
+            await session.commit()
+            async with within(LIMIT_S, "a worker that hangs"):
                 await until(session.events(), messages.Accepted)
-                worker = psutil.Process(await asyncio.to_thread(worker_pid, url))
-                await asyncio.sleep(SETTLING_S)
-                killed_at = perf_counter()
-                server.kill()
-                while is_running(worker):
-                    await asyncio.sleep(0.0005)
-                return (perf_counter() - killed_at) * 1000
+            await asyncio.sleep(SETTLING_S)
+            killed_at = perf_counter()
+            os.kill(server.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+            while is_running(worker):
+                await asyncio.sleep(0.0005)
+            return (perf_counter() - killed_at) * 1000
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            server.kill()
-        await server.wait()
-
-
-def worker_pid(url: str) -> int:
-    with urllib.request.urlopen(f"{url}/v1/stats", timeout=LIMIT_S) as stats:
-        return int(loads(stats.read())["worker_pid"])
-
-
-def is_running(process: psutil.Process) -> bool:
-    """A zombie is gone: who inherited it only has not asked yet."""
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+        await server.kill()
 
 
 # ---------------------------------------------------------------- busy, meanwhile

@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 import click
 import psutil
 
-from asr_ws.testing import faults
+from asr_ws.testing import marks
 from benchmarks.common import within
 
 LISTEN_LIMIT_S: Final = 60.0
@@ -131,7 +131,7 @@ class Served:
                 self._process.kill()
         await self.wait()
         await asyncio.gather(*self._readers)
-        faults.forget(self.pid)
+        marks.forget(self.pid)
 
     async def _read_log(self) -> None:
         assert self._process.stderr is not None
@@ -146,6 +146,14 @@ class Served:
         assert self._process.stdout is not None
         async for _ in self._process.stdout:
             pass
+
+
+def is_running(pid: int) -> bool:
+    """A zombie is gone: who inherited it only has not asked yet."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def send_signal(pid: int, name: str) -> None:

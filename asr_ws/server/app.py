@@ -8,10 +8,12 @@ skips the waiting. So does a worker that cannot be kept alive, with ``--on-crash
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import gc
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -202,9 +204,10 @@ async def _serve(settings: Settings, spec: WorkerSpec | None, visitor: Visitor |
     logger = structlog.get_logger()
     signals: asyncio.Queue[str] = asyncio.Queue()
     if settings.worker.fault_injection:
-        from asr_ws.testing import faults  # only then is anything of it needed here
+        from asr_ws.testing import marks  # only then is anything of it needed here
 
-        faults.forget(os.getpid())  # those of an earlier server with this process id, as in a container
+        marks.forget(os.getpid())  # those of an earlier server with this process id, as in a container
+        atexit.register(marks.forget, os.getpid())
     with _signals_into(signals):
         async with running(settings, spec) as app:
             logger.info("server.listening", url=app.listener.url, model=settings.model.model)
@@ -218,17 +221,20 @@ async def _serve(settings: Settings, spec: WorkerSpec | None, visitor: Visitor |
             await asyncio.wait([told, visit, lost], return_when=asyncio.FIRST_COMPLETED)
             if visit.done() and visit.result() is None:  # it was here, and leaves the server running
                 await asyncio.wait([told, lost], return_when=asyncio.FIRST_COMPLETED)
-            logger.info("server.draining", signal=told.result() if told.done() else None, crash_loop=lost.done())
+            crash_loop = lost.done()  # not what the drain may yet see
+            if crash_loop:
+                logger.error("worker.given_up", hint="--on-crash-loop exit", exit_code=CRASH_LOOP)
+            logger.info("server.draining", signal=told.result() if told.done() else None)
             drained = asyncio.create_task(app.drain(), name="drain")
             again = asyncio.create_task(signals.get(), name="second signal")
-            if not lost.done():  # else there is nothing to wait for
+            if not crash_loop:  # else there is nothing to wait for
                 await asyncio.wait([drained, again], return_when=asyncio.FIRST_COMPLETED)
             if not drained.done():
                 await app.give_up()
             for task in (told, loaded, drained, again, lost):
                 task.cancel()
             exit_code = (visit.result() or 0) if visit.done() else INTERRUPTED
-            if lost.done():
+            if crash_loop:
                 exit_code = CRASH_LOOP
             visit.cancel()
     logger.info("server.stopped")
@@ -265,7 +271,7 @@ def _signals_into(queue: asyncio.Queue[str]) -> Iterator[None]:
 def announce(app: App) -> None:
     """Tell a person, on standard output, what runs and where. The first line is for programs."""
     settings, url = app.settings, app.listener.url
-    print(f"listening on {url}", flush=True)
+    _say(f"listening on {url}")
     for what, where in (
         ("page", f"{url}/"),
         ("sessions", app.url),
@@ -278,10 +284,18 @@ def announce(app: App) -> None:
         ("queue", f"{settings.admission.queue_capacity} may wait, {settings.admission.max_wait_ms} ms at most"),
         *([("FAULTS", "every client can break the worker: --fault-injection")] * settings.worker.fault_injection),
     ):
-        print(f"  {what:<9} {where}", flush=True)
+        _say(f"  {what:<9} {where}")
+
+
+def _say(line: str) -> None:
+    """Nobody has to hear it."""
+    try:
+        print(line, flush=True)
+    except OSError:  # nobody reads, the disk is full: nor is what is left flushed at the end
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 async def announce_loaded(app: App) -> None:
-    """And, once the model is there, what it really runs on."""
+    """And, once the model is there, what it really runs on; by then nobody may read any more, who is not waited for."""
     if await app.dispatcher.wait_loaded() and (loaded := app.supervisor.loaded):
-        print(f"  ready     {loaded.device}, {loaded.compute_type}", flush=True)
+        log.Writer(sys.stdout).put(f"  ready     {loaded.device}, {loaded.compute_type}")

@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed
 from asr_ws import messages
 from asr_ws.core.endpointer import FRAME
 from asr_ws.core.session import Session
-from asr_ws.core.types import SAMPLE_RATE, Outcome, Partial, ServiceStatus
+from asr_ws.core.types import SAMPLE_RATE, Failed, Outcome, Partial, ServiceStatus
 from asr_ws.errors import ProtocolError
 from asr_ws.server.dispatcher import Dispatcher, Subscriber
 from asr_ws.server.pacing import Pace
@@ -127,6 +127,9 @@ class Connection:
         return (data[start : start + n_bytes] for start in range(0, len(data), n_bytes))
 
     def _receive_outcome(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Failed):
+            facts = {"utterance": outcome.utterance.id, "code": outcome.code, "message": outcome.message}
+            self._log.warning("utterance.failed", **facts)
         self._do(partial(self._session.receive_outcome, outcome, now=self._loop.time()))
 
     def _receive_partial(self, text: Partial) -> None:
@@ -226,7 +229,9 @@ class Connection:
             "finals": counts["final"],
             "busy": counts["busy"],
             "retries": counts["retry"],
-            "close_code": self._socket.close_code,
+            "dropped": counts["dropped"],
+            "errors": counts["error"],
+            "close_code": code if (code := self._socket.close_code) is None else int(code),
         }
         self._log.info("session.closed", **facts)
         if ledger.lost:

@@ -104,9 +104,10 @@ class Exposition(Collector):
         )
         failures = {error.code: 0 for error in (DecodeFailed, WorkerDied, WorkerHung)} | metrics.decode_failures
         yield _counter("asr_ws_decode_failures", "Decodes that failed", "code", failures)
+        restarts = dict.fromkeys(worker.causes, 0) | worker.restarts
         up = self._dispatcher.queue.worker_state is ServiceState.READY
         yield GaugeMetricFamily("asr_ws_worker_up", "Whether the model's process can decode", up)
-        yield _counter("asr_ws_worker_restarts", "Starts after an end, by what ended it", "cause", worker.restarts)
+        yield _counter("asr_ws_worker_restarts", "Starts after an end, by what ended it", "cause", restarts)
         # Without a value where there is nothing to measure.
         yield GaugeMetricFamily("asr_ws_worker_resident_bytes", "Memory of the model's process", worker.resident_bytes)
         yield GaugeMetricFamily("asr_ws_worker_load_seconds", "The latest load, from start to ready", worker.load_s)

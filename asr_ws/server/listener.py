@@ -157,7 +157,7 @@ class Listener:
             return _response(
                 HTTPStatus.NOT_FOUND, "text/plain", f"nothing at {path}; sessions are at {messages.PATH}\n"
             )
-        return _response(*page())
+        return _response(*page(), with_body=request.method != "HEAD")
 
     def _count(self, _: ServerConnection, request: Request, response: Response) -> None:
         path = request.path.partition("?")[0]
@@ -165,7 +165,7 @@ class Listener:
         self.requests[route, response.status_code] += 1
 
 
-def _response(status: HTTPStatus, content_type: str, body: str) -> Response:
+def _response(status: HTTPStatus, content_type: str, body: str, *, with_body: bool = True) -> Response:
     content = body.encode()
     headers = Headers(
         {
@@ -176,7 +176,7 @@ def _response(status: HTTPStatus, content_type: str, body: str) -> Response:
             "Connection": "close",
         }
     )
-    return Response(status.value, status.phrase, headers, content)
+    return Response(status.value, status.phrase, headers, content if with_body else b"")
 
 
 def _select_subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:

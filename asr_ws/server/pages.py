@@ -44,6 +44,10 @@ class WorkerFacts(Protocol):
         """By the cause of the end before."""
 
     @property
+    def causes(self) -> tuple[str, ...]:
+        """Those that there are."""
+
+    @property
     def resident_bytes(self) -> int | None:
         """Of memory; None: there is no process."""
 

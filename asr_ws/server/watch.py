@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import faulthandler
 import os
+import stat
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -90,8 +91,9 @@ class Watch:
 def _standard_error() -> Iterator[int | None]:
     """Its file descriptor for the watchdog; None: there is none.
 
-    Where it can be had (on Linux, unless it is a socket) one that does not block: a watchdog that is stuck in a full
-    pipe would keep whoever arms it anew waiting, with the interpreter's lock in his hand.
+    Where it can be had (on Linux) one that does not block: a watchdog that is stuck in a full pipe would keep whoever
+    arms it anew waiting, with the interpreter's lock in his hand. A socket, as under systemd, cannot be opened anew:
+    it is made not to block itself, which whoever writes the log takes into account.
     """
     try:
         assert sys.__stderr__ is not None
@@ -100,7 +102,9 @@ def _standard_error() -> Iterator[int | None]:
         yield None
         return
     own = None
-    if sys.platform == "linux":
+    if stat.S_ISSOCK(os.fstat(fd).st_mode):
+        os.set_blocking(fd, False)
+    elif sys.platform == "linux":
         with contextlib.suppress(OSError):
             own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY)
     try:

@@ -15,11 +15,7 @@ A fault is one line:
     next-load N FAULT       die, and commit FAULT in each of the next N loads
     once NAME FAULT         commit FAULT, unless one of that name was committed since the server started
 
-``crash-partial``, ``raise-partial`` and so on happen in partials only. For tests in one piece there are also
-
-    crash-once FILE         SEGV, unless FILE exists; it does afterwards
-    gate PORT               connect to 127.0.0.1:PORT, say so, and go on when a byte comes back (see `recognizer.Gate`)
-    print TEXT              write it to file descriptor 1, as native libraries do
+``crash-partial``, ``raise-partial`` and so on happen in partials only.
 
 What has to outlive the worker (``once``, ``next-load``) is in a folder named by the server's process id. On Windows, in
 a virtual environment, whose python is two processes, it does not outlive it.
@@ -29,11 +25,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import signal
-import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -42,6 +35,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from asr_ws.core.types import DecodeOptions, Samples, Segment
+from asr_ws.testing import marks
 from asr_ws.worker.recognizer import FasterWhisperRecognizer, FilteredTranscription, Transcription
 
 PREFIX: Final = "fault: "  # how the prompt of a session begins that wants one
@@ -105,17 +99,20 @@ class Fault:
             return cls(verb.removesuffix(PARTIAL), argument) if partial else cls()
         return cls(verb, argument)
 
-    def commit(self) -> None:
+    def commit(self, more: Mapping[str, Callable[[str], object]] | None = None) -> None:
         """Whatever of it comes before the text.
 
+        Args:
+            more: faults that there are beside those of BEFORE_TEXT.
         Raises:
             RuntimeError: by ``raise`` and ``cuda``.
             ValueError: there is no such fault, or its argument is wrong.
         """
+        verbs = {**BEFORE_TEXT, **(more or {})}
         if self.verb and self.verb not in AFTER_TEXT:
-            if self.verb not in BEFORE_TEXT:
-                raise ValueError(f"no fault {self.verb!r}: there are {', '.join((*BEFORE_TEXT, *AFTER_TEXT))}")
-            BEFORE_TEXT[self.verb](self.argument)
+            if self.verb not in verbs:
+                raise ValueError(f"no fault {self.verb!r}: there are {', '.join((*verbs, *AFTER_TEXT))}")
+            verbs[self.verb](self.argument)
 
     def follow(self, transcription: Transcription) -> Transcription:
         """Whatever of it comes amid or after the text, which then nobody sees the end of."""
@@ -130,7 +127,7 @@ class Fault:
 
 def next_load() -> Fault:
     """What a ``next-load`` left for the load that begins, which this takes from it."""
-    file = marks(os.getppid()) / "next-load"
+    file = marks.folder(os.getppid()) / "next-load"
     with suppress(FileNotFoundError):
         n_left, _, line = file.read_text("utf-8").partition(" ")
         if int(n_left) > 1:
@@ -141,18 +138,8 @@ def next_load() -> Fault:
     return Fault()
 
 
-def marks(server: int) -> Path:
-    """The folder of what outlives the workers of the server with this process id."""
-    return Path(tempfile.gettempdir()) / f"asr_ws-faults-{server}"
-
-
-def forget(server: int) -> None:
-    """Nothing was committed once, and nothing is left for the next load."""
-    shutil.rmtree(marks(server), ignore_errors=True)
-
-
 def _mark(name: str) -> Path:
-    folder = marks(os.getppid())
+    folder = marks.folder(os.getppid())
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder / name
 
@@ -169,7 +156,11 @@ def _is_first(name: str) -> bool:
 
 
 def _crash(name: str) -> NoReturn:
-    signal.raise_signal(signal.Signals[f"SIG{name}"])
+    try:
+        number = signal.Signals[f"SIG{name}"]
+    except KeyError as error:
+        raise ValueError(f"crash {name!r}: no such signal, as SEGV is one") from error
+    signal.raise_signal(number)
     os.abort()  # where the signal does not kill
 
 
@@ -184,12 +175,6 @@ def _crash_amid(segments: Transcription, name: str) -> Iterator[Segment]:
 def _crash_late(segments: Transcription, name: str) -> Iterator[Segment]:
     yield from segments
     _crash(name)
-
-
-def _crash_once(file: str) -> None:
-    if not Path(file).exists():
-        Path(file).touch()
-        _crash("SEGV")
 
 
 def _hang(library: type[ctypes.CDLL]) -> NoReturn:
@@ -214,16 +199,13 @@ def _flood(mb: str) -> None:
 
 
 def _next_load(n_and_line: str) -> NoReturn:
-    n, _, _ = n_and_line.partition(" ")
-    if not n.isdigit():
+    n, _, line = n_and_line.partition(" ")
+    if not n.isdecimal() or not int(n):
         raise ValueError(f"next-load {n!r}: of how many loads?")
+    if Fault.of(line).verb not in BEFORE_TEXT:
+        raise ValueError(f"next-load {n} {line!r}: there are {', '.join(BEFORE_TEXT)}")
     _mark("next-load").write_text(n_and_line, "utf-8")
     _crash("SEGV")
-
-
-def _gate(port: str) -> None:
-    with socket.create_connection(("127.0.0.1", int(port))) as gate:
-        gate.recv(1)
 
 
 BEFORE_TEXT: Final[Mapping[str, Callable[[str], object]]] = {
@@ -236,9 +218,6 @@ BEFORE_TEXT: Final[Mapping[str, Callable[[str], object]]] = {
     "leak": _leak,
     "flood": _flood,
     "next-load": _next_load,
-    "crash-once": _crash_once,
-    "gate": _gate,
-    "print": lambda text: os.write(1, text.encode()),
 }
 AFTER_TEXT: Final[Mapping[str, Callable[[Transcription, str], Iterator[Segment]]]] = {
     "mid-crash": _crash_amid,

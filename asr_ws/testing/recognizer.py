@@ -3,7 +3,10 @@
 A decode's script is its ``prompt``; a load's is the file ``load.script`` in the model folder. Each is one line: a fault
 of `asr_ws.testing.faults`, or
 
-    say TEXT    the text of the decode; otherwise it is `country N`, N the number of samples
+    say TEXT            the text of the decode; otherwise it is `country N`, N the number of samples
+    crash-once FILE     SEGV, unless FILE exists; it does afterwards
+    gate PORT           connect to 127.0.0.1:PORT, say so, and go on when a byte comes back (see `Gate`)
+    print TEXT          write it to file descriptor 1, as native libraries do
 
 Unrealistic: decodes take no time of their own, never use the GPU, and the text has nothing to do with the audio.
 """
@@ -12,9 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import socket
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from asr_ws.core.types import SAMPLE_RATE, DecodeOptions, Samples, Segment, Word
 from asr_ws.testing.faults import Fault, next_load
@@ -27,17 +33,17 @@ class ScriptedRecognizer:
 
     def __init__(self, model: Path, *, device: str, compute_type: str, cpu_threads: int, encoder_window: str) -> None:
         self.device, self.compute_type = device, compute_type
-        next_load().commit()
+        next_load().commit(VERBS)
         script = model / "load.script"
         if script.exists():
-            Fault.of(script.read_text()).commit()
+            Fault.of(script.read_text()).commit(VERBS)
 
     def transcribe(self, samples: Samples, options: DecodeOptions) -> Transcription:
         fault = Fault.of(options.prompt or "", partial=options.partial)
         text = f" country {len(samples)}"
         if fault.verb == "say":
             text, fault = f" {fault.argument}", Fault()
-        fault.commit()
+        fault.commit(VERBS)
         end_s = len(samples) / SAMPLE_RATE
         segment = Segment(
             text=text,
@@ -49,6 +55,25 @@ class ScriptedRecognizer:
             words=(Word(text, 0.0, end_s, 1.0),) if options.words else (),
         )
         return fault.follow(FilteredTranscription(iter((segment,)), options.language or "en", 1.0))
+
+
+def _crash_once(file: str) -> None:
+    if not Path(file).exists():
+        Path(file).touch()
+        Fault("crash", "SEGV").commit()
+
+
+def _gate(port: str) -> None:
+    with socket.create_connection(("127.0.0.1", int(port))) as gate:
+        gate.recv(1)
+
+
+# No client of a real server gets these, which reach beyond the worker.
+VERBS: Final[Mapping[str, Callable[[str], object]]] = {
+    "crash-once": _crash_once,
+    "gate": _gate,
+    "print": lambda text: os.write(1, text.encode()),
+}
 
 
 class Gate:

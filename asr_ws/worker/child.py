@@ -32,8 +32,8 @@ from asr_ws.worker.recognizer import Recognizer, RecognizerFactory, pick_device
 from asr_ws.worker.system import EXIT_CANNOT_LOAD, EXIT_CUDA
 
 SELF_TEST_WORD = "country"  # said twice in the clip
-# What libraries say of a model's file that is not there, cut short, or something else.
-BROKEN_MODEL = ("Unable to open file", "is incomplete", "invalid payload size", "model binary version", "parse_error")
+# What libraries say of a model's file that is cut short, or something else.
+BROKEN_MODEL = ("is incomplete", "invalid payload size", "model binary version", "parse_error")
 
 
 def main() -> NoReturn:
@@ -120,7 +120,8 @@ def _load(args: argparse.Namespace, replies: BinaryIO) -> Recognizer:
             raise RuntimeError(f"the self-test clip came out as {text[:200]!r}")
     except Exception as error:
         # The task boundary of the load: whatever it was ends this process, and is said.
-        _send(replies, ipc.LoadFailed(f"{type(error).__name__}: {error}", retryable=not _is_permanent(error)))
+        retryable = not _is_permanent(error, args.model)
+        _send(replies, ipc.LoadFailed(f"{type(error).__name__}: {error}", retryable))
         os._exit(EXIT_CANNOT_LOAD)
     _send(
         replies,
@@ -136,10 +137,13 @@ def _load(args: argparse.Namespace, replies: BinaryIO) -> Recognizer:
     return recognizer
 
 
-def _is_permanent(error: Exception) -> bool:
-    """Trying again cannot help: a module, a file, or a setting is wrong."""
+def _is_permanent(error: Exception, model: Path) -> bool:
+    """Trying again cannot help: a module, a file, or a setting is wrong; and not memory or descriptors short."""
     if isinstance(error, RuntimeError):
-        return any(sign in str(error) for sign in BROKEN_MODEL)
+        missing = "Unable to open file" in str(error) and not (model / "model.bin").exists()
+        return missing or any(sign in str(error) for sign in BROKEN_MODEL)
+    if isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError):
+        return False  # a library that could not be mapped
     # The tokenizer's library raises Exception itself, of a file that it cannot parse.
     return type(error) is Exception or isinstance(error, (ImportError, AttributeError, ValueError, FileNotFoundError))
 

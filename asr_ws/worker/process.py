@@ -153,9 +153,9 @@ class WorkerProcess:
 
 
 def resident_bytes(pid: int) -> int | None:
-    """Memory that a process uses; None: it is gone."""
+    """Memory that a process uses; None: it cannot be told, or the process is gone."""
     try:
         resident: int = psutil.Process(pid).memory_info().rss
         return resident
-    except psutil.Error:
+    except (psutil.Error, OSError):  # out of file descriptors, which is no reason to end
         return None

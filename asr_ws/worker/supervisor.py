@@ -45,6 +45,8 @@ LOAD_BASE_S, LOAD_BYTES_PER_S = 1.0, 200e6  # the guess before the first load ha
 NOBODY_KNOWS_S = 3600.0  # until somebody has done something
 # A ceiling where none is set: decodes take some memory beside the model, a leak takes it all.
 CEILING_TIMES, CEILING_PLUS_BYTES = 2, 512 * 1024 * 1024
+CEILING_HEADROOM = 1.25  # times what it takes once it is ready: the least that a ceiling must leave a decode
+HINTS = {Cause.KILLED: "possibly out of memory", Cause.GROWN: "it had grown over its ceiling"}
 PERMANENT_CAUSES = (Cause.ILLEGAL_INSTRUCTION, Cause.MISSING_DLL)
 NOT_THE_DEVICES_DOING = (Cause.KILLED, Cause.SLOW_START, Cause.NOT_STARTED)
 
@@ -190,6 +192,11 @@ class Supervisor:
         return None if self.pid is None else resident_bytes(self.pid)
 
     @property
+    def causes(self) -> tuple[str, ...]:
+        """Those by which `restarts` counts."""
+        return tuple(Cause)
+
+    @property
     def n_restarts(self) -> int:
         return self.restarts.total()
 
@@ -319,17 +326,18 @@ class Supervisor:
         resident = self.resident_bytes or 0
         life.max_bytes = CEILING_TIMES * resident + CEILING_PLUS_BYTES
         if self._spec.max_bytes is not None:
-            if self._spec.max_bytes <= resident:
-                self._log.warning("worker.ceiling_ignored", max_bytes=self._spec.max_bytes, resident_bytes=resident)
-            else:
+            if self._spec.max_bytes >= CEILING_HEADROOM * resident:
                 life.max_bytes = self._spec.max_bytes
+            else:
+                facts = {"asked_bytes": self._spec.max_bytes, "resident_bytes": resident, "max_bytes": life.max_bytes}
+                self._log.warning("worker.ceiling_ignored", hint="too little for this model", **facts)
         self._on_self_test(loaded.self_test_audio_s, loaded.self_test_decode_s)
         self._log.info(
             "worker.ready",
             pid=self.pid,
             device=loaded.device,
             compute_type=loaded.compute_type,
-            load_s=round(loaded.load_s, 2),
+            load_s=round(self.load_s, 2),
             self_test_decode_s=round(loaded.self_test_decode_s, 2),
         )
         self._enter(ServiceState.READY, 0.0)
@@ -362,12 +370,13 @@ class Supervisor:
         life.over = True
         call = self._call
         life.decoding = call is not None and not call.result.done()
+        salvaged = life.decoding and call is not None and call.salvage()
         if life.ended_for is not Cause.GROWN:
-            self._n_deaths += 1
+            self._n_deaths = 1 if salvaged else self._n_deaths + 1
             life.delay_s = backoff_s(self._n_deaths)
         if life.loaded is not None:
             self._enter(ServiceState.RESTARTING, life.delay_s + self.expected_load_s)
-        if call is not None and not call.salvage():
+        if call is not None and not call.result.done():
             call.result.set_exception(WorkerHung() if life.ended_for is Cause.HUNG else WorkerDied())
 
     def _bury(self, life: _Life, cause: Cause, exit_status: int | None) -> float | None:
@@ -383,6 +392,11 @@ class Supervisor:
             if self._device == "auto" and life.device == "cuda" and doubtful:
                 self._device, permanent = "cpu", False
                 self._log.warning("worker.cuda_refused", cause=cause, hint="CUDA failed its self-test: using the CPU")
+        facts = {"hint": HINTS[cause]} if cause in HINTS else {}
+        if permanent:
+            facts["hint"] = f"not tried again: put {self._spec.model} right, and start the server anew"
+        if life.failure is not None:
+            facts["error"] = life.failure.message
         (self._log.error if permanent else self._log.info if cause is Cause.GROWN else self._log.warning)(
             "worker.replaced" if cause is Cause.GROWN else "worker.died",
             pid=life.process.pid if life.process else None,
@@ -390,10 +404,9 @@ class Supervisor:
             exit_status=exit_status,
             loaded=life.loaded is not None,
             decoding=life.decoding,
-            error=self.last_failure,
             restart_in_s=None if permanent else round(life.delay_s, 2),
+            **facts,
             stderr=life.process.last_words if life.process else "",
-            **({"hint": "possibly out of memory"} if cause is Cause.KILLED else {}),
         )
         self._life = None
         if not permanent:

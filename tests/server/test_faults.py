@@ -18,7 +18,7 @@ import pytest
 
 from asr_ws.core.types import ServiceState
 from asr_ws.server.app import App
-from asr_ws.testing import faults
+from asr_ws.testing import marks
 from asr_ws.testing.recognizer import Gate, scripted_worker
 from asr_ws.worker import supervisor
 from asr_ws.worker.supervisor import Limits, WorkerSpec
@@ -39,7 +39,7 @@ async def speaking(app: App, prompt: str, n: int = 1, **start: Any) -> AsyncIter
 
 @pytest.fixture(autouse=True)
 def nothing_committed_once() -> None:
-    faults.forget(os.getpid())
+    marks.forget(os.getpid())
 
 
 def told(client: Client, *types: str) -> list[dict[str, Any]]:

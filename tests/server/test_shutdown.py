@@ -17,6 +17,7 @@ import pytest
 
 from asr_ws.server.app import App
 from asr_ws.testing.recognizer import Gate, scripted_worker
+from benchmarks.served import is_running
 from tests.server.running import HANG_S, MANUAL, SECOND, Client
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -27,6 +28,7 @@ import sys
 from asr_ws.server.app import run
 from asr_ws.testing.recognizer import scripted_worker
 from pathlib import Path
+from benchmarks.served import is_running
 from tests.server.running import settings
 sys.exit(run(settings(log_format="json", **eval(sys.argv[2])), scripted_worker(Path(sys.argv[1]), load=sys.argv[3])))
 """
@@ -115,7 +117,7 @@ async def test_second_signal_stops_at_once_and_still_every_utterance_has_its_out
             told = [(event["type"], event["utterance"]) for event in client.events if event["type"] in ENDS]
             assert sorted(told) == [("dropped", "u1"), ("dropped", "u2")]
         assert await running.process.wait() == 0
-        assert not psutil.pid_exists(worker)
+        assert not is_running(worker)
 
 
 async def test_ctrl_c_reaches_the_whole_terminal_and_the_worker_still_finishes(tmp_path: Path) -> None:
@@ -175,5 +177,5 @@ async def test_port_is_free_at_once_when_the_server_is_killed(tmp_path: Path) ->
         async with server(tmp_path, port=port) as another:
             assert (await another.listening()).url == app.url
             await another.says("  ready ")
-        while psutil.pid_exists(worker) and psutil.Process(worker).status() != psutil.STATUS_ZOMBIE:
+        while is_running(worker):
             await asyncio.sleep(0.01)

@@ -14,7 +14,7 @@ import pytest
 
 from asr_ws.core.types import DecodeOptions, Segment
 from asr_ws.server.app import announce, worker_spec
-from asr_ws.testing import faults
+from asr_ws.testing import marks
 from asr_ws.testing.faults import Fault, FaultyRecognizer, next_load
 from asr_ws.testing.recognizer import ScriptedRecognizer
 from asr_ws.worker.recognizer import FilteredTranscription
@@ -28,11 +28,11 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 
 @pytest.fixture(autouse=True)
-def marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What outlives workers is kept in the test's folder, also by the processes that it starts."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    return faults.marks(os.getppid())
+    return marks.folder(os.getppid())
 
 
 def in_a_process(code: str) -> subprocess.CompletedProcess[bytes]:
@@ -107,29 +107,6 @@ async def test_a_hang_that_holds_the_lock_stops_them() -> None:
     assert not (await answers("hang-gil"))[-1]
 
 
-@posix
-async def test_a_hang_goes_on_after_a_signal_that_is_handled() -> None:
-    """Such as the one that asks for a dump of the stacks: C's sleep ends there."""
-    code = (
-        "import faulthandler, signal, sys; from asr_ws.testing.faults import Fault\n"
-        "faulthandler.register(signal.SIGUSR1)\n"
-        "print(flush=True); Fault.of('hang-gil').commit()"
-    )
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    await process.stdout.readline()
-    for _ in range(5):
-        process.send_signal(signal.SIGUSR1)
-        while b"most recent call first" not in await process.stderr.readline():
-            pass
-    assert process.returncode is None
-    process.kill()
-    await process.wait()
-
-
 def test_what_is_leaked_stays_and_is_really_there() -> None:
     done = in_a_process("Fault.of('leak 3').commit(); Fault.of('leak 2').commit(); print([len(x) for x in _leaked])")
     assert done.stdout.decode().strip() == "[3000000, 2000000]"
@@ -171,7 +148,7 @@ def test_a_fault_for_partials_spares_the_finals() -> None:
 def test_once_is_once_for_each_name_until_it_is_forgotten() -> None:
     lines = ["once 1 raise x", "once 1 raise x", "once 2 sleep 0", "once 1 crash SEGV"]
     assert [Fault.of(line) for line in lines] == [Fault("raise", "x"), Fault(), Fault("sleep", "0"), Fault()]
-    faults.forget(os.getppid())
+    marks.forget(os.getppid())
     assert Fault.of("once 1 raise x") == Fault("raise", "x")
 
 
@@ -181,10 +158,10 @@ def test_once_in_partials_is_not_used_up_by_a_final() -> None:
 
 
 @posix
-def test_the_next_loads_commit_what_was_left_for_them(tmp_path: Path, marks: Path) -> None:
+def test_the_next_loads_commit_what_was_left_for_them(tmp_path: Path, folder: Path) -> None:
     died = in_a_process(
         "import os, pathlib; import asr_ws.testing.faults as f;"
-        f"f.marks = lambda server: pathlib.Path({str(marks)!r});"
+        f"f.marks.folder = lambda server: pathlib.Path({str(folder)!r});"
         "Fault.of('next-load 2 raise no memory').commit()"
     )
     assert died.returncode == -signal.SIGSEGV

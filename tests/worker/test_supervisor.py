@@ -24,6 +24,7 @@ from asr_ws.testing.recognizer import Gate, scripted_worker
 from asr_ws.worker import supervisor as module
 from asr_ws.worker.supervisor import Limits, Supervisor, WorkerSpec, backoff_s
 from asr_ws.worker.system import Cause
+from benchmarks.served import is_running
 
 SAMPLES = np.zeros(1600, dtype=np.float32)
 
@@ -73,14 +74,6 @@ async def supervised(spec: WorkerSpec) -> AsyncIterator[Watched]:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 async def test_worker_becomes_ready_after_its_self_test(scripted: WorkerSpec) -> None:
@@ -210,14 +203,14 @@ async def test_failure_that_trying_again_cannot_help_is_not_retried(scripted: Wo
     assert watched.ready_in_s > 600, "nobody knows when somebody does something"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="os.kill(pid, 0) asks nothing there")
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 async def test_worker_does_not_outlive_its_supervisor(scripted: WorkerSpec) -> None:
     async with supervised(scripted) as watched:
         await watched.until(ServiceState.READY)
         pid = watched.supervisor.pid
         assert pid is not None
-        assert is_alive(pid)
-    assert not is_alive(pid)
+        assert is_running(pid)
+    assert not is_running(pid)
 
 
 async def test_worker_ends_when_its_input_does_even_in_mid_decode(scripted: WorkerSpec) -> None:
@@ -382,7 +375,7 @@ async def test_worker_that_prints_without_end_can_be_ended(scripted: WorkerSpec)
             await asyncio.sleep(0.01)
         pid = process.pid
     decode.cancel()
-    assert not psutil.pid_exists(pid)
+    assert not is_running(pid)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), OSError(24, "Too many open files")])
@@ -503,7 +496,7 @@ async def test_ceiling_below_what_it_needs_is_said_and_ignored(scripted: WorkerS
             await watched.until(ServiceState.READY)
             assert await watched.decode() == await watched.decode()
             assert watched.supervisor.restarts == {}
-    assert [log["max_bytes"] for log in logs if log["event"] == "worker.ceiling_ignored"] == [1]
+    assert [log["asked_bytes"] for log in logs if log["event"] == "worker.ceiling_ignored"] == [1]
 
 
 # ---------------------------------------------------------------- manners
@@ -565,7 +558,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="os.kill(pid, 0) asks nothing there")
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize(
     "script",
     [
@@ -586,10 +579,34 @@ async def test_worker_ends_with_a_server_that_is_killed(
         while not begun.exists():
             await asyncio.sleep(0.01)
         pid = int((tmp_path / "pid").read_text())
-        assert is_alive(pid)
+        assert is_running(pid)
         server.kill()
         await server.wait()
-        while is_alive(pid):
+        while is_running(pid):
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+async def test_worker_that_has_just_been_started_ends_with_its_server_too(tmp_path: Path) -> None:
+    """Before it has imported anything, let alone read its input."""
+    code = (
+        "import asyncio, sys\n"
+        "from asr_ws.worker.process import WorkerProcess\n"
+        "from asr_ws.worker.system import Leash\n"
+        "async def main():\n"
+        "    worker = await WorkerProcess.start([sys.argv[1]], Leash())\n"
+        "    print(worker.pid, flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(main())"
+    )
+    async with asyncio.timeout(60):
+        pipe = asyncio.subprocess.PIPE
+        server = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(tmp_path), stdout=pipe)
+        assert server.stdout is not None
+        pid = int(await server.stdout.readline())
+        server.kill()
+        await server.wait()
+        while is_running(pid):
             await asyncio.sleep(0.01)
 
 
