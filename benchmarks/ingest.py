@@ -149,7 +149,7 @@ async def measure(app: App, clients: Executor, n_sessions: int, frame_s: float, 
         talk = asyncio.get_running_loop().run_in_executor(
             clients, speak, app.url, n_sessions, frame_s, SETTLING_S + seconds
         )
-        while app.listener.n_sessions < n_sessions and not talk.done():  # noqa: ASYNC110 - nothing tells of it
+        while app.listener.n_sessions < n_sessions and not talk.done():
             await asyncio.sleep(GRID_S)
         await asyncio.sleep(SETTLING_S)
         core = CoreUse()
