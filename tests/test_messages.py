@@ -129,7 +129,7 @@ EVENTS: list[tuple[str, ServerEvent]] = [
         '{"type":"final","seq":5,"utterance":"u1","attempt":1,"text":"Hi.","language":"en","language_probability":1.0,'
         '"audio_start_ms":320,"audio_end_ms":1610,"wait_ms":1,"decode_ms":143,'
         '"segments":[{"text":"Hi.","start_ms":320,"end_ms":900,"avg_logprob":-0.25,"no_speech_prob":0.01}],'
-        '"words":[{"word":"Hi.","start_ms":320,"end_ms":900,"probability":0.9}],"filtered":null}',
+        '"words":[{"word":"Hi.","start_ms":320,"end_ms":900,"probability":0.9}],"filtered":null,"recovered":false}',
         Final(
             seq=5,
             utterance="u1",
@@ -147,7 +147,7 @@ EVENTS: list[tuple[str, ServerEvent]] = [
     ),
     (
         '{"type":"final","seq":6,"utterance":"u2","attempt":2,"text":"","language":"en","language_probability":0.5,'
-        '"audio_start_ms":0,"audio_end_ms":1,"wait_ms":0,"decode_ms":1,"segments":[],"filtered":"no_speech"}',
+        '"audio_start_ms":0,"audio_end_ms":1,"wait_ms":0,"decode_ms":1,"segments":[],"filtered":"no_speech","recovered":false}',
         Final(
             seq=6,
             utterance="u2",

@@ -62,6 +62,7 @@ async def test_text_that_was_there_before_the_death_is_a_final_and_says_so(scrip
         assert [(e["text"], e["recovered"], e["attempt"]) for e in told(client, "final")] == [
             ("country 16000", True, 1)
         ]
+        await app.dispatcher.wait_ready()
         assert app.supervisor.restarts == {Cause.ABRT: 1}
 
 
@@ -92,6 +93,7 @@ async def test_hung_decode_is_handed_back_and_the_second_time_it_is_poison(scrip
         await client.send(END)
         assert await client.rest() == 1000
         assert (client.events[-1]["refused_ms"], client.events[-1]["lost_ms"]) == (1000, 0)
+        await app.dispatcher.wait_ready()
         assert app.supervisor.restarts == {Cause.HUNG: 2}
 
 
@@ -113,12 +115,14 @@ async def test_poison_of_three_sessions_at_once_costs_their_neighbour_nothing(
             assert [event["code"] for event in told(client, "error")] == ["poison_audio"]
         assert await neighbour.rest() == 1000
         assert [event["text"] for event in told(neighbour, "final")] == ["mine"]
+        await app.dispatcher.wait_ready()
         assert app.supervisor.n_restarts == 6, "two for each"
 
 
 async def test_error_that_sticks_to_the_process_is_a_death_like_any_other(scripted: WorkerSpec) -> None:
     async with serving(scripted) as app, speaking(app, "once a cuda") as client:
         assert (await client.until("final"))["text"] == "country 16000"
+        await app.dispatcher.wait_ready()
         assert app.supervisor.restarts == {Cause.CUDA: 1}
 
 
@@ -131,6 +135,7 @@ async def test_worker_that_has_grown_is_replaced_and_nobody_is_refused_for_it(sc
         assert await client.rest() == 1000
         assert len(told(client, "final")) == 3
         assert not told(client, "busy", "retry", "error")
+        await app.dispatcher.wait_ready()
         assert app.supervisor.restarts.keys() == {Cause.GROWN}
         states = [event["state"] for event in told(client, "state")]
         assert states[:2] == ["restarting", "ready"]
@@ -185,6 +190,7 @@ async def test_slow_load_is_waited_for_and_clients_are_told_so(tmp_path: Path) -
             await asyncio.sleep(busy["retry_after_ms"] / 1000)
             await client.send({"type": "retry", "utterance": "u1"})
             await client.until("final")
+        await app.dispatcher.wait_ready()
         assert app.supervisor.n_restarts == 0
 
 
