@@ -189,7 +189,8 @@ class Crowd:
                         if isinstance(event, messages.Busy | messages.Retry):
                             self.account.refusals[event.reason] += 1
                             if event.held_ms and event.attempt > patience:
-                                await session.cancel(event.utterance)
+                                # All may have been told already, `done` too: it is read on, also where it is closed.
+                                await _while_connected(session.cancel(event.utterance))
                 code = 1000 if law.done is not None else FATAL
             except ConnectionLost as lost:
                 code = lost.close_code

@@ -298,4 +298,6 @@ def _say(line: str) -> None:
 async def announce_loaded(app: App) -> None:
     """And, once the model is there, what it really runs on; by then nobody may read any more, who is not waited for."""
     if await app.dispatcher.wait_loaded() and (loaded := app.supervisor.loaded):
-        log.Writer(sys.stdout).put(f"  ready     {loaded.device}, {loaded.compute_type}")
+        out = log.Writer(sys.stdout)
+        out.put(f"  ready     {loaded.device}, {loaded.compute_type}")
+        out.close(0.0)
