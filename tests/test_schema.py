@@ -232,7 +232,7 @@ def test_event_without_a_required_field_does_not_conform(struct: Any) -> None:
     event = next(event for event in (json.loads(text) for text, _ in EVENTS) if event["type"] == tag)
     required = {name for name in event if not SERVER_EVENT.is_valid({key: event[key] for key in event if key != name})}
     assert required == set(struct_schema(struct)["required"])
-    optional = {"seq", "words", "filtered"} | ({"utterance", "commit"} if tag == "error" else set())
+    optional = {"seq", "words", "filtered", "recovered"} | ({"utterance", "commit"} if tag == "error" else set())
     assert set(event) - required <= optional
 
 

@@ -159,6 +159,7 @@ async def test_crash_loop_is_stayed_through_otherwise(tmp_path: Path) -> None:
             assert (busy["reason"], busy["status"]) == ("unavailable", 503)
             scripted_worker(tmp_path)  # the operator has done something
             await client.until("state", state="ready")
+            await asyncio.sleep(busy["retry_after_ms"] / 1000)
             await client.send({"type": "retry", "utterance": "u1"})
             await client.until("final", utterance="u1")
         running.process.send_signal(signal.SIGTERM)
