@@ -48,6 +48,7 @@ class WorkerProcess:
         assert protocol.stdin is not None
         assert protocol.stdout is not None
         assert protocol.stderr is not None
+        loop = asyncio.get_running_loop()
         self.pid = transport.get_pid()
         self._transport = transport
         self._stdin, self._stdout, self._stderr = protocol.stdin, protocol.stdout, protocol.stderr
@@ -55,14 +56,13 @@ class WorkerProcess:
         self._exited.add_done_callback(lambda _: loop.call_later(LAST_REPLIES_S, self._end_replies))
         self._last_bytes = bytearray()
         self._kill: asyncio.TimerHandle | None = None
-        loop = asyncio.get_running_loop()
         self._listening = loop.create_task(self._listen(), name=f"worker {self.pid} stderr")
 
     @classmethod
     async def start(cls, arguments: Sequence[str], leash: system.Leash) -> WorkerProcess:
         """To be called in the thread that lives as long as the server: on Linux the worker ends with that.
 
-        Args: arguments: of `asr_ws.worker.child`.
+        Args: arguments: of `asr_ws.worker`, behind the server's process id.
         Raises: OSError, RuntimeError: no memory, no file descriptors, no threads.
         """
         loop = asyncio.get_running_loop()
