@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import isfinite
 from typing import NewType, Protocol
 
 import numpy as np
@@ -110,6 +111,14 @@ class Segment:
     no_speech_prob: float
     compression_ratio: float
     words: tuple[Word, ...] = ()
+
+    @property
+    def finite(self) -> bool:
+        """Whether all numbers are; a model whose arithmetic overflows gives none, and a text without sense."""
+        own = (self.start_s, self.end_s, self.avg_logprob, self.no_speech_prob, self.compression_ratio)
+        return all(
+            map(isfinite, (*own, *(n for word in self.words for n in (word.start_s, word.end_s, word.probability))))
+        )
 
 
 @dataclass(frozen=True, slots=True)

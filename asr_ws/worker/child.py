@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import faulthandler
 import importlib
+import math
 import os
 import queue
 import sys
@@ -163,6 +164,8 @@ def _decode(recognizer: Recognizer, request: ipc.DecodeRequest, replies: BinaryI
             samples = np.frombuffer(request.samples, dtype="<f4")
             transcription = recognizer.transcribe(samples, request.options)
             for n, segment in enumerate(transcription, 1):
+                if not (segment.finite and math.isfinite(transcription.language_probability)):
+                    raise ArithmeticError(f"the model's numbers are none: {segment}")
                 last = n == transcription.n_segments
                 language = transcription.language, transcription.language_probability
                 _send(replies, ipc.SegmentDecoded(request.id, segment, last, *language))

@@ -7,7 +7,7 @@ that arrives can run code. One request is in flight at a time, so one frame boun
 from __future__ import annotations
 
 import struct
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import msgspec
 
@@ -37,7 +37,9 @@ class Loading(_Struct, frozen=True):
 class Loaded(_Struct, frozen=True):
     """The model is in memory and has passed its self-test: requests may come."""
 
-    pid: int  # not that of the process that was spawned, where Windows' python is two
+    pid: Annotated[
+        int, msgspec.Meta(gt=0, lt=2**31)
+    ]  # not that of the process that was spawned, where Windows' python is two
     device: str
     compute_type: str
     load_s: float
@@ -106,7 +108,7 @@ def decode_reply(payload: bytes) -> Reply:
     try:
         reply: Reply = _reply_decoder.decode(payload)
         return reply
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Garbled(str(error)) from error
 
 

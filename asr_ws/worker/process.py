@@ -18,6 +18,7 @@ EXIT_GRACE_S = 1.0  # from being told to end to being killed
 LAST_REPLIES_S = 0.05  # from its end to that of its replies, where another process has inherited the pipe
 LAST_WORDS_BYTES = 8192  # of standard error: a stack dump
 READ_BYTES = 65_536  # a pipe's buffer
+ROOT: Final = os.path.abspath(os.sep)  # a folder that is always there: the server's own may be removed under it
 FLOOD_PAUSE_S = 0.01  # after a full buffer: what a process prints may cost it time, and the server none to speak of
 
 # The threads of a decode sleep while they wait for each other. OpenMP's own default is to spin a while: where another
@@ -33,7 +34,15 @@ class _Protocol(asyncio.subprocess.SubprocessStreamProtocol):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(limit=READ_BYTES, loop=loop)
+        self._loop = loop
         self.exited: asyncio.Future[None] = loop.create_future()
+        self.abandoned = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if self.abandoned:
+            transport.close()  # which kills it; nobody is told of its end
+            self._loop.call_later(EXIT_GRACE_S, transport.get_extra_info("subprocess").poll)
 
     def process_exited(self) -> None:
         super().process_exited()
@@ -59,26 +68,30 @@ class WorkerProcess:
         self._listening = loop.create_task(self._listen(), name=f"worker {self.pid} stderr")
 
     @classmethod
-    async def start(cls, arguments: Sequence[str], leash: system.Leash) -> WorkerProcess:
+    async def start(cls, arguments: Sequence[str]) -> WorkerProcess:
         """To be called in the thread that lives as long as the server: on Linux the worker ends with that.
 
         Args: arguments: of `asr_ws.worker`, behind the server's process id.
         Raises: OSError, RuntimeError: no memory, no file descriptors, no threads.
         """
         loop = asyncio.get_running_loop()
-        transport, protocol = await loop.subprocess_exec(
-            lambda: _Protocol(loop),
-            sys.executable,
-            "-P",  # the current folder must not shadow modules
-            *("-m", "asr_ws.worker", str(os.getpid()), *arguments),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**CALM_THREADS, **os.environ},
-            **system.spawn_options(),
-        )
-        with contextlib.suppress(OSError):  # it then ends by the end of its input only
-            leash.hold(transport.get_pid())
+        protocol = _Protocol(loop)
+        try:
+            transport, _ = await loop.subprocess_exec(
+                lambda: protocol,
+                sys.executable,
+                "-P",  # the current folder must not shadow modules
+                *("-m", "asr_ws.worker", str(os.getpid()), *arguments),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env={**CALM_THREADS, **os.environ},
+                cwd=ROOT,
+                **system.spawn_options(),
+            )
+        except BaseException:
+            protocol.abandoned = True  # where asyncio cannot watch it, it runs all the same
+            raise
         return cls(transport, protocol)
 
     def send(self, request: ipc.DecodeRequest) -> None:
@@ -109,7 +122,7 @@ class WorkerProcess:
         self._kill_soon()
 
     async def ended(self) -> int:
-        """Wait until it has. Returns: its exit status."""
+        """Wait until it has, for as long as the system takes. Returns: its exit status."""
         await self._exited
         with contextlib.suppress(TimeoutError):  # whoever inherited its standard error may hold it open
             async with asyncio.timeout(EXIT_GRACE_S):
@@ -129,8 +142,8 @@ class WorkerProcess:
         self._transport.close()  # the pipes too, whoever else holds their other ends
 
     def _end_replies(self) -> None:
-        if not self._stdout.at_eof():
-            self._stdout.feed_eof()
+        if (replies := self._transport.get_pipe_transport(1)) is not None:
+            replies.close()
 
     def _kill_soon(self) -> None:
         # Not at once: `Popen.kill` reaps a process that is just dying, and asyncio then reports 255 for it.

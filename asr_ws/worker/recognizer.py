@@ -303,7 +303,11 @@ def _segment(segment: Any, text: str, bounds: tuple[float, float], words: Sequen
         avg_logprob=float(segment.avg_logprob),
         no_speech_prob=float(segment.no_speech_prob),
         compression_ratio=float(segment.compression_ratio),
-        words=tuple(Word(word.word, float(word.start), float(word.end), float(word.probability)) for word in words),
+        words=tuple(
+            # A word without tokens of its own has a mean of nothing for its probability.
+            Word(word.word, float(word.start), float(word.end), float(np.nan_to_num(word.probability)))
+            for word in words
+        ),
     )
 
 

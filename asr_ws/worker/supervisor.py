@@ -11,7 +11,8 @@ Rules:
 - **Limits.** A start may take `Limits.start_s`, or five times what the last one took, and after one that took too long
   twice as long as before. A decode may take ten times what is expected of it, 10 s at least, and 120 s as long as
   little is known of this machine. Shortly before, the process dumps its stacks, by itself; at the limit it gets
-  SIGABRT, and a second later SIGKILL. That needs nothing of the process: also one that is stopped is ended.
+  SIGABRT, and a second later SIGKILL. That needs nothing of the process: also one that is stopped is ended. One that
+  the system does not end makes it UNAVAILABLE, and is not replaced before it has.
 - It is READY no longer from the moment at which its end is seen, or decided; the reason is found out afterwards.
 - **Salvage.** What died, or hung, after it had handed over the utterance's last segment has decoded it.
 - Between two decodes a process that has grown over its ceiling is replaced, which is no death.
@@ -28,7 +29,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
@@ -40,6 +41,7 @@ from asr_ws.worker.process import WorkerProcess, resident_bytes
 from asr_ws.worker.system import Cause, Leash, cause_of
 
 MAX_BACKOFF_S = 30.0
+ENDING_LIMIT_S = 10.0  # from its end's being seen, or decided, which SIGKILL follows within a second
 FAILED_STARTS_UNTIL_UNAVAILABLE = 3
 LOAD_BASE_S, LOAD_BYTES_PER_S = 1.0, 200e6  # the guess before the first load has been seen
 NOBODY_KNOWS_S = 3600.0  # until somebody has done something
@@ -66,7 +68,7 @@ class Limits:
     start_loads: float = 5.0  # ... and so many times the last load
     decode_s: float = 10.0  # at least: more than the longest wait, so that what hung is not replayed
     decode_estimates: float = 10.0  # ... and so many times what is expected of it
-    first_decode_s: float = 120.0  # of the first decodes
+    first_decode_s: float = 120.0  # at least, of the first decodes
     n_first_decodes: int = 3
     dump_share: float = 0.7  # of a limit: when the stacks are dumped
 
@@ -74,9 +76,8 @@ class Limits:
         return max(self.start_s, self.start_loads * expected_s) * 2.0 ** min(n_slow_starts, 10)
 
     def decode(self, expected_s: float, n_decodes: int) -> float:
-        if n_decodes < self.n_first_decodes:
-            return max(self.first_decode_s, self.decode_s)
-        return max(self.decode_s, self.decode_estimates * expected_s)
+        limit_s = max(self.decode_s, self.decode_estimates * expected_s)
+        return max(limit_s, self.first_decode_s) if n_decodes < self.n_first_decodes else limit_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,7 @@ class _Life:
     ended_for: Cause | None = None  # by us
     over: bool = False  # it decodes no more, whatever comes
     decoding: bool = False  # when it was over
+    ending: asyncio.TimerHandle | None = None  # the limit of its end
     delay_s: float = 0.0  # from its end to the next start
 
 
@@ -164,7 +166,7 @@ class Supervisor:
         self.restarts: Counter[str] = Counter()  # by `Cause`
         self.last_failure = ""  # why the latest life ended
         self.max_concurrent_decodes = 0
-        self._spec = spec
+        self._spec = replace(spec, model=spec.model.absolute())  # the current folder may not be there any more
         self._on_state = on_state
         self._on_self_test = on_self_test
         self._device = spec.device
@@ -249,6 +251,8 @@ class Supervisor:
             exit_status = await process.ended()
             return life.ended_for or cause_of(exit_status), exit_status
         finally:
+            if life.ending is not None:
+                life.ending.cancel()
             await process.kill()
 
     async def decode(self, samples: Samples, options: DecodeOptions, expected_s: float) -> Hypothesis:
@@ -292,7 +296,13 @@ class Supervisor:
             "--dump-after-s": spec.limits.dump_share * start_limit_s,
         }
         flags = [str(each) for argument in arguments.items() for each in argument]
-        return await WorkerProcess.start([str(spec.model), *flags], self._leash)
+        process = await WorkerProcess.start([str(spec.model), *flags])
+        try:
+            self._leash.hold(process.pid)
+        except OSError as error:
+            hint = "should the server be killed, it ends by the end of its input only"
+            self._log.warning("worker.not_leashed", pid=process.pid, error=str(error), hint=hint)
+        return process
 
     def _receive(self, life: _Life, reply: ipc.Reply) -> None:
         match reply:
@@ -308,6 +318,7 @@ class Supervisor:
                 if isinstance(reply, ipc.DecodeDone):
                     self._n_deaths = 0
                     self._n_decoded += 1
+                if not isinstance(reply, ipc.SegmentDecoded):
                     self._replace_if_grown(life)
 
     def _receive_of(self, call: _Call, reply: ipc.SegmentDecoded | ipc.DecodeDone | ipc.DecodeError) -> None:
@@ -368,6 +379,8 @@ class Supervisor:
         if life.over:
             return
         life.over = True
+        if life.process is not None:
+            life.ending = asyncio.get_running_loop().call_later(ENDING_LIMIT_S, self._does_not_end, life.process)
         call = self._call
         life.decoding = call is not None and not call.result.done()
         salvaged = life.decoding and call is not None and call.salvage()
@@ -378,6 +391,12 @@ class Supervisor:
             self._enter(ServiceState.RESTARTING, life.delay_s + self.expected_load_s)
         if call is not None and not call.result.done():
             call.result.set_exception(WorkerHung() if life.ended_for is Cause.HUNG else WorkerDied())
+
+    def _does_not_end(self, process: WorkerProcess) -> None:
+        """Without its end there is no other: there is one model at a time."""
+        hint = "the system does not end it (a driver?): no other is started before it does"
+        self._log.error("worker.not_ended", pid=process.pid, hint=hint)
+        self._enter(ServiceState.UNAVAILABLE, NOBODY_KNOWS_S)
 
     def _bury(self, life: _Life, cause: Cause, exit_status: int | None) -> float | None:
         """Account for its end. Returns: seconds until the next start, or None: never."""
@@ -413,7 +432,7 @@ class Supervisor:
             self.restarts[cause] += 1
         if permanent or self._n_failed_starts >= FAILED_STARTS_UNTIL_UNAVAILABLE:
             self._enter(ServiceState.UNAVAILABLE, NOBODY_KNOWS_S if permanent else life.delay_s + self.expected_load_s)
-        elif life.loaded is None:
+        elif life.loaded is None or self.state is ServiceState.UNAVAILABLE:
             state = ServiceState.STARTING if self.loaded is None else ServiceState.RESTARTING
             self._enter(state, life.delay_s + self.expected_load_s)
         return None if permanent else life.delay_s

@@ -99,20 +99,14 @@ class Leash:
         if kernel32 is None and sys.platform == "win32":
             kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
         self._kernel32 = kernel32
-        if kernel32 is not None:
-            for name in ("CreateJobObjectW", "OpenProcess"):
-                getattr(kernel32, name).restype = ctypes.c_void_p  # a handle: more than an int on 64 bits
-            self._job = ctypes.c_void_p(self._did(kernel32.CreateJobObjectW(None, None)))
-            limits = _ExtendedLimits()
-            limits.basic.flags = KILL_ON_JOB_CLOSE
-            size = ctypes.sizeof(limits)
-            kind = EXTENDED_LIMIT_INFORMATION
-            self._did(kernel32.SetInformationJobObject(self._job, kind, ctypes.byref(limits), size))
+        self._job: ctypes.c_void_p | None = None
 
     def hold(self, pid: int) -> None:
         """Raises: OSError: Windows refuses."""
         if self._kernel32 is None:
             return
+        if self._job is None:
+            self._job = self._new_job()
         access = PROCESS_SET_QUOTA | PROCESS_TERMINATE
         process = ctypes.c_void_p(self._did(self._kernel32.OpenProcess(access, False, pid)))
         try:
@@ -120,9 +114,22 @@ class Leash:
         finally:
             self._kernel32.CloseHandle(process)
 
+    def _new_job(self) -> ctypes.c_void_p:
+        for name in ("CreateJobObjectW", "OpenProcess"):
+            getattr(self._kernel32, name).restype = ctypes.c_void_p  # a handle: more than an int on 64 bits
+        job = ctypes.c_void_p(self._did(self._kernel32.CreateJobObjectW(None, None)))
+        limits = _ExtendedLimits()
+        limits.basic.flags = KILL_ON_JOB_CLOSE
+        size = ctypes.sizeof(limits)
+        self._did(self._kernel32.SetInformationJobObject(job, EXTENDED_LIMIT_INFORMATION, ctypes.byref(limits), size))
+        return job
+
     def _did(self, result: Any) -> Any:
         if not result:
-            raise OSError("Windows refused a job object for the worker")
+            number = 0
+            if sys.platform == "win32":
+                number = ctypes.get_last_error()
+            raise OSError(f"Windows refused a job object for the worker: error {number}")
         return result
 
 

@@ -213,14 +213,22 @@ async def test_death_of_the_recognizer_in_mid_decode_is_survived(tiny_en: Path, 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 async def test_recognizer_that_stands_still_in_mid_decode_is_replaced(tiny_en: Path) -> None:
     """It is told to the client, which offers the audio again: the next worker decodes it."""
-    limits = Limits(decode_s=2.0, decode_estimates=0.0, first_decode_s=0.0, n_first_decodes=0)
-    async with serving(WorkerSpec(tiny_en, device="cpu", limits=limits)) as app:
+
+    class Once(Limits):
+        def decode(self, expected_s: float, n_decodes: int) -> float:
+            return 2.0 if not n_restarts() else super().decode(expected_s, n_decodes)
+
+    async with serving(WorkerSpec(tiny_en, device="cpu", limits=Once()), max_wait_ms=60_000) as app:
+
+        def n_restarts() -> int:
+            return app.supervisor.n_restarts
+
         events = await committed(app, signal.SIGSTOP)
         assert app.supervisor.restarts == {"hung": 1}
     told = [event.reason for event in events if isinstance(event, messages.Retry)]
     assert told == ["worker_hung"]
     [final] = [event for event in events if isinstance(event, messages.Final)]
-    assert (final.utterance, final.attempt, "country" in final.text) == ("u1", 2, True)
+    assert (final.utterance, "country" in final.text) == ("u1", True)
     assert accounted(collect(events))
 
 
@@ -231,12 +239,11 @@ async def committed(app: App, number: int) -> list[Event]:
         assert victim is not None
         await session.send(as_bytes(read_speech(JFK), S16)[:200_000])
         await session.commit()
+        await session.end()
         events: list[Event] = []
         async for event in session.events():
             events.append(event)
             if isinstance(event, messages.Accepted) and event.attempt == 1:
                 os.kill(victim, number)
-            if isinstance(event, messages.Final):
-                await session.end()
         assert app.supervisor.pid != victim
         return events

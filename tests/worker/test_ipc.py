@@ -42,3 +42,19 @@ def test_stream_that_ends_inside_a_frame_has_ended(cut: int) -> None:
 def test_absurd_length_is_a_broken_stream() -> None:
     with pytest.raises(ValueError, match="a frame of 4294967295 bytes"):
         ipc.read_payload(io.BytesIO(b"\xff\xff\xff\xff"))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\xc1",
+        ipc.frame(ipc.Loading("cpu"))[4:].replace(b"cpu", b"c\xffu"),
+        b"\x91" * 5000,
+        ipc.frame(ipc.Loaded(-1, "cpu", "float32", 0.4, 11.0, 0.5))[4:],
+    ],
+    ids=["nothing", "no type", "no text", "too deep", "no process"],
+)
+def test_what_is_no_reply_is_a_broken_stream(payload: bytes) -> None:
+    with pytest.raises(ipc.Garbled):
+        ipc.decode_reply(payload)

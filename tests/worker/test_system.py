@@ -77,6 +77,14 @@ def test_windows_ends_what_is_on_the_leash_when_the_handle_is_closed() -> None:
     ]
 
 
+def test_windows_job_is_made_once() -> None:
+    kernel32 = Kernel32()
+    leash = Leash(kernel32)
+    leash.hold(4711)
+    leash.hold(4712)
+    assert [call for call, _ in kernel32.calls].count("CreateJobObjectW") == 1
+
+
 @pytest.mark.parametrize("name", ["OpenProcess", "AssignProcessToJobObject"])
 def test_refusal_by_windows_is_an_error_and_leaks_no_handle(name: str) -> None:
     kernel32 = Kernel32(refuses=name)
