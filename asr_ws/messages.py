@@ -22,6 +22,8 @@ PATH: Constant = "/v1/stream"
 MAX_TEXT_BYTES: Constant = 16 * 1024
 MAX_BINARY_BYTES: Constant = 256 * 1024
 MAX_PROMPT_CHARS: Constant = 800  # prompt and hotwords together
+AWAITS_LOAD: Constant = ("starting", "restarting", "unavailable")  # the reasons for which a model is waited for
+MAX_LOAD_WAIT_S: Constant = 10.0  # at most so long, before the next try
 
 ENCODINGS: Constant = {"pcm_s16le": 2, "pcm_f32le": 4}  # bytes a sample
 MIN_RATE, MAX_RATE, MAX_CHANNELS = 8000, 192_000, 2
@@ -341,6 +343,12 @@ class Unknown(Struct, frozen=True):
 ServerEvent = (
     Ready | Started | SpeechStarted | Partial | Accepted | Final | Busy | Retry | Dropped | Error | State | Pong | Done
 )
+
+
+def retry_wait_s(reason: str, retry_after_s: float, estimated_wait_s: float) -> float:
+    """Seconds that a client is to wait before it offers a refused utterance again."""
+    return max(retry_after_s, min(estimated_wait_s, MAX_LOAD_WAIT_S) if reason in AWAITS_LOAD else 0.0)
+
 
 _encoder = msgspec.json.Encoder()
 _message_decoder = msgspec.json.Decoder(ClientMessage)

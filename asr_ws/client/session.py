@@ -29,7 +29,6 @@ from asr_ws.client.sources import AudioSource, open_source
 from asr_ws.errors import ClientError, ProtocolError
 
 DEFAULT_URL = f"ws://127.0.0.1:8765{messages.PATH}"
-MAX_RELOAD_WAIT_S = 10.0  # at most this long is waited for a model that loads, before the next try
 AHEAD_S = 0.5  # audio that a source which can wait sends unacknowledged: too little for two utterances to end in
 HOLD_MARGIN_S = 0.5  # a retry is sent this long before the server's hold ends, at the latest
 
@@ -61,10 +60,9 @@ class ConnectionLost(ClientError):
 
 def retry_delay_s(refusal: messages.Busy | messages.Retry) -> float:
     """How long to wait before offering it again: the hint, or the load that is awaited, within the hold."""
-    delay_s = refusal.retry_after_ms / 1000
-    if refusal.reason in ("starting", "restarting", "unavailable"):
-        delay_s = max(delay_s, min(refusal.estimated_wait_ms / 1000, MAX_RELOAD_WAIT_S))
-    return min(delay_s, max(refusal.held_ms / 1000 - HOLD_MARGIN_S, refusal.retry_after_ms / 1000))
+    retry_after_s = refusal.retry_after_ms / 1000
+    wait_s = messages.retry_wait_s(refusal.reason, retry_after_s, refusal.estimated_wait_ms / 1000)
+    return min(wait_s, max(refusal.held_ms / 1000 - HOLD_MARGIN_S, retry_after_s))
 
 
 @asynccontextmanager

@@ -126,6 +126,7 @@ class _Entry:
     commit: str | None = None
     first_refused_at: float | None = None
     hint_at: float = 0.0
+    due_at: float = 0.0  # when a client that keeps the protocol's rules offers it again
 
 
 class Session:
@@ -239,8 +240,9 @@ class Session:
             return []
         match outcome:
             case Decoded():
+                final = _final(outcome, words=self._start.words)
                 self.ledger.decoded += self._settle(entry, "final")
-                self._emit(_final(outcome, words=self._start.words))
+                self._emit(final)
             case Unfinished():
                 self._refuse(entry, utterance, outcome.shed, now, waited_s=outcome.waited_s)
             case Failed():
@@ -525,6 +527,7 @@ class Session:
         held = not draining and self._phase is not _Phase.CLOSING
         entry.place = _Place.HELD
         entry.hint_at = now + shed.retry_after_s
+        entry.due_at = now + messages.retry_wait_s(shed.reason, shed.retry_after_s, shed.estimated_wait_s)
         if entry.first_refused_at is None:
             entry.first_refused_at = now
         until = self._hold_until(entry, now)
@@ -537,8 +540,8 @@ class Session:
     def _hold_until(self, entry: _Entry, now: float) -> float:
         assert entry.first_refused_at is not None
         if self._phase is _Phase.ENDING:  # a client that knows no retry must not be kept waiting
-            return entry.hint_at + HOLD_AFTER_REFUSAL_S
-        return max(entry.first_refused_at + HOLD_S, entry.hint_at + HOLD_AFTER_REFUSAL_S)
+            return entry.due_at + HOLD_AFTER_REFUSAL_S
+        return max(entry.first_refused_at + HOLD_S, entry.due_at + HOLD_AFTER_REFUSAL_S)
 
     def _busy(
         self, entry: _Entry, shed: Shed, held_s: float, waited_s: float | None = None

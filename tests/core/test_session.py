@@ -814,15 +814,15 @@ def test_later_refusal_does_not_prolong_a_hold_that_lasts_long_enough() -> None:
     assert client.take() == [where(DROPPED, 5, reason="hold_expired")]
 
 
-def test_later_refusal_holds_for_5_s_after_its_hint() -> None:
+def test_later_refusal_holds_for_5_s_after_the_wait_that_is_due() -> None:
     desk = starting_desk()
     client = started_client(desk)
     speak(client)
     desk.advance(58)
     client.send(RetryUtterance("u1"))
-    refusal = where(REFUSED, 4, attempt=2, retry_after_ms=1000, estimated_wait_ms=57_200, held_ms=6000)
+    refusal = where(REFUSED, 4, attempt=2, retry_after_ms=1000, estimated_wait_ms=57_200, held_ms=15_000)
     assert client.take()[2:] == [refusal]
-    desk.advance(5.9)
+    desk.advance(14.9)
     assert client.take() == []
     desk.advance(0.2)
     assert client.take() == [where(DROPPED, 5, reason="hold_expired")]
@@ -855,6 +855,22 @@ def test_end_shortens_a_hold_to_5_s_after_its_hint(end_after_s: float, hold_s: f
     desk.advance(0.2)
     assert client.take() == [where(DROPPED, 4, reason="hold_expired"), where(DONE, 5, busy=1, dropped=1)]
     assert client.session.close == Close(1000)
+
+
+def test_end_leaves_a_hold_the_load_that_its_client_is_to_wait_for() -> None:
+    """Regression: it ended 5 s after `retry_after_ms`, before a client that keeps the rules had asked again."""
+    desk = starting_desk()
+    client = started_client(desk)
+    speak(client)
+    desk.advance(5)
+    client.send(RetryUtterance("u1"))
+    refusal = where(REFUSED, 4, attempt=2, retry_after_ms=1000, estimated_wait_ms=4200, held_ms=55_000)
+    assert client.take()[2:] == [refusal]
+    client.send(End())
+    desk.advance(9.1)
+    assert client.take() == []
+    desk.advance(0.2)
+    assert client.take() == [where(DROPPED, 5, reason="hold_expired"), where(DONE, 6, busy=2, dropped=1)]
 
 
 def test_end_ends_a_hold_whose_hint_lies_more_than_5_s_back() -> None:
@@ -897,7 +913,7 @@ def test_retry_after_end_is_heard_and_held_for_5_s_again() -> None:
     desk.advance(5)
     client.take()
     client.send(RetryUtterance("u1"))
-    refusal = where(REFUSED, 4, attempt=2, retry_after_ms=1000, estimated_wait_ms=4200, held_ms=6000)
+    refusal = where(REFUSED, 4, attempt=2, retry_after_ms=1000, estimated_wait_ms=4200, held_ms=9200)
     assert client.take() == [refusal]
     desk.worker_changed(ServiceState.READY)
     desk.advance(5)
