@@ -204,7 +204,8 @@ def _json_renderers() -> list[structlog.types.Processor]:
 def _last_words_last(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """A person reads the stacks of a worker that died as lines, below the event."""
     if words := event.pop("stderr", None):
-        event["stack"] = words
+        # Escaped, but for lines: what a library prints, or an error quotes, would reach a terminal as commands.
+        event["stack"] = "".join(each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in words)
     return event
 
 

@@ -103,6 +103,13 @@ def test_json_is_one_object_a_line_whatever_is_logged(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.usefixtures("_logging")
+def test_what_a_worker_printed_reaches_no_terminal_as_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("console")
+    structlog.get_logger().warning("worker.died", stderr="Fatal\x1b[2J\r\n\tat é \x07")
+    log.close()
+    assert capsys.readouterr().err.endswith("Fatal\\x1b[2J\\r\n\tat é \\x07\n")
+
+
 def test_lone_surrogates_are_escaped_on_the_console(capsys: pytest.CaptureFixture[str]) -> None:
     log.configure("console")
     structlog.get_logger().info("thing.seen", half="\ud800")

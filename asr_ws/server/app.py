@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import gc
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -43,6 +44,8 @@ INTERRUPTED = 1  # exit code where a visitor was not let finish
 CRASH_LOOP = 70  # exit code where the worker cannot be kept alive: sysexits.h, EX_SOFTWARE
 LAST_WORDS_S = 1.0  # for what was given up to be told
 MAX_UTTERANCE_MS = 30_000  # Whisper's window
+# Of pages that a browser may open sessions from; None: no browser. Any page can reach a loopback address.
+LOOPBACK_ORIGINS = (None, re.compile(r"https?://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,7 @@ def build(settings: Settings, spec: WorkerSpec, *, fair: bool = True) -> App:
     """
     admission, session = settings.admission, settings.session
     metrics = Metrics()
+    name = settings.model.model.encode(errors="backslashreplace").decode()  # of a folder: any bytes but a slash
     final_time, partial_time = ServiceTime(), ServiceTime()
     partials, speculation = settings.texts.partials == "on", settings.texts.speculation == "on"
     drafts = Drafts(final_time, partial_time, partials=partials, speculation=speculation)
@@ -101,7 +105,7 @@ def build(settings: Settings, spec: WorkerSpec, *, fair: bool = True) -> App:
     dispatcher.worker = supervisor
     service = Service(
         version=__version__,
-        model=settings.model.model,
+        model=name,
         languages=models.languages(spec.model),
         limits=messages.Limits(
             queue_capacity=admission.queue_capacity,
@@ -120,7 +124,7 @@ def build(settings: Settings, spec: WorkerSpec, *, fair: bool = True) -> App:
         return Session(id, service, dispatcher, silero.detector, AvResampler)
 
     exposition = Exposition(dispatcher, supervisor, metrics)
-    pages = Pages(settings.model.model, dispatcher, supervisor, metrics, exposition.page)
+    pages = Pages(name, dispatcher, supervisor, metrics, exposition.page)
     listener = pages.listener = exposition.listener = Listener(
         settings.listen.host,
         settings.listen.port,
@@ -129,6 +133,7 @@ def build(settings: Settings, spec: WorkerSpec, *, fair: bool = True) -> App:
         pages=pages.by_path(),
         max_sessions=session.max_sessions,
         limits=ConnectionLimits(session.idle_timeout_s, session.ingest_speed),
+        origins=LOOPBACK_ORIGINS if settings.worker.fault_injection else None,
     )
     return App(settings, dispatcher, supervisor, metrics, listener)
 
@@ -256,22 +261,26 @@ async def _visit(visitor: Visitor | None, app: App) -> int | None:
 def _signals_into(queue: asyncio.Queue[str]) -> Iterator[None]:
     """SIGINT and SIGTERM as queue items; works where ``add_signal_handler`` does not exist (Windows)."""
     loop = asyncio.get_running_loop()
+    received = False
 
     def receive(number: int, _: object) -> None:
+        nonlocal received
+        received = True
         loop.call_soon_threadsafe(queue.put_nowait, signal.Signals(number).name)
 
     before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler in before.items():  # the process ends now: another signal must not change how
+            signal.signal(number, signal.SIG_IGN if received else handler)
 
 
 def announce(app: App) -> None:
-    """Tell a person, on standard output, what runs and where. The first line is for programs."""
+    """Tell a person, on standard output, what runs and where. The first line is for programs. Nobody has to read it."""
     settings, url = app.settings, app.listener.url
-    _say(f"listening on {url}")
+    out = log.Writer(sys.stdout)
+    out.put(f"listening on {url}")
     for what, where in (
         ("page", f"{url}/"),
         ("sessions", app.url),
@@ -284,15 +293,8 @@ def announce(app: App) -> None:
         ("queue", f"{settings.admission.queue_capacity} may wait, {settings.admission.max_wait_ms} ms at most"),
         *([("FAULTS", "every client can break the worker: --fault-injection")] * settings.worker.fault_injection),
     ):
-        _say(f"  {what:<9} {where}")
-
-
-def _say(line: str) -> None:
-    """Nobody has to hear it."""
-    try:
-        print(line, flush=True)
-    except OSError:  # nobody reads, the disk is full: nor is what is left flushed at the end
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        out.put(f"  {what:<9} {where}")
+    out.close(log.FLUSH_S)
 
 
 async def announce_loaded(app: App) -> None:

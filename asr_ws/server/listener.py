@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -43,6 +44,7 @@ class Listener:
     """Args:
     make_session: a new session for an id.
     pages: what a plain GET of a path answers.
+    origins: of the pages that may open sessions, others get 403; None among them: no page. None: any.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Listener:
         pages: dict[str, Page],
         max_sessions: int,
         limits: ConnectionLimits,
+        origins: Sequence[re.Pattern[str] | None] | None = None,
     ) -> None:
         self._host, self._asked_port = host, port
         self._dispatcher = dispatcher
@@ -62,6 +65,7 @@ class Listener:
         self._pages = pages
         self._max_sessions = max_sessions
         self._limits = limits
+        self._origins = origins
         self._log = structlog.get_logger()
         self._server: Server | None = None
         self._empty = asyncio.Event()
@@ -92,6 +96,7 @@ class Listener:
             close_timeout=CLOSE_TIMEOUT_S,
             process_request=self._answer,
             process_response=self._count,
+            origins=self._origins,
             select_subprotocol=_select_subprotocol,
             server_header=None,
         )

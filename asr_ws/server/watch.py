@@ -62,6 +62,7 @@ class Watch:
                     self.observe(max(0.0, loop.time() - due), now=loop.time())
             finally:
                 faulthandler.cancel_dump_traceback_later()
+                self._report()
 
     def observe(self, lag_s: float, *, now: float) -> None:
         """The loop's timer came late by ``lag_s``; ``now``: monotonic seconds."""
@@ -91,24 +92,30 @@ class Watch:
 def _standard_error() -> Iterator[int | None]:
     """Its file descriptor for the watchdog; None: there is none.
 
-    Where it can be had (on Linux) one that does not block: a watchdog that is stuck in a full pipe would keep whoever
-    arms it anew waiting, with the interpreter's lock in his hand. A socket, as under systemd, cannot be opened anew:
-    it is made not to block itself, which whoever writes the log takes into account.
+    It must not block: a watchdog that is stuck in a full pipe would keep whoever arms it anew waiting, with the
+    interpreter's lock in his hand. A file does not. Otherwise it is one of our own, opened anew, where that is possible
+    (on Linux, not of another user's); else a pipe or a socket is made not to block itself, which whoever writes the log
+    takes into account.
     """
     try:
         assert sys.__stderr__ is not None
         fd = sys.__stderr__.fileno()
+        kind = os.fstat(fd).st_mode
     except (AssertionError, OSError, ValueError):
         yield None
         return
-    own = None
-    if stat.S_ISSOCK(os.fstat(fd).st_mode):
-        os.set_blocking(fd, False)
-    elif sys.platform == "linux":
+    own, blocking = None, None
+    if sys.platform == "linux":
         with contextlib.suppress(OSError):
             own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY)
+    if own is None and (stat.S_ISSOCK(kind) or stat.S_ISFIFO(kind)) and sys.platform != "win32":
+        blocking = os.get_blocking(fd)
+        os.set_blocking(fd, False)
+    harmless = own is not None or blocking is not None or stat.S_ISREG(kind)
     try:
-        yield fd if own is None else own
+        yield (fd if own is None else own) if harmless else None
     finally:
         if own is not None:
             os.close(own)
+        if blocking is not None:
+            os.set_blocking(fd, blocking)  # for a last traceback, and for whoever shares it

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -28,7 +29,6 @@ import sys
 from asr_ws.server.app import run
 from asr_ws.testing.recognizer import scripted_worker
 from pathlib import Path
-from benchmarks.served import is_running
 from tests.server.running import settings
 sys.exit(run(settings(log_format="json", **eval(sys.argv[2])), scripted_worker(Path(sys.argv[1]), load=sys.argv[3])))
 """
@@ -118,6 +118,44 @@ async def test_second_signal_stops_at_once_and_still_every_utterance_has_its_out
             assert sorted(told) == [("dropped", "u1"), ("dropped", "u2")]
         assert await running.process.wait() == 0
         assert not is_running(worker)
+
+
+async def test_signal_that_comes_after_the_end_does_not_change_it(tmp_path: Path) -> None:
+    """As of a parent that passes on what the whole terminal has had."""
+    async with server(tmp_path) as running:
+        await running.listening()
+        running.process.send_signal(signal.SIGINT)
+        while running.process.returncode is None:
+            with suppress(ProcessLookupError):
+                running.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.005)
+        assert running.process.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how much a pipe holds")
+async def test_standard_output_that_nobody_reads_holds_nothing_up(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(4096))
+    os.set_blocking(writing, True)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", SERVER, str(tmp_path), "{}", ""), stdout=writing, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(HANG_S):
+            assert process.stderr is not None
+            while b"worker.ready" not in await process.stderr.readline():
+                assert not process.stderr.at_eof()
+            process.send_signal(signal.SIGTERM)
+            assert await process.wait() == 0
+    finally:
+        os.close(reading)
+        os.close(writing)
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 async def test_ctrl_c_reaches_the_whole_terminal_and_the_worker_still_finishes(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from structlog.testing import capture_logs
 
 from asr_ws.core.types import RefusalReason
 from asr_ws.metrics import Metrics
-from asr_ws.server.watch import Watch, WatchLimits
+from asr_ws.server.watch import Watch, WatchLimits, _standard_error
 
 HANG_S = 60.0  # nothing here takes so long, however slow the machine
 STALLED = {"event": "loop.stalled", "log_level": "warning"}
@@ -143,3 +145,35 @@ def test_stacks_that_nobody_reads_do_not_hold_the_loop_up() -> None:
     with process:
         assert process.stdout.read().endswith("went on\n")
     hang.cancel()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX descriptors")
+def test_pipe_that_cannot_be_opened_anew_does_not_block_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another user's; regression: the watchdog, stuck in it, held the whole process up."""
+
+    def refuse(*_: Any) -> int:
+        raise PermissionError
+
+    reading, writing = os.pipe()
+    try:
+        monkeypatch.setattr(os, "open", refuse)
+        monkeypatch.setattr(sys, "__stderr__", os.fdopen(os.dup(writing), "w"))
+        with _standard_error() as fd:
+            assert fd is not None
+            assert not os.get_blocking(writing), "the two share it"
+        assert os.get_blocking(writing)
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+async def test_what_was_refused_last_is_told_at_the_end() -> None:
+    metrics = Metrics()
+    with capture_logs() as logs:
+        task = asyncio.create_task(Watch(metrics).run())
+        await asyncio.sleep(0)
+        metrics.refusals[RefusalReason.DRAINING] += 2
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    assert [(log["event"], log["n"]) for log in logs] == [("utterance.shed", 2)]
