@@ -13,6 +13,7 @@ is 1.3 KB of state.
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 from asr_ws.core.types import Samples
 from asr_ws.errors import MissingExtra, ModelError
 
+# What is said here is nobody else's business: since 1.32 onnxruntime reports to its makers where nothing forbids it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 try:
     import onnxruntime
 except ImportError as error:

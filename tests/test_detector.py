@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -147,3 +148,12 @@ print(sorted({"faster_whisper", "ctranslate2", "torch"} & set(sys.modules)))
 """
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert printed.stdout == "[]\n"
+
+
+def test_nothing_is_reported_to_anybody(tmp_path: Path) -> None:
+    """onnxruntime would keep a device id in the user's cache, and a database of what it will send."""
+    code = "from asr_ws.detector import SileroModel; SileroModel()"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    homes = dict.fromkeys(("HOME", "USERPROFILE", "LOCALAPPDATA", "XDG_CACHE_HOME"), str(tmp_path))
+    subprocess.run([sys.executable, "-c", code], check=True, env={**environment, **homes})
+    assert list(tmp_path.iterdir()) == []
