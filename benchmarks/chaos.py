@@ -42,10 +42,10 @@ from asr_ws.client import Session, connect
 from asr_ws.errors import ClientError
 from asr_ws.testing import marks
 from asr_ws.testing.faults import PREFIX
-from benchmarks.common import progress, report, speech_pcm, until, within
+from benchmarks.common import progress, report, speech_pcm, told_plainly, until, within
 from benchmarks.crowd import STAYS, WAYS, Account, Crowd
 from benchmarks.offered import spoken_cuts
-from benchmarks.served import TRACEBACK, Sample, Served, send_signal
+from benchmarks.served import LIBRARY_ERROR, TRACEBACK, Sample, Served, send_signal
 
 SEGV_EVERY_S: Final = 20.0
 N_WARM_UP: Final = 6  # decodes: the server knows after three how long one may take
@@ -63,7 +63,7 @@ COURSE_POINTS: Final = 20
 MIN_SHARE_OF_FAULTS: Final = 0.5  # of those planned: refused like anybody's utterance, some do not come about
 DEATH_LIMIT_S: Final = 30.0  # from a signal to another worker: a stopped one is found out by its next decode's limit
 TOLD_SHOWN: Final = 20  # breaches in the report
-BUGS: Final = ("session.failed", "session.audio_lost", "worker.garbled", TRACEBACK)  # in the log
+BUGS: Final = ("session.failed", "session.audio_lost", "worker.garbled", LIBRARY_ERROR, TRACEBACK)  # in the log
 
 SEGV: Final = "segv"
 SIGNALS: Final = {SEGV: "SEGV", "kill": "KILL", "stop": "STOP"}  # to the worker, from outside
@@ -143,7 +143,7 @@ class Outcome:
     faults: dict[str, int]  # that came about
     account: Account
     parent_crashes: int
-    worker_restarts: int
+    worker_restarts: int  # of the last server
     max_workers: int
     max_concurrent_decodes: int
     slope_mb_per_min: float | None
@@ -164,6 +164,7 @@ class Outcome:
             f"{account.lost_ms} ms of audio lost": account.lost_ms,
             f"{len(account.breaches)} breaches of the protocol": account.breaches,
             "no final at all": not account.finals,
+            f"the server could not be reached {account.unreachable} times": account.unreachable,
             f"{came} of {self.planned} faults came about": came < MIN_SHARE_OF_FAULTS * self.planned,
             f"the server ended {self.parent_crashes} times": self.parent_crashes,
             f"{self.worker_restarts} restarts of the worker without a fault": self.clean and self.worker_restarts,
@@ -206,6 +207,7 @@ class Outcome:
             "sessions": dict(account.sessions),
             "closes": dict(account.closes),
             "refusals": dict(account.refusals),
+            "unreachable": account.unreachable,
             "offered": round(self.offered, 2),
             "decode_ms": round(self.decode_s * 1000),
             "max_workers": self.max_workers,
@@ -261,7 +263,6 @@ class Run:
         self._bar = bar
         self._server: Served
         self._parent_crashes = 0
-        self._n_restarts = 0  # of workers, of servers that ended
         self._samples: list[Sample] = []
         self._faults: Counter[str] = Counter()
         self._bugs: Counter[str] = Counter()
@@ -277,16 +278,17 @@ class Run:
         try:
             decode_s = await self._warm_up()
             before = await self._quiet()
-            keeper = asyncio.create_task(self._keep(), name="keeper")
-            await self._storm(decode_s)
-            after = await self._quiet(no_more_than=before)
-            stats = await self._server.stats()
-            keeper.cancel()
+            async with asyncio.TaskGroup() as tasks:
+                keeper = tasks.create_task(self._keep(), name="keeper")
+                await self._storm(decode_s)
+                after = await self._quiet(no_more_than=before)
+                stats = await self._server.stats()
+                keeper.cancel()
             exit_code = await self._stop_amid_speech()
         finally:
             await self._server.kill()
         self._note_log()
-        self._faults.update({way: n for way, n in self._crowd.account.sessions.items() if way in CLIENTS})
+        self._faults += self._crowd.account.faults
         return Outcome(
             seconds=plan.seconds,
             clean=plan.clean,
@@ -295,7 +297,7 @@ class Run:
             faults=dict(self._faults),
             account=self._crowd.account,
             parent_crashes=self._parent_crashes,
-            worker_restarts=self._n_restarts + stats["worker_restart_count"],
+            worker_restarts=stats["worker_restart_count"],
             max_workers=max(each.n_workers for each in (*self._samples, after)),
             max_concurrent_decodes=stats["max_concurrent_decodes"],
             slope_mb_per_min=slope_mb_per_min(self._samples, plan.seconds),
@@ -458,7 +460,7 @@ def main(
 ) -> None:
     """Break a server in all ways there are, while many clients use it, and see whether any of them is harmed."""
     plan = Plan(seconds, seed, model, sessions or SESSIONS[clean], load or LOADS[clean], clean, without)
-    with progress() as bar:
+    with progress() as bar, told_plainly():
         outcome = asyncio.run(Run(plan, bar).outcome())
     click.echo("\n".join(table(outcome)))
     settings = {"model": model, "sessions": plan.sessions, "load": plan.load, "clean": clean, "without": without}

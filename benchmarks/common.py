@@ -115,6 +115,20 @@ async def within(limit_s: float, what: str) -> AsyncIterator[None]:
         raise click.ClickException(f"waited {limit_s:g} s for {what}") from error
 
 
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """Raises: click.ClickException: one that came from within task groups."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        told: BaseException | None = group.subgroup(click.ClickException)
+        if told is None:
+            raise
+        while isinstance(told, BaseExceptionGroup):
+            told = told.exceptions[0]
+        raise told from group
+
+
 async def until(events: AsyncIterator[Event], kind: type[_E]) -> _E:
     """The next event of this kind. Raises: click.ClickException: the session ended before."""
     async for event in events:

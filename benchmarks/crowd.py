@@ -63,9 +63,11 @@ class Account:
     finals: int = 0
     lost_outcomes: int = 0
     lost_ms: int = 0
-    sessions: Counter[str] = field(default_factory=Counter)  # by what they did
+    sessions: Counter[str] = field(default_factory=Counter)  # by what they were to do
+    faults: Counter[str] = field(default_factory=Counter)  # of theirs, that came about
     closes: Counter[int] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
+    unreachable: int = 0  # sessions that there was no server for
     breaches: list[str] = field(default_factory=list)
 
     def settle(self, law: Conservation, code: int, *, allowed: Sequence[int] = (1000,)) -> None:
@@ -124,7 +126,7 @@ class Crowd:
             self.account.refusals["max_sessions"] += 1
             await asyncio.sleep(refused.retry_after_s)
         except (ClientError, OSError, InvalidHandshake, ConnectionClosed):  # no server there, for the moment
-            self.account.refusals["no connection"] += 1
+            self.account.unreachable += 1
             await asyncio.sleep(RECONNECT_S)
 
     async def stay(self, rng: random.Random, turn: Callable[[], Awaitable[None]], *, cancels: bool) -> None:
@@ -144,6 +146,7 @@ class Crowd:
                 await self._utter(session, cut, manual=manual)
                 if n == cancel_after:
                     await session.cancel()
+                    self.account.faults[CANCELS] += 1
             await session.end()
 
         await self.hear_out(speak, start, patience=rng.choice((0, PATIENCE)))
@@ -194,6 +197,8 @@ class Crowd:
                 code = 1000 if law.done is not None else FATAL
             except ConnectionLost as lost:
                 code = lost.close_code
+            except ClientError as error:  # what the server said is none of its events
+                law.breaches.append(f"the client cannot go on: {error}")
             except TimeoutError:
                 law.breaches.append(f"no end within {SESSION_LIMIT_S:g} s: {law.utterances}")
             finally:
@@ -221,33 +226,55 @@ class Crowd:
             options |= {"sock": await _narrow_socket(self._url()), "max_queue": 1}
         async with open_socket(_session_url(self._url()), **options) as socket:
             await socket.send(messages.encode(start))
-            with suppress(TimeoutError, ConnectionClosed):  # one that does not read may be sent away
-                await self._until_time_to_go(socket, rng, way)
-            _reset(socket)
+            cuts = rng.choices(self._cuts, k=2)
+            try:
+                if way == NEVER_READS:
+                    await _never_read(socket)
+                elif way == VANISHES:
+                    await socket.send(self._pcm[cuts[0]])
+                else:
+                    await self._until_time_to_go(socket, cuts, queued=way == VANISHES_QUEUED)
+                self.account.faults[way] += 1
+            except TimeoutError:  # the moment did not come
+                pass
+            finally:
+                _reset(socket)
 
-    async def _until_time_to_go(self, socket: ClientConnection, rng: random.Random, way: str) -> None:
-        if way == NEVER_READS:
-            async with asyncio.timeout(NEVER_READ_S):
-                while True:
-                    await socket.send(messages.encode(messages.Ping(id="x" * 128)))
-        n_utterances = {VANISHES: 1, VANISHES_DECODING: 1, VANISHES_QUEUED: 2}[way]
-        for cut in rng.choices(self._cuts, k=n_utterances):
-            await socket.send(self._pcm[cut])
-            if way != VANISHES:
-                await socket.send(messages.encode(messages.Commit()))
-        if way == VANISHES:
-            return
+    async def _until_time_to_go(self, socket: ClientConnection, cuts: Sequence[slice], *, queued: bool) -> None:
+        """Until an utterance waits behind another, or goes to the worker now. Raises: TimeoutError: none does."""
+        cuts = cuts if queued else cuts[:1]
+        n_open, ready = 0, False
         async with asyncio.timeout(VANISH_LIMIT_S):
-            n_told = 0
-            while n_told < n_utterances:
-                event = messages.decode_event(await socket.recv())
-                n_told += isinstance(event, messages.Accepted | messages.Busy)
+            while True:
+                if n_open <= 0:
+                    n_open = len(cuts)
+                    for cut in cuts:
+                        await socket.send(self._pcm[cut])
+                        await socket.send(messages.encode(messages.Commit()))
+                match event := messages.decode_event(await socket.recv()):
+                    case messages.Ready() | messages.State():
+                        ready = event.state == "ready"
+                    case messages.Accepted() if event.position > 0 if queued else ready and event.position == 0:
+                        return
+                    case messages.Busy() | messages.Retry():
+                        await asyncio.sleep(event.retry_after_ms / 1000)
+                        await socket.send(messages.encode(messages.RetryUtterance(str(event.utterance))))
+                    case messages.Final() | messages.Error() | messages.Dropped():
+                        n_open -= 1
 
 
 async def _while_connected(speaking: Awaitable[None]) -> None:
     """What a session says; when its connection is lost, the one that reads tells."""
     with suppress(ConnectionLost):
         await speaking
+
+
+async def _never_read(socket: ClientConnection) -> None:
+    """While the server has ever more to say, until it has enough of that, or for long enough."""
+    with suppress(TimeoutError, ConnectionClosed):
+        async with asyncio.timeout(NEVER_READ_S):
+            while True:
+                await socket.send(messages.encode(messages.Ping(id="x" * 128)))
 
 
 def _session_url(url: str) -> str:

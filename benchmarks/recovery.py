@@ -49,7 +49,7 @@ from benchmarks.common import (
     until,
     within,
 )
-from benchmarks.served import Served, is_running
+from benchmarks.served import Served, count_fds, is_running
 
 MAX_SEEN_MS: Final = 50.0
 MAX_READY_MS: Final = 500.0
@@ -74,8 +74,7 @@ class Left:
     def now(cls) -> Left:
         me = psutil.Process()
         shm = len(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else 0
-        n_fds = len(me.open_files()) if sys.platform == "win32" else me.num_fds()
-        return cls(n_fds, me.num_threads(), len(me.children(recursive=True)), shm)
+        return cls(count_fds(me), me.num_threads(), len(me.children(recursive=True)), shm)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ STATS_LIMIT_S: Final = 10.0
 POLL_S: Final = 0.1
 MAX_LINE_BYTES: Final = 2**20  # of its log
 TRACEBACK: Final = "traceback"  # counted with the log's events: something that nobody caught
+LIBRARY_ERROR: Final = "library.logged error"  # likewise, where asyncio or websockets caught it
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Served:
 
     Attributes:
         url: its plain address.
-        log: how often each event was logged, and TRACEBACK.
+        log: how often each event was logged, TRACEBACK, and LIBRARY_ERROR.
     """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
@@ -66,10 +67,14 @@ class Served:
         server = cls(process)
         assert process.stdout is not None
         server._readers.append(asyncio.create_task(server._read_log(), name="the server's log"))
-        async with within(LISTEN_LIMIT_S, "the server to listen"):
-            first = (await process.stdout.readline()).decode()
-        if not first.startswith("listening on "):
-            raise click.ClickException(f"the server does not listen: it said {first!r}, exit code {process.returncode}")
+        try:
+            async with within(LISTEN_LIMIT_S, "the server to listen"):
+                first = (await process.stdout.readline()).decode()
+            if not first.startswith("listening on "):
+                raise click.ClickException(f"the server does not listen: it said {first!r}")
+        except BaseException:
+            await server.kill()
+            raise
         server.url = first.removeprefix("listening on ").strip()
         server._readers.append(asyncio.create_task(server._read_out(), name="the server's output"))
         return server
@@ -104,7 +109,7 @@ class Served:
     def sample(self) -> Sample:
         """Raises: psutil.NoSuchProcess: it has ended."""
         with self._facts.oneshot():
-            n_fds = getattr(self._facts, "num_handles" if sys.platform == "win32" else "num_fds")()
+            n_fds = count_fds(self._facts)
             rss_mb, n_threads = self._facts.memory_info().rss / 1e6, self._facts.num_threads()
         alive = 0
         for child in self._facts.children():
@@ -140,12 +145,20 @@ class Served:
                 self.log[TRACEBACK] += 1
             elif line.startswith(b"{"):
                 with suppress(ValueError):  # cut by what else is written there
-                    self.log[str(json.loads(line).get("event"))] += 1
+                    said = json.loads(line)
+                    self.log[str(said.get("event"))] += 1
+                    self.log[LIBRARY_ERROR] += (said.get("event"), said.get("level")) == ("library.logged", "error")
 
     async def _read_out(self) -> None:
         assert self._process.stdout is not None
         async for _ in self._process.stdout:
             pass
+
+
+def count_fds(process: psutil.Process) -> int:
+    """Open file descriptors; handles on Windows."""
+    count: int = getattr(process, "num_handles" if sys.platform == "win32" else "num_fds")()
+    return count
 
 
 def is_running(pid: int) -> bool:

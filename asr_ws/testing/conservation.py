@@ -39,6 +39,8 @@ from asr_ws.messages import (
 
 ENDS_UTTERANCE: Constant = ("decode_failed", "poison_audio")  # the error codes that do
 TELLS_ALL: Constant = (1000, 1012)  # closes before which every utterance has had its outcome
+TELLS_ADMITTED: Constant = (1008, 1009)  # ... every one that was admitted, after a fatal error but these
+TELLS_NOTHING: Constant = ("unauthorized", "slow_consumer")
 
 
 class Place(Enum):
@@ -86,6 +88,7 @@ class Conservation:
     _seq: int | None = None  # of the last event; None: nothing yet
     _dropped_next: str | None = None  # refused, and not held
     _draining: bool = False
+    _finishes: bool = False  # after a fatal error
     _counts: Counter[type] = field(default_factory=Counter)
     _invalid_samples: bool = False  # their time is refused, inside of what is decoded too
 
@@ -130,6 +133,8 @@ class Conservation:
                 self._expect(event, Place.ADMITTED).place = Place.GONE
             case Error(code="internal"):
                 self.breaches.append(f"the server is broken: {event}")
+            case Error(fatal=True):
+                self._finishes = event.code not in TELLS_NOTHING
             case Error(code="invalid_samples"):
                 self._invalid_samples = True
             case Dropped():
@@ -145,8 +150,10 @@ class Conservation:
     def close(self, code: int) -> None:
         """The connection ended with this code; 1006: with none."""
         self._check((self.done is not None) == (code == 1000), f"closed {code} with {self.done}")
-        if code in TELLS_ALL and self.unsettled:
-            self.breaches.append(f"closed {code} without an outcome of {', '.join(self.unsettled)}")
+        owed = self.unsettled if code in TELLS_ALL else []
+        if self._finishes and code in TELLS_ADMITTED:
+            owed = [id for id, told in self.utterances.items() if told.place is Place.ADMITTED]
+        self._check(not owed, f"closed {code} without an outcome of {', '.join(owed)}")
 
     def _check(self, holds: bool, sentence: str) -> None:
         if not holds:

@@ -117,6 +117,7 @@ def test_a_good_run_is_ok() -> None:
         ({"account": Account(finals=1, lost_ms=3)}, "3 ms of audio lost"),
         ({"account": Account(finals=1, breaches=["a", "b"])}, "2 breaches of the protocol"),
         ({"account": Account()}, "no final at all"),
+        ({"account": Account(finals=1, unreachable=2)}, "the server could not be reached 2 times"),
         ({"faults": {"segv": 19, "vanish": 90}}, "19 of 40 faults came about"),
         ({"parent_crashes": 1}, "the server ended 1 times"),
         ({"clean": True, "worker_restarts": 1}, "1 restarts of the worker without a fault"),

@@ -47,8 +47,8 @@ def dropped(utterance: str = "u1", reason: Any = "cancelled", span_ms: tuple[int
     return Dropped(utterance=utterance, reason=reason, audio_start_ms=span_ms[0], audio_end_ms=span_ms[1])
 
 
-def error(code: str, utterance: str | None = None) -> Error:
-    return Error(code=code, message="", hint="", fatal=False, utterance=utterance)
+def error(code: str, utterance: str | None = None, *, fatal: bool = False) -> Error:
+    return Error(code=code, message="", hint="", fatal=fatal, utterance=utterance)
 
 
 def done(**figures: int) -> Done:
@@ -105,6 +105,9 @@ def judged(*events: ServerEvent | Unknown, code: int | None = None, numbered: bo
         ([error("invalid_samples"), begun(), span(accepted(), 0, 500), span(final(), 0, 500),
           done(received_ms=500, decoded_ms=100, refused_ms=400, finals=1, errors=1)], 1000),
         ([Unknown("new", {"seq": 1})], 1012),
+        ([begun(), error("idle", fatal=True)], 1008),
+        ([begun(), accepted(), error("slow_consumer", fatal=True)], 1008),
+        ([begun(), accepted(), error("bad_message", fatal=True)], 1006),
         ([begun()], 1006),  # what a connection that broke owes is not the law's to say
     ],
 )  # fmt: skip
@@ -179,6 +182,7 @@ def test_a_session_begins_with_ready() -> None:
     [
         ([begun(), begun("u2"), accepted("u2"), final("u2")], 1012, "closed 1012 without an outcome of u1"),
         ([begun(), busy(), done(busy=1)], 1000, "closed 1000 without an outcome of u1"),
+        ([begun(), accepted(), error("idle", fatal=True)], 1008, "closed 1008 without an outcome of u1"),
         ([], 1000, "closed 1000 with None"),
         ([done()], 1012, "closed 1012 with Done"),
     ],
