@@ -107,7 +107,7 @@ class Model:
 class Worker:
     on_crash_loop: str = _setting(
         "stay",
-        "what to do when three starts of the worker in a row have failed: stay and keep trying, or exit with code 70",
+        "what to do when three starts of the worker in a row have failed, or one for good: stay, or exit with code 70",
         choices=("stay", "exit"),
     )
     worker_memory_mb: int = _setting(

@@ -80,7 +80,7 @@ async def _stream_clip(app: App, *, kill: bool) -> bool:
                 print_event(event)
                 transcript.receive(event)
                 n_partials += isinstance(event, messages.Partial)
-                if kill and n_partials == KILLED_AT and (pid := app.supervisor.pid) is not None:
+                if kill and n_partials >= KILLED_AT and (pid := app.supervisor.pid) is not None:
                     os.kill(pid, signal.SIGSEGV)  # on Windows that ends it too
                     click.echo(f"--- killed the recognizer, process {pid}, by SIGSEGV")
                     kill = False
@@ -89,4 +89,6 @@ async def _stream_clip(app: App, *, kill: bool) -> bool:
     click.echo(f"word error rate {errors.rate:.1%} ({errors.errors} of {errors.words} words)")
     if app.supervisor.n_restarts:
         click.echo(f"the recognizer was replaced {app.supervisor.n_restarts} time(s); no connection was closed")
+    if kill:
+        click.echo("there was no moment at which to kill the recognizer")
     return errors.rate <= MAX_WORD_ERROR_RATE and not kill

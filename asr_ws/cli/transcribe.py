@@ -87,7 +87,8 @@ async def _run(
                     why = "the file is ahead of the server" if event.reason == "fair_share" else "the server is busy"
                     _say(f"note: {file}: {why} ({event.reason}); it is asked again by itself")
                 case messages.Dropped():
-                    _say(f"warning: {file}: {event.utterance}: {event.reason}")
+                    span = " to ".join(_clock(ms, ".") for ms in (event.audio_start_ms, event.audio_end_ms))
+                    _say(f"warning: {file}: no text from {span}: {event.reason}")
                 case messages.Error():
                     what = f"{file}: {event.utterance or 'session'}: {event.code}: {event.message}"
                     _say(f"{'error' if event.fatal else 'warning'}: {what}", event.hint)

@@ -245,7 +245,11 @@ def test_a_refused_session_says_when_to_try_again(server: ScriptedServer, run: R
 def test_a_dropped_utterance_is_warned_of_and_exits_with_1(server: ScriptedServer, run: Run, wav: Path) -> None:
     dropped = Dropped(utterance="u2", reason="evicted", audio_start_ms=500, audio_end_ms=1000)
     server.scripts = [[*HELLO[:1], dropped, done(refused_ms=500)]]
-    assert run(wav, "--url", server.url) == (1, "Hello there.\n", f"warning: {wav}: u2: evicted\n")
+    assert run(wav, "--url", server.url) == (
+        1,
+        "Hello there.\n",
+        f"warning: {wav}: no text from 00:00:00.500 to 00:00:01.000: evicted\n",
+    )
 
 
 def test_a_failed_utterance_is_warned_of_and_exits_with_1(server: ScriptedServer, run: Run, wav: Path) -> None:
