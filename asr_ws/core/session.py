@@ -240,9 +240,8 @@ class Session:
             return []
         match outcome:
             case Decoded():
-                final = _final(outcome, words=self._start.words)
                 self.ledger.decoded += self._settle(entry, "final")
-                self._emit(final)
+                self._emit(_final(outcome, words=self._start.words))
             case Unfinished():
                 self._refuse(entry, utterance, outcome.shed, now, waited_s=outcome.waited_s)
             case Failed():

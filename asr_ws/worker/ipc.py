@@ -37,9 +37,7 @@ class Loading(_Struct, frozen=True):
 class Loaded(_Struct, frozen=True):
     """The model is in memory and has passed its self-test: requests may come."""
 
-    pid: Annotated[
-        int, msgspec.Meta(gt=0, lt=2**31)
-    ]  # not that of the process that was spawned, where Windows' python is two
+    pid: Annotated[int, msgspec.Meta(gt=0, lt=2**31)]  # not that of the spawned one, where Windows' python is two
     device: str
     compute_type: str
     load_s: float

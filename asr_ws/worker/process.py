@@ -34,7 +34,6 @@ class _Protocol(asyncio.subprocess.SubprocessStreamProtocol):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(limit=READ_BYTES, loop=loop)
-        self._loop = loop
         self.exited: asyncio.Future[None] = loop.create_future()
         self.abandoned = False
 
@@ -42,7 +41,7 @@ class _Protocol(asyncio.subprocess.SubprocessStreamProtocol):
         super().connection_made(transport)
         if self.abandoned:
             transport.close()  # which kills it; nobody is told of its end
-            self._loop.call_later(EXIT_GRACE_S, transport.get_extra_info("subprocess").poll)
+            self.exited.get_loop().call_later(EXIT_GRACE_S, transport.get_extra_info("subprocess").poll)
 
     def process_exited(self) -> None:
         super().process_exited()

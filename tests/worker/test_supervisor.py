@@ -75,6 +75,12 @@ async def supervised(spec: WorkerSpec) -> AsyncIterator[Watched]:
             await task
 
 
+def importable(name: str, lines: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a module for workers."""
+    (folder / f"{name}.py").write_text("\n".join(lines))
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
 async def test_worker_becomes_ready_after_its_self_test(scripted: WorkerSpec) -> None:
     async with supervised(scripted) as watched:
         await watched.until(ServiceState.READY)
@@ -104,8 +110,7 @@ async def test_what_the_spec_says_reaches_the_recognizer(
         "        super().__init__(model, **given)",
         "        self.compute_type = repr(given)",
     ]
-    (tmp_path / "telling.py").write_text("\n".join(lines))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    importable("telling", lines, tmp_path, monkeypatch)
     spec = WorkerSpec(scripted.model, "cpu", "int8", 3, "full", recognizer="telling:Telling")
     async with supervised(spec) as watched:
         await watched.until(ServiceState.READY)
@@ -129,8 +134,7 @@ async def test_numbers_that_are_none_fail_the_decode_and_leave_the_worker_alive(
         "        segments = (replace(each, avg_logprob=float('nan')) for each in transcription)",
         "        return FilteredTranscription(segments, 'en', 1.0)",
     ]
-    (tmp_path / "overflowing.py").write_text("\n".join(lines))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    importable("overflowing", lines, tmp_path, monkeypatch)
     async with supervised(replace(scripted, recognizer="overflowing:Overflowing")) as watched:
         await watched.until(ServiceState.READY)
         with pytest.raises(DecodeFailed, match="numbers are none"):
@@ -531,8 +535,7 @@ async def test_death_is_seen_also_where_another_process_holds_its_pipes(
         "            (self.folder / 'forked').write_text(str(child))",
         "        return super().transcribe(samples, options)",
     ]
-    (tmp_path / "forking.py").write_text("\n".join(lines))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    importable("forking", lines, tmp_path, monkeypatch)
     async with supervised(replace(scripted, recognizer="forking:Forking")) as watched:
         await watched.until(ServiceState.READY)
         with pytest.raises(WorkerDied):
@@ -553,8 +556,7 @@ async def test_what_is_no_reply_ends_it(scripted: WorkerSpec, tmp_path: Path, mo
         "                os.write(descriptor, bytes(range(200, 216)))",
         "        return super().transcribe(samples, options)",
     ]
-    (tmp_path / "garbling.py").write_text("\n".join(lines))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    importable("garbling", lines, tmp_path, monkeypatch)
     async with supervised(replace(scripted, recognizer="garbling:Garbling")) as watched:
         with capture_logs() as logs:
             while Cause.GARBLED not in watched.supervisor.restarts:  # the self-test's reply is garbled
