@@ -25,7 +25,7 @@ import asyncio
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -83,6 +83,7 @@ PROMPTS: Final = {  # by `asr_ws.testing.faults`, {n} is another number each tim
     "crash-load": "once {n} next-load 1 crash SEGV",
     "slow-load": "once {n} next-load 1 sleep 3",
 }
+SLOW: Final = "once {n} sleep 0.5"  # for clients that vanish in mid-decode
 OTHERS: Final = (*(name for name in SIGNALS if name != SEGV), *PROMPTS)
 CLIENTS: Final = tuple(way for way in WAYS if way != STAYS)
 FAULTS: Final = (SEGV, *OTHERS, *CLIENTS)
@@ -267,7 +268,7 @@ class Run:
         self._faults: Counter[str] = Counter()
         self._bugs: Counter[str] = Counter()
         self._pcm, self._cuts = speech_pcm(), spoken_cuts()
-        self._crowd = Crowd(lambda: self._server.url, self._pcm, self._cuts)
+        self._crowd = Crowd(lambda: self._server.url, self._pcm, self._cuts, self._slow)
         self._names = count(1)
         self._schedule = [] if plan.clean else schedule(plan.seconds, plan.seed, plan.without)
 
@@ -378,11 +379,20 @@ class Run:
                         await asyncio.sleep(SAMPLE_EVERY_S)
                 self._faults[fault.name] += 1
             else:
-                n, server = next(self._names), self._server.pid
+                prompt, committed = self._fault(PROMPTS[fault.name])
                 rng = random.Random(f"{self._plan.seed} {fault.at_s}")
-                told = await self._crowd.commit_one(rng, PREFIX + PROMPTS[fault.name].format(n=n))
+                told = await self._crowd.commit_one(rng, prompt)
                 failed = any(isinstance(event, messages.Error) for event in told)  # a fault that is not once
-                self._faults[fault.name] += failed or (marks.folder(server) / f"once-{n}").exists()
+                self._faults[fault.name] += failed or committed()
+
+    def _fault(self, template: str) -> tuple[str, Callable[[], bool]]:
+        """A prompt, with a name of its own, and what tells whether that has been committed, if it is for once."""
+        n, server = next(self._names), self._server.pid
+        mark = marks.folder(server) / f"once-{n}"
+        return PREFIX + template.format(n=n), mark.exists
+
+    def _slow(self) -> tuple[str, Callable[[], bool]]:
+        return self._fault(SLOW)
 
     async def _worker(self) -> int:
         """The pid of one that is ready. Raises: TimeoutError: there is none for long."""

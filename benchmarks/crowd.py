@@ -30,6 +30,7 @@ from benchmarks.common import PCM_BYTES_PER_S
 SESSION_LIMIT_S: Final = 180.0  # more than MAX_UTTERANCES, offered again PATIENCE times, may take
 PATIENCE: Final = 12  # attempts; the protocol has no bound, and at five times the load somebody is always unlucky
 VANISH_LIMIT_S: Final = 20.0  # for the moment to come at which to go
+LOOK_EVERY_S: Final = 0.02  # whether it has come
 NEVER_READ_S: Final = 12.0  # longer than the server lets events wait
 RECONNECT_S: Final = 0.5
 FRAME_BYTES: Final = PCM_BYTES_PER_S // 5
@@ -46,13 +47,16 @@ VANISHES, VANISHES_QUEUED, VANISHES_DECODING, NEVER_READS = (
     "never-read",
 )
 WAYS: Final[Mapping[str, int]] = {
-    STAYS: 70,
+    STAYS: 69,
     CANCELS: 10,
     VANISHES: 7,
     VANISHES_QUEUED: 6,
     VANISHES_DECODING: 6,
-    NEVER_READS: 1,
+    NEVER_READS: 2,
 }
+
+
+Told = messages.ServerEvent | messages.Unknown | None  # None: nothing, for a while
 
 
 @dataclass(slots=True)
@@ -87,10 +91,18 @@ class Crowd:
     """Args:
     url: where the server is at the moment; it changes when the server had to be started again.
     pcm, cuts: of speech; each cut is one utterance.
+    slow: a prompt for a decode that takes a while, and what tells whether that has begun.
     """
 
-    def __init__(self, url: Callable[[], str], pcm: bytes, cuts: Sequence[slice]) -> None:
+    def __init__(
+        self,
+        url: Callable[[], str],
+        pcm: bytes,
+        cuts: Sequence[slice],
+        slow: Callable[[], tuple[str, Callable[[], bool]]],
+    ) -> None:
         self.account = Account()
+        self._slow = slow
         self._url = url
         self._pcm = pcm
         self._cuts = cuts
@@ -220,7 +232,9 @@ class Crowd:
 
     async def vanish(self, rng: random.Random, way: str) -> None:
         """Speak, and be gone without a close: amid an utterance, while one waits or is being decoded, or unread."""
-        start = messages.Start(endpointing=messages.Endpointing(mode="manual"))
+        prompt, begun = self._slow() if way == VANISHES_DECODING else (None, lambda: False)
+        manual = messages.Endpointing(mode="manual")
+        start = messages.Start(prompt=prompt, partials=prompt is None, endpointing=manual)
         options: dict[str, Any] = {"compression": None, "ping_interval": None}
         if way == NEVER_READS:
             options |= {"sock": await _narrow_socket(self._url()), "max_queue": 1}
@@ -232,18 +246,21 @@ class Crowd:
                     await _never_read(socket)
                 elif way == VANISHES:
                     await socket.send(self._pcm[cuts[0]])
+                elif way == VANISHES_QUEUED:
+                    await self._wait_until(socket, cuts, _waits)
                 else:
-                    await self._until_time_to_go(socket, cuts, queued=way == VANISHES_QUEUED)
+                    await self._wait_until(socket, cuts[:1], lambda event: begun())
                 self.account.faults[way] += 1
             except TimeoutError:  # the moment did not come
                 pass
             finally:
                 _reset(socket)
 
-    async def _until_time_to_go(self, socket: ClientConnection, cuts: Sequence[slice], *, queued: bool) -> None:
-        """Until an utterance waits behind another, or goes to the worker now. Raises: TimeoutError: none does."""
-        cuts = cuts if queued else cuts[:1]
-        n_open, ready = 0, False
+    async def _wait_until(
+        self, socket: ClientConnection, cuts: Sequence[slice], moment: Callable[[Told], bool]
+    ) -> None:
+        """Speak these, again and again, until the moment has come. Raises: TimeoutError: it does not."""
+        n_open = 0
         async with asyncio.timeout(VANISH_LIMIT_S):
             while True:
                 if n_open <= 0:
@@ -251,16 +268,22 @@ class Crowd:
                     for cut in cuts:
                         await socket.send(self._pcm[cut])
                         await socket.send(messages.encode(messages.Commit()))
-                match event := messages.decode_event(await socket.recv()):
-                    case messages.Ready() | messages.State():
-                        ready = event.state == "ready"
-                    case messages.Accepted() if event.position > 0 if queued else ready and event.position == 0:
-                        return
+                event = None
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_EVERY_S):
+                        event = messages.decode_event(await socket.recv())
+                if moment(event):
+                    return
+                match event:
                     case messages.Busy() | messages.Retry():
                         await asyncio.sleep(event.retry_after_ms / 1000)
                         await socket.send(messages.encode(messages.RetryUtterance(str(event.utterance))))
                     case messages.Final() | messages.Error() | messages.Dropped():
                         n_open -= 1
+
+
+def _waits(event: Told) -> bool:
+    return isinstance(event, messages.Accepted) and event.position > 0
 
 
 async def _while_connected(speaking: Awaitable[None]) -> None:
