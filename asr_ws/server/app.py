@@ -35,6 +35,7 @@ from asr_ws.server.connection import ConnectionLimits
 from asr_ws.server.dispatcher import Dispatcher
 from asr_ws.server.exposition import Exposition
 from asr_ws.server.listener import Listener
+from asr_ws.server.memory import give_back
 from asr_ws.server.pages import Pages
 from asr_ws.server.watch import Watch
 from asr_ws.worker.supervisor import Supervisor, WorkerSpec
@@ -155,6 +156,7 @@ async def running(settings: Settings, spec: WorkerSpec | None = None, *, fair: b
             tasks.create_task(app.supervisor.run(), name="supervisor"),
             tasks.create_task(app.dispatcher.run(), name="dispatcher"),
             tasks.create_task(Watch(app.metrics).run(), name="watch"),
+            tasks.create_task(give_back(), name="memory"),
         ]
         gc.freeze()  # what is loaded by now stays: each full collection would stall the loop to look through it
         try:
