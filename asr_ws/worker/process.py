@@ -145,7 +145,6 @@ class WorkerProcess:
             replies.close()
 
     def _kill_soon(self) -> None:
-        # Not at once: `Popen.kill` reaps a process that is just dying, and asyncio then reports 255 for it.
         if self._kill is None:
             self._kill = asyncio.get_running_loop().call_later(EXIT_GRACE_S, self._kill_now)
 
@@ -154,7 +153,12 @@ class WorkerProcess:
 
     def _send_signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):  # it ended just now
-            self._transport.send_signal(number)
+            if sys.platform == "win32":
+                self._transport.send_signal(number)
+            elif self._transport.get_returncode() is None:
+                # Not by the transport: before Python 3.13 that reaps a process that is just dying, and its exit status
+                # is lost.
+                os.kill(self.pid, number)
 
     async def _listen(self) -> None:
         while chunk := await self._stderr.read(READ_BYTES):

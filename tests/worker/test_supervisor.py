@@ -493,6 +493,22 @@ async def test_process_that_the_system_does_not_end_is_said_and_not_replaced_bef
         assert watched.supervisor.restarts == {Cause.HUNG: 1}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+async def test_signal_to_what_is_just_dying_does_not_take_the_cause_of_its_death(scripted: WorkerSpec) -> None:
+    """Regression: asyncio's own `send_signal` reaped it, and reported exit status 255."""
+    async with supervised(scripted) as watched:
+        await watched.until(ServiceState.READY)
+        process = watched.supervisor._process
+        assert process is not None
+        os.kill(process.pid, signal.SIGSEGV)
+        while is_running(process.pid):  # while asyncio, which could see it, does not run
+            pass
+        process._kill_now()
+        await watched.until(ServiceState.RESTARTING)
+        await watched.until(ServiceState.READY)
+        assert watched.supervisor.restarts == {Cause.SEGV: 1}
+
+
 async def test_what_has_been_ready_is_not_given_up_for_one_bad_start(scripted: WorkerSpec) -> None:
     """Regression: a model folder that was gone for a moment, or an illegal instruction, was final."""
     async with supervised(scripted) as watched:
