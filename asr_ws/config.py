@@ -107,7 +107,8 @@ class Model:
 class Worker:
     on_crash_loop: str = _setting(
         "stay",
-        "what to do when three starts of the worker in a row have failed, or one for good: stay, or exit with code 70",
+        "what to do when no worker can be had (three starts in a row failed, one did for good, or one does not end): "
+        "stay, or exit with code 70",
         choices=("stay", "exit"),
     )
     worker_memory_mb: int = _setting(

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import logging
 import queue
+import re
 import sys
 import threading
 import time
@@ -22,6 +23,8 @@ import structlog
 CAPACITY = 4096  # lines that wait to be written: about a megabyte, and the worst second of a crash loop
 BATCH = 256  # of them in one write: a busy loop lets another thread have its turn some 200 times a second only
 FLUSH_S = 1.0  # for what still waits when the process ends; a reader that stands still must not keep it alive
+# What a library prints, or an error quotes, would reach a terminal as commands: all but lines, tabs and colours.
+_CONTROLS = re.compile(r"(?!\x1b\[[\d;]*m)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 TELL_EVERY_S = 1.0  # between two lines about dropped ones
 RETRY_S = 0.05  # a non-blocking standard error is full
 
@@ -169,7 +172,7 @@ class _QueueLogger:
 
     def msg(self, line: str) -> None:
         if _writer is not None:
-            _writer.put(line)
+            _writer.put(_CONTROLS.sub(lambda found: ascii(found[0])[1:-1], line))
 
     debug = info = warning = error = critical = msg
 
@@ -204,8 +207,7 @@ def _json_renderers() -> list[structlog.types.Processor]:
 def _last_words_last(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """A person reads the stacks of a worker that died as lines, below the event."""
     if words := event.pop("stderr", None):
-        # Escaped, but for lines: what a library prints, or an error quotes, would reach a terminal as commands.
-        event["stack"] = "".join(each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in words)
+        event["stack"] = words
     return event
 
 

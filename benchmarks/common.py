@@ -117,12 +117,13 @@ async def within(limit_s: float, what: str) -> AsyncIterator[None]:
 
 @contextmanager
 def told_plainly() -> Iterator[None]:
-    """Raises: click.ClickException: one that came from within task groups."""
+    """Raises: click.ClickException: one that came from within task groups, and nothing else did."""
     try:
         yield
     except BaseExceptionGroup as group:
-        told: BaseException | None = group.subgroup(click.ClickException)
-        if told is None:
+        told: BaseException | None
+        told, other = group.split(click.ClickException)
+        if told is None or other is not None:
             raise
         while isinstance(told, BaseExceptionGroup):
             told = told.exceptions[0]

@@ -22,7 +22,7 @@ from websockets.asyncio.client import connect as open_socket
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from asr_ws import messages
-from asr_ws.client import ConnectionLost, Session, SessionRefused, connect
+from asr_ws.client import ConnectionLost, Event, Session, SessionRefused, connect
 from asr_ws.errors import ClientError
 from asr_ws.testing.conservation import Conservation, Place
 from benchmarks.common import PCM_BYTES_PER_S
@@ -54,9 +54,6 @@ WAYS: Final[Mapping[str, int]] = {
     VANISHES_DECODING: 6,
     NEVER_READS: 2,
 }
-
-
-Told = messages.ServerEvent | messages.Unknown | None  # None: nothing, for a while
 
 
 @dataclass(slots=True)
@@ -163,7 +160,7 @@ class Crowd:
 
         await self.hear_out(speak, start, patience=rng.choice((0, PATIENCE)))
 
-    async def commit_one(self, rng: random.Random, prompt: str) -> list[messages.ServerEvent | messages.Unknown]:
+    async def commit_one(self, rng: random.Random, prompt: str) -> list[Event]:
         """One utterance of a session with this prompt. Returns: what it was told."""
         cut = rng.choice(self._cuts)
 
@@ -171,7 +168,7 @@ class Crowd:
             await self._utter(session, cut, manual=True)
             await session.end()
 
-        heard: list[messages.ServerEvent | messages.Unknown] = []
+        heard: list[Event] = []
         start = {"prompt": prompt, "partials": False, "endpointing": {"mode": "manual"}}
         await self.hear_out(speak, start, heard=heard.append)
         return heard
@@ -183,7 +180,7 @@ class Crowd:
         *,
         patience: float = math.inf,
         allowed: Sequence[int] = (1000,),
-        heard: Callable[[messages.ServerEvent | messages.Unknown], None] = lambda event: None,
+        heard: Callable[[Event], None] = lambda event: None,
     ) -> Conservation:
         """A session that is judged, from its beginning to its close.
 
@@ -253,13 +250,21 @@ class Crowd:
                 self.account.faults[way] += 1
             except TimeoutError:  # the moment did not come
                 pass
+            except ConnectionClosed as closed:
+                self.account.breaches.append(f"a session that did nothing wrong was closed: {closed}")
             finally:
                 _reset(socket)
 
     async def _wait_until(
-        self, socket: ClientConnection, cuts: Sequence[slice], moment: Callable[[Told], bool]
+        self, socket: ClientConnection, cuts: Sequence[slice], moment: Callable[[Event | None], bool]
     ) -> None:
-        """Speak these, again and again, until the moment has come. Raises: TimeoutError: it does not."""
+        """Speak these, again and again, until the moment has come.
+
+        Args:
+            moment: whether this event tells of it; None: there was none for a while.
+        Raises:
+            TimeoutError: it does not.
+        """
         n_open = 0
         async with asyncio.timeout(VANISH_LIMIT_S):
             while True:
@@ -282,7 +287,7 @@ class Crowd:
                         n_open -= 1
 
 
-def _waits(event: Told) -> bool:
+def _waits(event: Event | None) -> bool:
     return isinstance(event, messages.Accepted) and event.position > 0
 
 

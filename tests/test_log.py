@@ -105,11 +105,14 @@ def test_json_is_one_object_a_line_whatever_is_logged(capsys: pytest.CaptureFixt
 @pytest.mark.usefixtures("_logging")
 def test_what_a_worker_printed_reaches_no_terminal_as_commands(capsys: pytest.CaptureFixture[str]) -> None:
     log.configure("console")
-    structlog.get_logger().warning("worker.died", stderr="Fatal\x1b[2J\r\n\tat é \x07")
+    structlog.get_logger().warning("worker.died", stderr="Fatal\x1b[2J\n\tat é \x07", error="a\x9b2Jb")
     log.close()
-    assert capsys.readouterr().err.endswith("Fatal\\x1b[2J\\r\n\tat é \\x07\n")
+    [line, *words] = capsys.readouterr().err.splitlines()
+    assert line.endswith("error=a\\x9b2Jb")
+    assert words == ["Fatal\\x1b[2J", "\tat é \\x07"]
 
 
+@pytest.mark.usefixtures("_logging")
 def test_lone_surrogates_are_escaped_on_the_console(capsys: pytest.CaptureFixture[str]) -> None:
     log.configure("console")
     structlog.get_logger().info("thing.seen", half="\ud800")

@@ -411,7 +411,7 @@ class Session:
         elif now < entry.hint_at - EARLY_S:
             shed = self._desk.shed(RefusalReason.RETRY_EARLY, now=now)
             until_hint_s = min(max(entry.hint_at - now, 0.5), 1.5)
-            self._emit(self._busy(entry, replace(shed, retry_after_s=until_hint_s), self._hold_until(entry, now) - now))
+            self._emit(self._busy(entry, replace(shed, retry_after_s=until_hint_s), self._hold_until(entry) - now))
         elif (utterance := self._desk.reclaim(self.id, id)) is not None:
             self._offer(entry, utterance, now)
         # Otherwise its hold ended in this very moment: the Released that says so is on its way.
@@ -438,7 +438,7 @@ class Session:
         self.ledger.finish()
         for entry in self._entries.values():
             if entry.place is _Place.HELD:
-                self._desk.shorten_hold(self.id, entry.id, until=self._hold_until(entry, now))
+                self._desk.shorten_hold(self.id, entry.id, until=self._hold_until(entry))
         self._advance()
 
     # ------------------------------------------------------------ utterances
@@ -529,14 +529,14 @@ class Session:
         entry.due_at = now + messages.retry_wait_s(shed.reason, shed.retry_after_s, shed.estimated_wait_s)
         if entry.first_refused_at is None:
             entry.first_refused_at = now
-        until = self._hold_until(entry, now)
+        until = self._hold_until(entry)
         self._emit(self._busy(entry, shed, until - now if held else 0.0, waited_s))
         if held:
             self._desk.hold(utterance, until=until)
         else:
             self._drop(entry, DropReason.NOT_HELD)
 
-    def _hold_until(self, entry: _Entry, now: float) -> float:
+    def _hold_until(self, entry: _Entry) -> float:
         assert entry.first_refused_at is not None
         if self._phase is _Phase.ENDING:  # a client that knows no retry must not be kept waiting
             return entry.due_at + HOLD_AFTER_REFUSAL_S

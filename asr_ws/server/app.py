@@ -192,7 +192,7 @@ Visitor = Callable[[App], Awaitable[int | None]]
 
 
 def run(settings: Settings, spec: WorkerSpec | None = None, *, visitor: Visitor | None = None) -> int:
-    """Serve until told to stop.
+    """Serve until told to stop. The process is to end then: a signal that comes after the first ones is ignored.
 
     Args:
         spec: as of `running`.

@@ -90,12 +90,12 @@ class Watch:
 
 @contextlib.contextmanager
 def _standard_error() -> Iterator[int | None]:
-    """Its file descriptor for the watchdog; None: there is none.
+    """Its file descriptor for the watchdog; None: there is none that surely does not block it.
 
     It must not block: a watchdog that is stuck in a full pipe would keep whoever arms it anew waiting, with the
     interpreter's lock in his hand. A file does not. Otherwise it is one of our own, opened anew, where that is possible
-    (on Linux, not of another user's); else a pipe or a socket is made not to block itself, which whoever writes the log
-    takes into account.
+    (on Linux, not of another user's); else a pipe or a socket (systemd's, Docker's) is made not to block itself, which
+    whoever writes the log takes into account.
     """
     try:
         assert sys.__stderr__ is not None

@@ -27,9 +27,9 @@ from typing import BinaryIO, NoReturn
 
 import numpy as np
 
-from asr_ws.core.types import SAMPLE_RATE, DecodeOptions, Samples
+from asr_ws.core.types import SAMPLE_RATE, DecodeOptions, Samples, Segment
 from asr_ws.worker import ipc
-from asr_ws.worker.recognizer import Recognizer, RecognizerFactory, pick_device
+from asr_ws.worker.recognizer import Recognizer, RecognizerFactory, Transcription, pick_device
 from asr_ws.worker.system import EXIT_CANNOT_LOAD, EXIT_CUDA
 
 SELF_TEST_WORD = "country"  # said twice in the clip
@@ -116,7 +116,7 @@ def _load(args: argparse.Namespace, replies: BinaryIO) -> Recognizer:
         )
         loaded = time.monotonic()
         clip = self_test_clip()
-        text = "".join(segment.text for segment in recognizer.transcribe(clip, DecodeOptions("en")))
+        text = "".join(segment.text for segment in _checked(recognizer.transcribe(clip, DecodeOptions("en"))))
         if SELF_TEST_WORD not in text.lower():
             raise RuntimeError(f"the self-test clip came out as {text[:200]!r}")
     except Exception as error:
@@ -157,15 +157,21 @@ def self_test_clip() -> Samples:
         return samples
 
 
+def _checked(transcription: Transcription) -> Iterator[Segment]:
+    """Raises: ArithmeticError: the model has computed what JSON has no number for, as some do in float16."""
+    for segment in transcription:
+        if not (segment.finite and math.isfinite(transcription.language_probability)):
+            raise ArithmeticError("the model's numbers are not finite")
+        yield segment
+
+
 def _decode(recognizer: Recognizer, request: ipc.DecodeRequest, replies: BinaryIO) -> None:
     began = time.monotonic()
     try:
         with _dump_after(request.dump_after_s):
             samples = np.frombuffer(request.samples, dtype="<f4")
             transcription = recognizer.transcribe(samples, request.options)
-            for n, segment in enumerate(transcription, 1):
-                if not (segment.finite and math.isfinite(transcription.language_probability)):
-                    raise ArithmeticError(f"the model's numbers are none: {segment}")
+            for n, segment in enumerate(_checked(transcription), 1):
                 last = n == transcription.n_segments
                 language = transcription.language, transcription.language_probability
                 _send(replies, ipc.SegmentDecoded(request.id, segment, last, *language))

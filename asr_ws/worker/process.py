@@ -18,7 +18,6 @@ EXIT_GRACE_S = 1.0  # from being told to end to being killed
 LAST_REPLIES_S = 0.05  # from its end to that of its replies, where another process has inherited the pipe
 LAST_WORDS_BYTES = 8192  # of standard error: a stack dump
 READ_BYTES = 65_536  # a pipe's buffer
-ROOT: Final = os.path.abspath(os.sep)  # a folder that is always there: the server's own may be removed under it
 FLOOD_PAUSE_S = 0.01  # after a full buffer: what a process prints may cost it time, and the server none to speak of
 
 # The threads of a decode sleep while they wait for each other. OpenMP's own default is to spin a while: where another
@@ -85,7 +84,7 @@ class WorkerProcess:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 env={**CALM_THREADS, **os.environ},
-                cwd=ROOT,
+                cwd=_folder(),
                 **system.spawn_options(),
             )
         except BaseException:
@@ -108,7 +107,7 @@ class WorkerProcess:
     @property
     def last_words(self) -> str:
         """The end of what it wrote to standard error."""
-        return self._last_bytes.decode("utf-8", "replace").strip()
+        return self._last_bytes.decode("utf-8", "replace").replace("\r\n", "\n").strip()
 
     def close(self) -> None:
         """Ask it to end, by ending its input; kill it if it does not."""
@@ -166,6 +165,14 @@ class WorkerProcess:
             del self._last_bytes[:-LAST_WORDS_BYTES]
             if len(chunk) >= READ_BYTES // 2:
                 await asyncio.sleep(FLOOD_PAUSE_S)
+
+
+def _folder() -> str:
+    """The server's own, which a relative PYTHONPATH means; one that is always there, where that has been removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return os.path.abspath(os.sep)
 
 
 def resident_bytes(pid: int) -> int | None:

@@ -305,7 +305,7 @@ def _segment(segment: Any, text: str, bounds: tuple[float, float], words: Sequen
         compression_ratio=float(segment.compression_ratio),
         words=tuple(
             # A word without tokens of its own has a mean of nothing for its probability.
-            Word(word.word, float(word.start), float(word.end), float(np.nan_to_num(word.probability)))
+            Word(word.word, float(word.start), float(word.end), float(np.nan_to_num(word.probability, posinf=np.inf)))
             for word in words
         ),
     )

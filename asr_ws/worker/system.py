@@ -120,8 +120,12 @@ class Leash:
         job = ctypes.c_void_p(self._did(self._kernel32.CreateJobObjectW(None, None)))
         limits = _ExtendedLimits()
         limits.basic.flags = KILL_ON_JOB_CLOSE
-        size = ctypes.sizeof(limits)
-        self._did(self._kernel32.SetInformationJobObject(job, EXTENDED_LIMIT_INFORMATION, ctypes.byref(limits), size))
+        given = ctypes.byref(limits), ctypes.sizeof(limits)
+        try:
+            self._did(self._kernel32.SetInformationJobObject(job, EXTENDED_LIMIT_INFORMATION, *given))
+        except OSError:
+            self._kernel32.CloseHandle(job)
+            raise
         return job
 
     def _did(self, result: Any) -> Any:

@@ -137,10 +137,23 @@ async def test_numbers_that_are_none_fail_the_decode_and_leave_the_worker_alive(
     importable("overflowing", lines, tmp_path, monkeypatch)
     async with supervised(replace(scripted, recognizer="overflowing:Overflowing")) as watched:
         await watched.until(ServiceState.READY)
-        with pytest.raises(DecodeFailed, match="numbers are none"):
+        with pytest.raises(DecodeFailed) as failed:
             await watched.decode("say one")
+        assert str(failed.value) == "ArithmeticError: the model's numbers are not finite"  # its text is nobody's
         assert await watched.decode() == "country 1600"
         assert watched.supervisor.n_restarts == 0
+
+
+async def test_modules_are_looked_for_where_the_server_would(
+    scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: the worker ran in another folder, and a relative PYTHONPATH meant another one."""
+    lines = ["from asr_ws.testing.recognizer import ScriptedRecognizer as Here"]
+    importable("found_here", lines, tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", ".")
+    async with supervised(replace(scripted, recognizer="found_here:Here")) as watched:
+        await watched.until(ServiceState.READY)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
