@@ -23,15 +23,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from statistics import linear_regression, mean
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import click
 import psutil
@@ -45,7 +45,7 @@ from asr_ws.testing.faults import PREFIX
 from benchmarks.common import progress, report, speech_pcm, told_plainly, until, within
 from benchmarks.crowd import STAYS, WAYS, Account, Crowd
 from benchmarks.offered import spoken_cuts
-from benchmarks.served import LIBRARY_ERROR, TRACEBACK, Sample, Served, send_signal
+from benchmarks.served import LIBRARY_ERROR, STACKS, TRACEBACK, Sample, Served, send_signal
 
 SEGV_EVERY_S: Final = 20.0
 N_WARM_UP: Final = 6  # decodes: the server knows after three how long one may take
@@ -63,7 +63,10 @@ COURSE_POINTS: Final = 20
 MIN_SHARE_OF_FAULTS: Final = 0.5  # of those planned: refused like anybody's utterance, some do not come about
 DEATH_LIMIT_S: Final = 30.0  # from a signal to another worker: a stopped one is found out by its next decode's limit
 TOLD_SHOWN: Final = 20  # breaches in the report
-BUGS: Final = ("session.failed", "session.audio_lost", "worker.garbled", LIBRARY_ERROR, TRACEBACK)  # in the log
+BUGS: Final = (  # in the log
+    *("session.failed", "session.audio_lost", "worker.garbled", "worker.not_ended"),
+    *(LIBRARY_ERROR, TRACEBACK, STACKS),
+)
 
 SEGV: Final = "segv"
 SIGNALS: Final = {SEGV: "SEGV", "kill": "KILL", "stop": "STOP"}  # to the worker, from outside
@@ -275,6 +278,8 @@ class Run:
     async def outcome(self) -> Outcome:
         """Raises: click.ClickException: it cannot be run at all."""
         plan = self._plan
+        # As Ctrl-C: the server is to end too. So end `timeout` and CI what takes too long.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
         await self._start()
         try:
             decode_s = await self._warm_up()
@@ -457,7 +462,7 @@ def names_of(context: click.Context, parameter: click.Parameter, text: str | Non
 @click.option("--load", type=click.FloatRange(0.01), help="what is offered, in capacities [1; with --clean 5]")
 @click.option("--clean", is_flag=True, help="no faults")
 @click.option("--without", callback=names_of, metavar="FAULT,...", help="leave these faults out")
-@click.option("--report", "file", type=click.Path(dir_okay=False, path_type=Path), help="write the last line there too")
+@click.option("--report", "file", type=click.File("w", "utf-8", lazy=False), help="write the last line there too")
 def main(
     seconds: float,
     seed: int,
@@ -466,7 +471,7 @@ def main(
     load: float | None,
     clean: bool,
     without: tuple[str, ...],
-    file: Path | None,
+    file: TextIO | None,
 ) -> None:
     """Break a server in all ways there are, while many clients use it, and see whether any of them is harmed."""
     plan = Plan(seconds, seed, model, sessions or SESSIONS[clean], load or LOADS[clean], clean, without)

@@ -24,7 +24,7 @@ from importlib.metadata import version
 from importlib.resources import as_file, files
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TextIO, TypeVar
 
 import click
 import soundfile
@@ -241,13 +241,13 @@ def report(
     settings: Mapping[str, object],
     figures: Mapping[str, object],
     passed: bool | None,
-    file: Path | None = None,
+    file: TextIO | None = None,
 ) -> int:
     """Print the last line, and write it to a file where one is given. Returns: the exit code."""
     line = {"benchmark": benchmark, "machine": machine(), "settings": settings, **figures, "passed": passed}
     click.echo(json.dumps(line))
     if file is not None:
-        file.write_text(json.dumps(line, indent=2) + "\n", "utf-8")
+        file.write(json.dumps(line, indent=2) + "\n")
     return 1 if passed is False else 0
 
 

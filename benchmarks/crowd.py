@@ -83,6 +83,13 @@ class Account:
         if code not in allowed:
             self.breaches.append(f"closed {code}, with {len(law.unsettled)} utterances that have no outcome")
 
+    def compare(self, law: Conservation, done: messages.Done, n_bytes: int, n_commits: int) -> None:
+        """What the server says that it was told with what it was told. Args: n_commits: in manual mode."""
+        sent_ms = n_bytes * 1000 // PCM_BYTES_PER_S
+        self.lost_ms += abs(sent_ms - done.received_ms)
+        if n_commits > len(law.utterances):
+            self.breaches.append(f"{n_commits} commits came to {len(law.utterances)} utterances")
+
 
 class Crowd:
     """Args:
@@ -103,6 +110,7 @@ class Crowd:
         self._url = url
         self._pcm = pcm
         self._cuts = cuts
+        self._said: dict[Session, tuple[int, int]] = {}  # to whom: bytes of audio, commits
 
     async def user(self, rng: random.Random, ways: Mapping[str, int], rate: float, stop_at: float) -> None:
         """One session after the other until ``stop_at`` of the loop's clock.
@@ -213,16 +221,21 @@ class Crowd:
             finally:
                 speaking.cancel()
                 await asyncio.wait([speaking])
+        n_bytes, n_commits = self._said.pop(session, (0, 0))
         self.account.settle(law, code, allowed=allowed)
+        if law.done is not None:
+            self.account.compare(law, law.done, n_bytes, n_commits)
         return law
 
     async def _utter(self, session: Session, cut: slice, *, manual: bool) -> None:
         """At once, in manual mode; else in real time, so that there are partials."""
+        n_bytes, n_commits = self._said.get(session, (0, 0))
+        audio = self._pcm[cut] + (b"" if manual else PAUSE)
+        self._said[session] = n_bytes + len(audio), n_commits + manual
         if manual:
-            await session.send(self._pcm[cut])
+            await session.send(audio)
             await session.commit()
             return
-        audio = self._pcm[cut] + PAUSE
         for start in range(0, len(audio), FRAME_BYTES):
             await session.send(audio[start : start + FRAME_BYTES])
             await asyncio.sleep(FRAME_BYTES / PCM_BYTES_PER_S)

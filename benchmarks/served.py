@@ -26,6 +26,7 @@ STATS_LIMIT_S: Final = 10.0
 POLL_S: Final = 0.1
 MAX_LINE_BYTES: Final = 2**20  # of its log
 TRACEBACK: Final = "traceback"  # counted with the log's events: something that nobody caught
+STACKS: Final = "stacks"  # likewise: its event loop stood still for seconds
 LIBRARY_ERROR: Final = "library.logged error"  # likewise, where asyncio or websockets caught it
 
 
@@ -45,7 +46,7 @@ class Served:
 
     Attributes:
         url: its plain address.
-        log: how often each event was logged, TRACEBACK, and LIBRARY_ERROR.
+        log: how often each event was logged, TRACEBACK, STACKS, and LIBRARY_ERROR.
     """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
@@ -143,6 +144,8 @@ class Served:
         async for line in self._process.stderr:
             if line.startswith(b"Traceback (most recent call last)"):
                 self.log[TRACEBACK] += 1
+            elif line.startswith(b"Timeout ("):
+                self.log[STACKS] += 1
             elif line.startswith(b"{"):
                 with suppress(ValueError):  # cut by what else is written there
                     said = json.loads(line)

@@ -15,6 +15,7 @@ from asr_ws.client import DEFAULT_URL, Event, Transcript, connect
 from asr_ws.client.sources import open_source
 from asr_ws.errors import ClientError
 
+LONG_MS = 600_000  # a wait that a server names when it does not expect to decode anything: no restart takes so long
 MAX_CUE_CHARS = 84  # two lines of 42, as broadcasters have it
 SENTENCE_ENDS = (".", "?", "!", "。", "？", "！")
 
@@ -82,6 +83,8 @@ async def _run(
             show(event)
             transcript.receive(event)
             match event:
+                case messages.Busy(reason="unavailable") if event.estimated_wait_ms > LONG_MS:
+                    raise ClientError("the server has no recognizer, and does not expect one", "its log says why")
                 case messages.Busy() | messages.Retry() if not was_busy:
                     was_busy = True
                     why = "the file is ahead of the server" if event.reason == "fair_share" else "the server is busy"

@@ -125,8 +125,8 @@ class Session:
         self._source_error: Exception | None = None
         self._early: list[Event] = []  # read while waiting for `ready`
         self._retries: dict[str, asyncio.Task[None]] = {}  # of the utterances refused and not yet settled, by id
-        self._none_refused = asyncio.Event()
-        self._none_refused.set()
+        self._admitted: set[str] = set()  # utterances, of which the server has not told the outcome
+        self._changed = asyncio.Event()  # one of these two
         self._acknowledged = asyncio.Event()
 
     async def wait_ready(self) -> messages.Ready:
@@ -235,13 +235,16 @@ class Session:
             await self._socket.close()
 
     async def _keep_close(self) -> None:
-        """Wait until the server has seen all that was sent, and nothing of it waits to be offered again: a source that
-        can wait does not run ahead of the refusals, or the server would have to hold more than it does.
+        """Wait until the server has seen all that was sent, and has no more of it to do than the one utterance that
+        keeps its model busy: a source that can wait does not run ahead, or a server that comes to a standstill would
+        have to hold more than it does.
         """
         self._acknowledged.clear()
         await self.ping(ACKNOWLEDGEMENT)
         await self._acknowledged.wait()
-        await self._none_refused.wait()
+        while self._retries or len(self._admitted) > 1:
+            self._changed.clear()
+            await self._changed.wait()
 
     async def _begin(self) -> None:
         """`start`, once, before the first thing that needs it."""
@@ -272,16 +275,24 @@ class Session:
         return event
 
     def _note(self, event: Event) -> None:
-        """Plan the retry of what was refused and is held; forget that of what is settled."""
+        """Plan the retry of what was refused and is held; forget what is settled."""
         match event:
-            case messages.Busy(utterance=str(id)) | messages.Retry(utterance=str(id)) if event.held_ms:
-                self._retries[id] = asyncio.create_task(self._retry(id, retry_delay_s(event)), name=f"retry {id}")
-                self._none_refused.clear()
-            case messages.Accepted(utterance=id) | messages.Dropped(utterance=id):
-                if (task := self._retries.pop(id, None)) is not None:
+            case (
+                messages.Accepted(utterance=str(id))
+                | messages.Busy(utterance=str(id))
+                | messages.Retry(utterance=str(id))
+                | messages.Final(utterance=str(id))
+                | messages.Dropped(utterance=str(id))
+                | messages.Error(utterance=str(id))
+            ):
+                self._admitted.discard(id)
+                if isinstance(event, messages.Accepted):
+                    self._admitted.add(id)
+                if isinstance(event, messages.Accepted | messages.Dropped) and (task := self._retries.pop(id, None)):
                     task.cancel()
-                if not self._retries:
-                    self._none_refused.set()
+                if isinstance(event, messages.Busy | messages.Retry) and event.held_ms:
+                    self._retries[id] = asyncio.create_task(self._retry(id, retry_delay_s(event)), name=f"retry {id}")
+                self._changed.set()
 
     async def _retry(self, utterance: str, delay_s: float) -> None:
         await asyncio.sleep(delay_s)

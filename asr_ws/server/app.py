@@ -204,6 +204,8 @@ def run(settings: Settings, spec: WorkerSpec | None = None, *, visitor: Visitor 
         ModelError: the model is not there, or not usable.
     """
     log.configure(settings.log.log_format, settings.log.log_level)
+    if sys.platform != "win32":
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who started us may ignore it: no exit status would be known
     return asyncio.run(_serve(settings, spec, visitor))
 
 
@@ -231,14 +233,15 @@ async def _serve(settings: Settings, spec: WorkerSpec | None, visitor: Visitor |
             crash_loop = lost.done()  # not what the drain may yet see
             if crash_loop:
                 logger.error("worker.given_up", hint="--on-crash-loop exit", exit_code=CRASH_LOOP)
-            logger.info("server.draining", signal=told.result() if told.done() else None)
+            logger.info("server.draining", **({"signal": told.result()} if told.done() else {}))
+            told.cancel()  # else it would have the second signal
             drained = asyncio.create_task(app.drain(), name="drain")
             again = asyncio.create_task(signals.get(), name="second signal")
             if not crash_loop:  # else there is nothing to wait for
                 await asyncio.wait([drained, again], return_when=asyncio.FIRST_COMPLETED)
             if not drained.done():
                 await app.give_up()
-            for task in (told, loaded, drained, again, lost):
+            for task in (loaded, drained, again, lost):
                 task.cancel()
             exit_code = (visit.result() or 0) if visit.done() else INTERRUPTED
             if crash_loop:

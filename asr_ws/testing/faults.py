@@ -94,7 +94,8 @@ class Fault:
             if not name.isalnum():
                 raise ValueError(f"once {name!r}: a name is letters and digits")
             fault = cls.of(line, partial=partial)
-            return fault if fault.verb and _is_first(name) else cls()
+            known = fault.verb in BEFORE_TEXT or fault.verb in AFTER_TEXT  # else it is told again and again
+            return cls() if known and not _is_first(name) else fault
         if verb.endswith(PARTIAL):
             return cls(verb.removesuffix(PARTIAL), argument) if partial else cls()
         return cls(verb, argument)
@@ -112,7 +113,10 @@ class Fault:
         if self.verb and self.verb not in AFTER_TEXT:
             if self.verb not in verbs:
                 raise ValueError(f"no fault {self.verb!r}: there are {', '.join((*verbs, *AFTER_TEXT))}")
-            verbs[self.verb](self.argument)
+            try:
+                verbs[self.verb](self.argument)
+            except ValueError as error:
+                raise ValueError(f"{self.verb} {self.argument!r}: {error}") from error
 
     def follow(self, transcription: Transcription) -> Transcription:
         """Whatever of it comes amid or after the text, which then nobody sees the end of."""
@@ -159,7 +163,7 @@ def _crash(name: str) -> NoReturn:
     try:
         number = signal.Signals[f"SIG{name}"]
     except KeyError as error:
-        raise ValueError(f"crash {name!r}: no such signal, as SEGV is one") from error
+        raise ValueError("no such signal, as SEGV is one") from error
     signal.raise_signal(number)
     os.abort()  # where the signal does not kill
 
@@ -201,9 +205,9 @@ def _flood(mb: str) -> None:
 def _next_load(n_and_line: str) -> NoReturn:
     n, _, line = n_and_line.partition(" ")
     if not n.isdecimal() or not int(n):
-        raise ValueError(f"next-load {n!r}: of how many loads?")
+        raise ValueError("of how many loads?")
     if Fault.of(line).verb not in BEFORE_TEXT:
-        raise ValueError(f"next-load {n} {line!r}: there are {', '.join(BEFORE_TEXT)}")
+        raise ValueError(f"for a load there are {', '.join(BEFORE_TEXT)}")
     _mark("next-load").write_text(n_and_line, "utf-8")
     _crash("SEGV")
 

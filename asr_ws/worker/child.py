@@ -22,6 +22,7 @@ import time
 import wave
 from collections.abc import Iterator
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
@@ -159,10 +160,11 @@ def self_test_clip() -> Samples:
 
 def _checked(transcription: Transcription) -> Iterator[Segment]:
     """Raises: ArithmeticError: the model has computed what JSON has no number for, as some do in float16."""
-    for segment in transcription:
-        if not (segment.finite and math.isfinite(transcription.language_probability)):
+    for segment in chain(transcription, [None]):  # the language's also where nothing was said
+        if not (math.isfinite(transcription.language_probability) and (segment is None or segment.finite)):
             raise ArithmeticError("the model's numbers are not finite")
-        yield segment
+        if segment is not None:
+            yield segment
 
 
 def _decode(recognizer: Recognizer, request: ipc.DecodeRequest, replies: BinaryIO) -> None:

@@ -121,7 +121,7 @@ class WorkerProcess:
 
     async def ended(self) -> int:
         """Wait until it has, for as long as the system takes. Returns: its exit status."""
-        await self._exited
+        await asyncio.wait([self._exited])  # which leaves it what it is, where the waiting is cancelled
         with contextlib.suppress(TimeoutError):  # whoever inherited its standard error may hold it open
             async with asyncio.timeout(EXIT_GRACE_S):
                 await asyncio.shield(self._listening)
@@ -151,12 +151,14 @@ class WorkerProcess:
         self._send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
 
     def _send_signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):  # it ended just now
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it ended just now
             if sys.platform == "win32":
                 self._transport.send_signal(number)
             elif self._transport.get_returncode() is None:
                 # Not by the transport: before Python 3.13 that reaps a process that is just dying, and its exit status
-                # is lost.
+                # is lost. But a thread of asyncio's may have reaped it already, and its pid be another's.
+                if sys.platform != "darwin":
+                    os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 os.kill(self.pid, number)
 
     async def _listen(self) -> None:

@@ -146,6 +146,28 @@ class _Life:
     delay_s: float = 0.0  # from its end to the next start
 
 
+class _Limit:
+    """Calls back when it is over, unless it is cancelled before.
+
+    Where this process itself stood still meanwhile (Ctrl-Z, a debugger), what it waits for may have come, or may have
+    stood still too: it has as long again as the limit came late.
+    """
+
+    def __init__(self, limit_s: float, callback: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._limit_s = limit_s
+        self._callback = callback
+        self._due = self._loop.time() + limit_s
+        self._timer = self._loop.call_at(self._due, self._is_due)
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+    def _is_due(self) -> None:
+        late_s = min(self._loop.time() - self._due, self._limit_s)
+        self._timer = self._loop.call_later(late_s, self._callback)
+
+
 class Supervisor:
     """Args:
     on_state: called with the new state and the seconds until READY that are to be expected, before anything
@@ -235,8 +257,8 @@ class Supervisor:
             return Cause.NOT_STARTED, None
         if self.restarts:
             self._log.info("worker.respawned", pid=process.pid, n_restarts=self.n_restarts)
+        limit = _Limit(start_limit_s, lambda: self._end(life, Cause.SLOW_START))
         try:
-            limit = asyncio.get_running_loop().call_later(start_limit_s, self._end, life, Cause.SLOW_START)
             try:
                 while (reply := await process.receive()) is not None:
                     self._receive(life, reply)
@@ -245,12 +267,12 @@ class Supervisor:
             except ipc.Garbled as error:
                 self._log.error("worker.garbled", pid=process.pid, error=str(error))
                 self._end(life, Cause.GARBLED)
-            limit.cancel()
             self._is_over(life)
             process.close()
             exit_status = await process.ended()
             return life.ended_for or cause_of(exit_status), exit_status
         finally:
+            limit.cancel()
             if life.ending is not None:
                 life.ending.cancel()
             await process.kill()
@@ -270,11 +292,10 @@ class Supervisor:
         assert self._call is None, "strictly one decode at a time"
         assert life is not None
         assert life.process is not None
-        loop = asyncio.get_running_loop()
         self._n_calls += 1
-        call = self._call = _Call(self._n_calls, time.monotonic(), loop.create_future())
+        call = self._call = _Call(self._n_calls, time.monotonic(), asyncio.get_running_loop().create_future())
         limit_s = self._spec.limits.decode(expected_s, self._n_decoded)
-        limit = loop.call_later(limit_s, self._hangs, life, call)
+        limit = _Limit(limit_s, lambda: self._hangs(life, call))
         try:
             payload = samples.astype("<f4", copy=False).tobytes()
             dump_after_s = self._spec.limits.dump_share * limit_s
@@ -438,5 +459,7 @@ class Supervisor:
         return None if permanent else life.delay_s
 
     def _enter(self, state: ServiceState, ready_in_s: float) -> None:
+        if state is ServiceState.UNAVAILABLE and self.state is not state:
+            self._log.error("worker.unavailable", error=self.last_failure)
         self.state = state
         self._on_state(state, ready_in_s)

@@ -169,6 +169,13 @@ def test_what_a_session_was_not_told_is_lost_however_it_closed() -> None:
     ]
 
 
+def test_the_servers_word_is_not_taken_for_what_it_was_sent() -> None:
+    account, told = Account(), law(done(received_ms=990))
+    assert told.done is not None
+    account.compare(told, told.done, n_bytes=32_000, n_commits=1)
+    assert (account.lost_ms, account.breaches) == (10, ["1 commits came to 0 utterances"])
+
+
 # ---------------------------------------------------------------- runs
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="a SIGTERM there ends a process without asking it")

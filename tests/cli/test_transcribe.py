@@ -310,6 +310,25 @@ def test_a_busy_server_is_said_once(server: ScriptedServer, run: Run, wav: Path,
     assert run(wav, "--url", server.url) == (0, "Hello there.\n", note)
 
 
+def test_a_server_that_expects_no_recognizer_is_not_waited_for(server: ScriptedServer, run: Run, wav: Path) -> None:
+    never = messages.Busy(
+        utterance="u1",
+        attempt=1,
+        commit=None,
+        status=503,
+        reason="unavailable",
+        retry_after_ms=1500,
+        estimated_wait_ms=3_600_000,
+        queue_depth=0,
+        queue_capacity=3,
+        retryable=True,
+        held_ms=60_000,
+    )
+    server.scripts = [[never]]
+    error = "error: the server has no recognizer, and does not expect one\nhint: its log says why\n"
+    assert run(wav, "--url", server.url) == (1, "", error)
+
+
 def test_at_a_terminal_a_bar_is_drawn_on_stderr_only(
     server: ScriptedServer, run: Run, wav: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

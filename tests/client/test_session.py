@@ -74,6 +74,19 @@ async def test_long_source_gets_through_and_its_acknowledgements_are_not_shown(s
     assert not any(isinstance(event, messages.Pong) for event in events)
 
 
+async def test_source_that_can_wait_has_no_more_under_way_than_the_server_would_hold(scripted: WorkerSpec) -> None:
+    """Regression: a worker that hung cost such a source what was beyond that."""
+    endpointing = {"mode": "manual", "max_utterance_ms": 1000}
+    async with (
+        serving(scripted) as app,
+        connect(app.url, prompt="sleep 0.1", partials=False, endpointing=endpointing) as session,
+    ):
+        under_way = [0]
+        async for event in session.stream(SECOND * 8):
+            under_way.append(under_way[-1] + isinstance(event, messages.Accepted) - isinstance(event, messages.Final))
+    assert (max(under_way), under_way[-1]) == (2, 0)
+
+
 async def test_refused_utterance_is_offered_again_by_itself(scripted: WorkerSpec) -> None:
     async with (
         Gate() as gate,

@@ -128,8 +128,10 @@ def test_a_flood_comes_by_both_outputs() -> None:
         ("raise no such luck", RuntimeError, "no such luck"),
         ("cuda", RuntimeError, "CUDA failed with error out of memory"),
         ("crush SEGV", ValueError, "no fault 'crush': there are sleep, hang"),
-        ("leak lots", ValueError, "lots"),
-        ("next-load raise x", ValueError, "next-load 'raise': of how many loads"),
+        ("leak", ValueError, "leak '': invalid literal"),
+        ("next-load raise x", ValueError, "next-load 'raise x': of how many loads"),
+        ("next-load 2 crush x", ValueError, "for a load there are sleep"),
+        ("once crash SEGV", ValueError, "no fault 'SEGV'"),
         ("once ../x crash SEGV", ValueError, "a name is letters and digits"),
     ],
 )

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -119,8 +120,16 @@ async def test_what_the_spec_says_reaches_the_recognizer(
         assert watched.supervisor.loaded.compute_type == repr(given)
 
 
+@pytest.mark.parametrize(
+    "what",
+    [
+        "(replace(each, avg_logprob=float('nan')) for each in transcription), 'en', 1.0",
+        "transcription, 'en', float('inf')",
+        "iter(()), 'en', float('nan')",
+    ],
+)
 async def test_numbers_that_are_none_fail_the_decode_and_leave_the_worker_alive(
-    scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = [
         "from dataclasses import replace",
@@ -131,8 +140,7 @@ async def test_numbers_that_are_none_fail_the_decode_and_leave_the_worker_alive(
         "        transcription = super().transcribe(samples, options)",
         "        if not options.prompt:",
         "            return transcription",
-        "        segments = (replace(each, avg_logprob=float('nan')) for each in transcription)",
-        "        return FilteredTranscription(segments, 'en', 1.0)",
+        f"        return FilteredTranscription({what})",
     ]
     importable("overflowing", lines, tmp_path, monkeypatch)
     async with supervised(replace(scripted, recognizer="overflowing:Overflowing")) as watched:
@@ -331,6 +339,31 @@ async def test_what_hangs_is_ended_after_a_dump_of_its_stacks(scripted: WorkerSp
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="POSIX signals")
+async def test_time_in_which_the_server_itself_stood_still_is_not_the_decodes(scripted: WorkerSpec) -> None:
+    """Regression: after Ctrl-Z and `fg` the limit was due in the same turn of the loop as the reply."""
+    async with supervised(replace(scripted, limits=IMPATIENT)) as watched:
+        await watched.until(ServiceState.READY)
+        decode = asyncio.create_task(watched.decode())
+        await asyncio.sleep(0)
+        time.sleep(2 * IMPATIENT.decode_s)  # noqa: ASYNC251 - the event loop stands still
+        assert await decode == "country 1600"
+        assert watched.supervisor.n_restarts == 0
+
+
+async def test_cancelled_waiting_for_the_end_does_not_pass_for_the_end(scripted: WorkerSpec) -> None:
+    """Regression: the worker outlived a supervisor that was stopped just then."""
+    async with supervised(scripted) as watched:
+        await watched.until(ServiceState.READY)
+        process = watched.supervisor._process
+        assert process is not None
+        waiting = asyncio.create_task(process.ended())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        await process.kill()
+        assert not is_running(process.pid)
+
+
 async def test_process_that_is_stopped_is_ended_like_one_that_hangs(scripted: WorkerSpec) -> None:
     """And a request that fills its pipe keeps nobody waiting."""
     async with supervised(replace(scripted, limits=IMPATIENT)) as watched:
