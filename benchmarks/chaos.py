@@ -38,7 +38,7 @@ import psutil
 from rich.progress import Progress, TaskID
 
 from asr_ws import messages
-from asr_ws.client import Session, connect
+from asr_ws.client import Event, Session, connect
 from asr_ws.errors import ClientError
 from asr_ws.testing import marks
 from asr_ws.testing.faults import PREFIX
@@ -426,12 +426,11 @@ class Run:
         async def last(n: int) -> None:
             async def speak(session: Session) -> None:
                 for cut in self._cuts[n : n + 2]:
-                    await session.send(self._pcm[cut])
-                    await session.commit()
+                    await self._crowd.utter(session, cut, manual=True)
                 if n % 2:
                     await session.end()
 
-            def heard(event: messages.ServerEvent | messages.Unknown) -> None:
+            def heard(event: Event) -> None:
                 if isinstance(event, messages.Accepted | messages.Busy):
                     loud[n].set()
 

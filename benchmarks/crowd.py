@@ -160,7 +160,7 @@ class Crowd:
         async def speak(session: Session) -> None:
             for n, cut in enumerate(cuts):
                 await turn()
-                await self._utter(session, cut, manual=manual)
+                await self.utter(session, cut, manual=manual)
                 if n == cancel_after:
                     await session.cancel()
                     self.account.faults[CANCELS] += 1
@@ -173,7 +173,7 @@ class Crowd:
         cut = rng.choice(self._cuts)
 
         async def speak(session: Session) -> None:
-            await self._utter(session, cut, manual=True)
+            await self.utter(session, cut, manual=True)
             await session.end()
 
         heard: list[Event] = []
@@ -227,7 +227,7 @@ class Crowd:
             self.account.compare(law, law.done, n_bytes, n_commits)
         return law
 
-    async def _utter(self, session: Session, cut: slice, *, manual: bool) -> None:
+    async def utter(self, session: Session, cut: slice, *, manual: bool) -> None:
         """At once, in manual mode; else in real time, so that there are partials."""
         n_bytes, n_commits = self._said.get(session, (0, 0))
         audio = self._pcm[cut] + (b"" if manual else PAUSE)
