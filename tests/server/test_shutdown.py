@@ -30,7 +30,19 @@ from asr_ws.server.app import run
 from asr_ws.testing.recognizer import scripted_worker
 from pathlib import Path
 from tests.server.running import settings
-sys.exit(run(settings(log_format="json", **eval(sys.argv[2])), scripted_worker(Path(sys.argv[1]), load=sys.argv[3])))
+leave = None
+exec("".join(sys.argv[4:]))
+spec = scripted_worker(Path(sys.argv[1]), load=sys.argv[3])
+sys.exit(run(settings(log_format="json", **eval(sys.argv[2])), spec, visitor=leave))
+"""
+VISITOR = """
+import asyncio
+from asr_ws.server import app as module
+module.GRACE_S = 1000.0
+async def leave(app):
+    while not app.dispatcher.queue.in_flight:
+        await asyncio.sleep(0.01)
+    return 7
 """
 
 
@@ -61,7 +73,7 @@ class Server:
 
 
 @asynccontextmanager
-async def server(folder: Path, load: str = "", **changes: Any) -> AsyncIterator[Server]:
+async def server(folder: Path, load: str = "", *, visit: str = "", **changes: Any) -> AsyncIterator[Server]:
     pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -70,6 +82,7 @@ async def server(folder: Path, load: str = "", **changes: Any) -> AsyncIterator[
         str(folder),
         repr(changes),
         load,
+        visit,
         **pipes,  # type: ignore[arg-type]
     )
     try:
@@ -118,6 +131,39 @@ async def test_second_signal_stops_at_once_and_still_every_utterance_has_its_out
             assert sorted(told) == [("dropped", "u1"), ("dropped", "u2")]
         assert await running.process.wait() == 0
         assert not is_running(worker)
+
+
+async def test_first_signal_in_a_drain_that_none_began_stops_at_once(tmp_path: Path) -> None:
+    """Regression: it was taken for the one that begins a drain."""
+    async with Gate() as gate, server(tmp_path, visit=VISITOR) as running:
+        app = await running.listening()
+        await running.says("  ready ")
+        async with Client(app) as client:
+            await client.send({**MANUAL, "prompt": gate.script}, SECOND, {"type": "commit"})
+            await client.until("state", state="draining")
+            running.process.send_signal(signal.SIGINT)
+            assert await client.rest() == 1012
+            assert [event["utterance"] for event in client.events if event["type"] == "dropped"] == ["u1"]
+        assert await running.process.wait() == 7
+
+
+async def test_faults_are_known_by_name_also_where_the_server_was_started_with_sigchld_ignored(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # which a child inherits
+    try:
+        async with server(tmp_path) as running:
+            signal.signal(signal.SIGCHLD, before)
+            app = await running.listening()
+            async with Client(app) as client:
+                await running.says("  ready ")
+                os.kill(running.worker(), signal.SIGSEGV)
+                await client.until("state", state="restarting")
+                await client.until("state", state="ready")
+            running.process.send_signal(signal.SIGTERM)
+            died = [event["cause"] for event in await running.events() if event["event"] == "worker.died"]
+            assert died == ["segv"]
+            assert await running.process.wait() == 0
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 async def test_signal_that_comes_after_the_end_does_not_change_it(tmp_path: Path) -> None:
