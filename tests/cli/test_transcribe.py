@@ -284,47 +284,34 @@ def test_json_and_a_format_do_not_go_together(run: Run, wav: Path) -> None:
     assert "--json prints events" in err
 
 
+def busy(reason: str, attempt: int = 1, estimated_wait_ms: int = 500) -> messages.Busy:
+    return messages.Busy(
+        utterance="u1",
+        attempt=attempt,
+        commit=None,
+        status=503,
+        reason=reason,
+        retry_after_ms=500,
+        estimated_wait_ms=estimated_wait_ms,
+        queue_depth=3,
+        queue_capacity=3,
+        retryable=True,
+        held_ms=60_000,
+    )
+
+
 @pytest.mark.parametrize(
     ("reason", "why"),
     [("queue_full", "the server is busy (queue_full)"), ("fair_share", "the file is ahead of the server (fair_share)")],
 )
 def test_a_busy_server_is_said_once(server: ScriptedServer, run: Run, wav: Path, reason: str, why: str) -> None:
-    first, second = (
-        messages.Busy(
-            utterance="u1",
-            attempt=attempt,
-            commit=None,
-            status=503,
-            reason=reason,
-            retry_after_ms=500,
-            estimated_wait_ms=500,
-            queue_depth=3,
-            queue_capacity=3,
-            retryable=True,
-            held_ms=60_000,
-        )
-        for attempt in (1, 2)
-    )
-    server.scripts = [[first, second, *HELLO]]
+    server.scripts = [[busy(reason), busy(reason, 2), *HELLO]]
     note = f"note: {wav}: {why}; it is asked again by itself\n"
     assert run(wav, "--url", server.url) == (0, "Hello there.\n", note)
 
 
 def test_a_server_that_expects_no_recognizer_is_not_waited_for(server: ScriptedServer, run: Run, wav: Path) -> None:
-    never = messages.Busy(
-        utterance="u1",
-        attempt=1,
-        commit=None,
-        status=503,
-        reason="unavailable",
-        retry_after_ms=1500,
-        estimated_wait_ms=3_600_000,
-        queue_depth=0,
-        queue_capacity=3,
-        retryable=True,
-        held_ms=60_000,
-    )
-    server.scripts = [[never]]
+    server.scripts = [[busy("unavailable", estimated_wait_ms=3_600_000)]]
     error = "error: the server has no recognizer, and does not expect one\nhint: its log says why\n"
     assert run(wav, "--url", server.url) == (1, "", error)
 
