@@ -417,6 +417,7 @@ class Supervisor:
         """Without its end there is no other: there is one model at a time."""
         hint = "the system does not end it (a driver?): no other is started before it does"
         self._log.error("worker.not_ended", pid=process.pid, hint=hint)
+        self.last_failure = "its process does not end"
         self._enter(ServiceState.UNAVAILABLE, NOBODY_KNOWS_S)
 
     def _bury(self, life: _Life, cause: Cause, exit_status: int | None) -> float | None:

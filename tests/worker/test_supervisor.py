@@ -534,6 +534,8 @@ async def test_process_that_the_system_does_not_end_is_said_and_not_replaced_bef
             await watched.until(ServiceState.UNAVAILABLE)
         assert is_running(process.pid)
         assert [log["pid"] for log in logs if log["event"] == "worker.not_ended"] == [process.pid]
+        told = [log["error"] for log in logs if log["event"] == "worker.unavailable"]
+        assert told == ["its process does not end"]  # not what was wrong before
         process._kill_now()
         await watched.until(ServiceState.READY)
         assert watched.supervisor.restarts == {Cause.HUNG: 1}
