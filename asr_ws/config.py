@@ -11,8 +11,9 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import math
+import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -22,17 +23,48 @@ from asr_ws.errors import ConfigError
 
 PREFIX: Final = "ASR_WS_"
 CONFIG_VARIABLE: Final = "ASR_WS_CONFIG"  # the environment's --config
-NOT_SETTINGS: Final = (CONFIG_VARIABLE, "ASR_WS_CACHE_DIR")  # ours, read elsewhere
+NOT_SETTINGS: Final = (CONFIG_VARIABLE, "ASR_WS_CACHE_DIR", "ASR_WS_TOKEN")  # ours, read elsewhere
 
-Value = int | float | str | bool
-_V = TypeVar("_V", int, float, str, bool)
+Value = int | float | str | bool | tuple[str, ...]
+_V = TypeVar("_V", int, float, str, bool, tuple[str, ...])
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 WORDS: Final = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False, "0": False}
 
 
+def origin(text: str) -> str:
+    """An origin as browsers write it, in one spelling: lower case, no default port; ``null`` and ``*`` as they are.
+
+    Raises: ValueError: it is none.
+    """
+    if text in ("null", "*"):
+        return text
+    match = re.fullmatch(
+        r"([a-z][a-z\d+.-]*)://(\[[\da-f:.]+\]|[^\s/?#@:\[\]\\]+)(?::(\d{1,5}))?", text.lower(), re.ASCII
+    )
+    if match is None:
+        raise ValueError(f"{text!r} is not an origin")
+    scheme, host, port = match.groups()
+    return f"{scheme}://{host}" + (f":{port}" if port and int(port) != DEFAULT_PORTS.get(scheme) else "")
+
+
+def _root_path(text: str) -> str:
+    if not re.fullmatch(r"(/[\w.~-]+)*/?", text, re.ASCII):
+        raise ValueError(f"{text!r} is not a path")
+    return text.rstrip("/")
+
+
 def _setting(
-    default: _V, help: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
+    default: _V,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    form: str = "",
+    normalise: Callable[[str], object] = str,
 ) -> _V:
-    declared: _V = field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+    limits = {"low": low, "high": high, "choices": choices, "form": form, "normalise": normalise}
+    declared: _V = field(default=default, metadata={"help": help, **limits})
     return declared
 
 
@@ -40,6 +72,41 @@ def _setting(
 class Listen:
     host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 or :: is every interface")
     port: int = _setting(8765, "TCP port; 0 takes a free one", low=0, high=65535)
+    root_path: str = _setting(
+        "",
+        "path under which a proxy shows the server, such as /asr; requests are answered with and without it",
+        form="a path such as /asr, or nothing",
+        normalise=_root_path,
+    )
+    tls_cert: str = _setting("", "file with the certificate's chain, PEM; read again when it changes")
+    tls_key: str = _setting("", "file with its private key, PEM, without a passphrase")
+    tls_self_signed: bool = _setting(
+        False, "encrypt with a certificate of our own, made for this machine's names and addresses and kept"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    auth_token_file: str = _setting(
+        "", "file with a token a line; who has none of them may not come in. Read again when it changes"
+    )
+    allow_origin: tuple[str, ...] = _setting(
+        (),
+        "origin of web pages that may open sessions, beside the server's own; * is any",
+        form="origins such as https://www.example.com, null or *",
+        normalise=origin,
+    )
+    trusted_proxy: tuple[str, ...] = _setting(
+        (),
+        "network of the proxies in front, whose X-Forwarded-For tells the client's address",
+        form="networks such as 127.0.0.1 or 10.0.0.0/8",
+        normalise=ipaddress.ip_network,
+    )
+    max_sessions_per_address: int = _setting(
+        0, "of max_sessions, those of one client's address; 0 is half of them, and all for this machine's own", low=0
+    )
+    max_sessions_per_token: int = _setting(0, "of max_sessions, those of one token; 0 is all", low=0)
+    open_stats: bool = _setting(False, "answer /v1/stats and /metrics without a token too")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +190,11 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True)
+class Storage:
+    state_dir: str = _setting("", "folder for what the server keeps; empty is the user's own, of the platform")
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     log_format: str = _setting(
         "console", "console is for people, json is one object a line", choices=("console", "json")
@@ -137,11 +209,13 @@ class Settings:
     """Every setting of a server. Made by hand it is not checked; `load` checks."""
 
     listen: Listen = Listen()
+    access: Access = Access()
     session: Session = Session()
     admission: Admission = Admission()
     texts: Texts = Texts()
     model: Model = Model()
     worker: Worker = Worker()
+    storage: Storage = Storage()
     log: Log = Log()
 
 
@@ -155,7 +229,11 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The declaration of one setting. ``low`` and ``high`` are inclusive; ``choices`` is empty for free text."""
+    """The declaration of one setting. ``low`` and ``high`` are inclusive; ``choices`` is empty for free text.
+
+    ``normalise`` takes a text, or each of several, raises ValueError for what is not of the ``form``, and its result is
+    the value once written as text.
+    """
 
     name: str
     group: str
@@ -165,6 +243,8 @@ class Setting:
     low: float | None
     high: float | None
     choices: tuple[str, ...]
+    form: str
+    normalise: Callable[[str], object]
 
     @property
     def flag(self) -> str:
@@ -183,12 +263,19 @@ class Setting:
         """The limits for people, such as ``integer 0..65535``."""
         if self.choices:
             return ", ".join(self.choices[:-1]) + f" or {self.choices[-1]}"
+        if self.form:
+            return self.form
         if self.type is str:
-            return "text, not empty"
+            return "text, not empty" if self.default else "text"
         if self.type is bool:
             return "true or false"
         limits = f">= {self.low}" if self.high is None else f"{self.low}..{self.high}"
         return f"{'integer' if self.type is int else 'number'} {limits}"
+
+    @staticmethod
+    def shown(value: Value) -> str:
+        """A value for people."""
+        return (", ".join(value) if isinstance(value, tuple) else str(value)) or "none"
 
     def of(self, settings: Settings) -> Value:
         """This setting's value in ``settings``."""
@@ -197,24 +284,41 @@ class Setting:
     def read(self, raw: object, source: Source) -> Value:
         """Convert and check one given value; a file's must have the type already, elsewhere text is parsed.
 
+        Several values are an array in a file, one each time the flag is given, and with commas between them in the
+        environment.
+
         Raises:
             ConfigError: wrong type or out of range; names the source, the setting, the value and what is allowed.
         """
-        readable = {self.type} | ({int} if self.type is float else set()) | ({str} if source.kind != "file" else set())
+        readable: set[type] = {int, float} if self.type is float else {tuple, list} if self.several else {self.type}
+        readable |= {str} if source.kind != "file" else set()
         if type(raw) in readable:  # exactly: True is no port
             with suppress(ValueError, OverflowError, KeyError):  # not a number; one that no float can hold; no word
                 if self.type is bool and isinstance(raw, str):
                     raw = WORDS[raw.lower()]
-                value = self.type(cast(Any, raw))
+                if self.several:
+                    texts = raw.split(",") if isinstance(raw, str) else cast(Iterable[object], raw)
+                    return tuple(self._text(text) for text in texts)
+                number = cast(type[int | float | bool], self.type)
+                value = self._text(raw) if self.type is str else number(cast(Any, raw))
                 if self._allows(value):
                     return value
         raise ConfigError(f"{source.where}: {self.name} is {raw!r}", f"allowed: {self.allowed}")
 
-    def _allows(self, value: Value) -> bool:
+    @property
+    def several(self) -> bool:
+        return self.type not in (int, float, str, bool)
+
+    def _text(self, raw: object) -> str:
+        if not isinstance(raw, str) or (self.several and not raw.strip()):
+            raise ValueError(raw)
+        return str(self.normalise(raw.strip() if self.several else raw))
+
+    def _allows(self, value: int | float | str | bool) -> bool:
         if self.choices:
             return value in self.choices
         if isinstance(value, str):
-            return value != ""  # an empty host would listen on every interface
+            return value != "" or self.default == ""  # an empty host would listen on every interface
         if isinstance(value, bool):
             return True
         low, high = (-math.inf if self.low is None else self.low), (math.inf if self.high is None else self.high)
@@ -264,9 +368,7 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
         sources[setting.name] = source
     known = {*_VARIABLES, *NOT_SETTINGS}
     settings = replace(DEFAULTS, **{table: replace(getattr(DEFAULTS, table), **given[table]) for table in _TABLES})
-    if settings.worker.fault_injection and not _is_loopback(settings.listen.host):
-        where = sources["fault_injection"].where
-        raise ConfigError(f"{where}: not while listening on {settings.listen.host}", "--host 127.0.0.1")
+    _check_together(settings, sources)
     return Loaded(
         settings,
         sources,
@@ -274,7 +376,20 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
     )
 
 
-def _is_loopback(host: str) -> bool:
+def _check_together(settings: Settings, sources: Mapping[str, Source]) -> None:
+    listen = settings.listen
+    if settings.worker.fault_injection and not is_loopback(listen.host):
+        raise ConfigError(
+            f"{sources['fault_injection'].where}: not while listening on {listen.host}", "--host 127.0.0.1"
+        )
+    for one, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
+        if getattr(listen, one) and not getattr(listen, other):
+            raise ConfigError(f"{sources[one].where}: not without {other}", f"give {_BY_NAME[other].flag} too")
+        if getattr(listen, one) and listen.tls_self_signed:
+            raise ConfigError(f"{sources['tls_self_signed'].where}: not beside {one}", "one certificate or the other")
+
+
+def is_loopback(host: str) -> bool:
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"

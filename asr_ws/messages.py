@@ -363,8 +363,10 @@ def decode_message(text: str) -> ClientMessage:
     """Strictly read one client message.
 
     Raises:
-        ProtocolError: ``bad_message`` with the offending path.
+        ProtocolError: ``bad_message`` with the offending path; ``too_large``.
     """
+    if len(text.encode(errors="surrogatepass")) > MAX_TEXT_BYTES:
+        raise ProtocolError("too_large", "text frame too large", f"at most {MAX_TEXT_BYTES} bytes", close_code=1009)
     try:
         message: ClientMessage = _message_decoder.decode(text)
     except msgspec.ValidationError as error:

@@ -6,7 +6,7 @@ from typing import get_type_hints
 
 import pytest
 
-from asr_ws.config import DEFAULTS, NOT_SETTINGS, SETTINGS, Log, Setting, Settings, Source, load
+from asr_ws.config import DEFAULTS, NOT_SETTINGS, SETTINGS, Log, Setting, Settings, Source, Value, load
 from asr_ws.errors import ConfigError
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "configuration.md"
@@ -14,17 +14,28 @@ PAGE = Path(__file__).parents[1] / "docs" / "reference" / "configuration.md"
 every_setting = pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
 
 
-def other_value(setting: Setting) -> int | float | str:
+PAIR = ("tls_cert", "tls_key")  # neither goes without the other
+FORMS = {
+    "root_path": "/asr",
+    "allow_origin": ("https://a.example", "http://b.example:8080"),
+    "trusted_proxy": ("127.0.0.0/8", "fd00::/8"),
+}
+
+
+def other_value(setting: Setting) -> Value:
     """An allowed value that is not the default."""
+    if setting.form:
+        return FORMS[setting.name]
     if setting.choices:
         return next(choice for choice in setting.choices if choice != setting.default)
     if setting.type is bool:
         return not setting.default
-    return setting.default + ("x" if setting.type is str else setting.type(1))
+    return setting.default + ("x" if setting.type is str else setting.type(1))  # type: ignore[operator, no-any-return]
 
 
 def toml(setting: Setting, value: object) -> str:
     written = repr(value).lower() if setting.type is bool else repr(value)  # Python's repr of the others is TOML
+    written = repr(list(value)) if isinstance(value, tuple) else written
     return f"[{setting.group}]\n{setting.name} = {written}\n"
 
 
@@ -54,12 +65,12 @@ def test_every_group_of_the_root_is_declared_in_its_order() -> None:
 @every_setting
 def test_a_default_is_itself_an_allowed_value(setting: Setting) -> None:
     assert setting.read(setting.default, Source("file", "f")) == setting.default
-    assert type(setting.default) is setting.type
+    assert type(setting.default) is (tuple if setting.several else setting.type)
 
 
 @every_setting
 def test_a_number_has_a_lower_limit(setting: Setting) -> None:
-    assert (setting.type in (str, bool)) == (setting.low is None)
+    assert (setting.several or setting.type in (str, bool)) == (setting.low is None)
 
 
 # ---------------------------------------------------------------- sources and precedence
@@ -72,7 +83,7 @@ def test_nothing_given_is_the_defaults() -> None:
     assert loaded.unknown_environment == ()
 
 
-@every_setting
+@pytest.mark.parametrize("setting", [each for each in SETTINGS if each.name not in PAIR], ids=lambda each: each.name)
 @pytest.mark.parametrize("kind", ["flag", "environment", "file"])
 def test_a_setting_is_reachable_from_each_source_and_changes_nothing_else(
     setting: Setting, kind: str, file: Path
@@ -80,16 +91,23 @@ def test_a_setting_is_reachable_from_each_source_and_changes_nothing_else(
     value = other_value(setting)
     file.write_text(toml(setting, value) if kind == "file" else "", "utf-8")
     loaded = load(
-        {setting.name: str(value)} if kind == "flag" else {},
-        {setting.variable: str(value)} if kind == "environment" else {},
+        {setting.name: value if isinstance(value, tuple) else str(value)} if kind == "flag" else {},
+        {setting.variable: ", ".join(value) if isinstance(value, tuple) else str(value)}
+        if kind == "environment"
+        else {},
         file,
     )
     group = replace(getattr(DEFAULTS, setting.group), **{setting.name: value})
     assert loaded.settings == replace(DEFAULTS, **{setting.group: group})
-    assert type(setting.of(loaded.settings)) is setting.type
+    assert type(setting.of(loaded.settings)) is type(setting.default)
     where = {"flag": setting.flag, "environment": setting.variable, "file": f"{file}:{setting.key}"}[kind]
     default = {each.name: Source("default", "default") for each in SETTINGS}
     assert loaded.sources == default | {setting.name: Source(kind, where)}  # type: ignore[arg-type]
+
+
+def test_certificate_and_key_may_come_from_two_sources() -> None:
+    listen = load({"tls_cert": "c.pem"}, {"ASR_WS_TLS_KEY": "k.pem"}, None).settings.listen
+    assert (listen.tls_cert, listen.tls_key) == ("c.pem", "k.pem")
 
 
 def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(file: Path) -> None:
@@ -179,6 +197,13 @@ def test_each_source_is_named_in_its_error(file: Path) -> None:
         ("log_format", "xml", "console or json"),
         ("log_level", "INFO", "debug, info, warning or error"),
         ("fault_injection", "perhaps", "true or false"),
+        ("root_path", "asr", "a path such as /asr, or nothing"),
+        ("root_path", "//evil.example/", "a path such as /asr, or nothing"),
+        ("allow_origin", "www.example.com", "origins such as https://www.example.com, null or *"),
+        ("allow_origin", "https://www.example.com/page", "origins such as https://www.example.com, null or *"),
+        ("allow_origin", "https://a.example,,", "origins such as https://www.example.com, null or *"),
+        ("trusted_proxy", "10.0.0.1/8", "networks such as 127.0.0.1 or 10.0.0.0/8"),
+        ("trusted_proxy", "proxy.example.com", "networks such as 127.0.0.1 or 10.0.0.0/8"),
     ],
 )
 def test_a_value_outside_the_limits_is_refused_with_what_is_allowed(name: str, text: str, allowed: str | None) -> None:
@@ -198,6 +223,8 @@ def test_a_value_outside_the_limits_is_refused_with_what_is_allowed(name: str, t
         ("log", "log_level = ['info']", "['info']"),
         ("worker", "fault_injection = 1", "1"),
         ("worker", "fault_injection = 'on'", "'on'"),
+        ("access", "allow_origin = 'https://a.example'", "'https://a.example'"),
+        ("access", "allow_origin = [1]", "[1]"),
     ],
 )
 def test_a_file_must_have_the_right_type(table: str, line: str, value: str, file: Path) -> None:
@@ -245,6 +272,38 @@ def test_faults_may_be_injected_nowhere_else(host: str) -> None:
     assert hint == "--host 127.0.0.1"
 
 
+@pytest.mark.parametrize(
+    ("given", "message", "hint"),
+    [
+        ({"tls_cert": "c.pem"}, "--tls-cert: not without tls_key", "give --tls-key too"),
+        ({"tls_key": "k.pem"}, "--tls-key: not without tls_cert", "give --tls-cert too"),
+        (
+            {"tls_cert": "c.pem", "tls_key": "k.pem", "tls_self_signed": True},
+            "--tls-self-signed: not beside tls_cert",
+            "one certificate or the other",
+        ),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(given: dict[str, object], message: str, hint: str) -> None:
+    assert error_of(given, {}) == (message, hint)
+
+
+def test_origins_and_networks_have_one_spelling() -> None:
+    given = {
+        "allow_origin": ("HTTPS://A.example:443", "http://b.example:80", "app://c:443", "null", "*", "http://[::1]:1")
+    }
+    loaded = load({**given, "trusted_proxy": "127.0.0.1, ::1", "root_path": "/a/b/"}, {}, None).settings
+    assert loaded.access.allow_origin == (
+        "https://a.example",
+        "http://b.example",
+        "app://c:443",
+        "null",
+        "*",
+        "http://[::1]:1",
+    )
+    assert (loaded.access.trusted_proxy, loaded.listen.root_path) == (("127.0.0.1/32", "::1/128"), "/a/b")
+
+
 def test_an_unreadable_file_is_said_with_who_named_it(file: Path) -> None:
     assert error_of({}, {}, file)[0].startswith(f"--config: cannot read {file}: ")
     assert error_of({}, {"ASR_WS_CONFIG": str(file)})[0].startswith(f"ASR_WS_CONFIG: cannot read {file}: ")
@@ -261,7 +320,7 @@ def test_a_file_that_is_not_toml_is_refused(content: bytes, file: Path) -> None:
 
 def row(setting: Setting) -> str:
     return (
-        f"| `{setting.flag}` | `{setting.variable}` | `{setting.name}` | `{setting.default}` "
+        f"| `{setting.flag}` | `{setting.variable}` | `{setting.name}` | `{setting.shown(setting.default)}` "
         f"| {setting.allowed} | {setting.help} |"
     )
 

@@ -41,7 +41,10 @@ def config(loaded: Loaded, as_json: bool) -> None:
     table = Table("TABLE", "SETTING", "VALUE", "FROM", box=None, pad_edge=False, header_style="bold")
     for setting in SETTINGS:
         table.add_row(
-            f"[{setting.group}]", setting.name, str(setting.of(loaded.settings)), loaded.sources[setting.name].where
+            f"[{setting.group}]",
+            setting.name,
+            setting.shown(setting.of(loaded.settings)),
+            loaded.sources[setting.name].where,
         )
     width = None if sys.stdout.isatty() else 10_000  # into a pipe: one setting a line, however long
     Console(width=width, markup=False, emoji=False, highlight=False).print(table)

@@ -33,6 +33,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def with_loaded(config_file: Path | None, **given: Any) -> None:
         flags = {setting.name: given.pop(setting.name) for setting in SETTINGS}
+        flags = {name: None if value == () else value for name, value in flags.items()}  # of several: none was given
         loaded = load(flags, os.environ, config_file)
         for variable in loaded.unknown_environment:
             nearest = nearest_to(variable)
@@ -60,6 +61,8 @@ def _option(setting: Setting) -> Callable[[Callable[..., None]], Callable[..., N
     return click.option(
         setting.flag,
         setting.name,
-        metavar="TEXT" if setting.type is str else "N",
-        help=f"{setting.help[0].upper()}{setting.help[1:]}. Allowed: {setting.allowed}. Default: {setting.default}.",
+        multiple=setting.several,
+        metavar="TEXT" if setting.several or setting.type is str else "N",
+        help=f"{setting.help[0].upper()}{setting.help[1:]}. Allowed: {setting.allowed}. "
+        f"Default: {setting.shown(setting.default)}.{' May be given several times.' * setting.several}",
     )

@@ -221,10 +221,6 @@ class Session:
         if self._phase in (_Phase.CLOSING, _Phase.CLOSED):
             return []
         try:
-            if len(text.encode(errors="surrogatepass")) > messages.MAX_TEXT_BYTES:
-                raise ProtocolError(
-                    "too_large", "text frame too large", f"at most {messages.MAX_TEXT_BYTES} bytes", close_code=1009
-                )
             self._receive_message(messages.decode_message(text), now)
         except ProtocolError as error:
             self._receive_error(error)
@@ -599,8 +595,12 @@ class Session:
                 close_code = 1008
         self._error(error.code, error.message, error.hint, fatal=close_code is not None)
         if close_code is not None:
-            self._begin_closing(Close(close_code, error.code))
-            self._advance()
+            if error.code == "unauthorized":  # nothing more is told to whoever that is
+                self.receive_disconnect()
+                self.close = Close(close_code, error.code)
+            else:
+                self._begin_closing(Close(close_code, error.code))
+                self._advance()
 
     def _begin_closing(self, close: Close) -> None:
         """Read no more; what is admitted still gets its outcome, then the close follows."""

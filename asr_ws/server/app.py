@@ -12,11 +12,11 @@ import atexit
 import contextlib
 import gc
 import os
-import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import structlog
 
@@ -31,12 +31,14 @@ from asr_ws.core.types import ServiceState, SessionId
 from asr_ws.detector import SileroModel
 from asr_ws.metrics import Metrics
 from asr_ws.resampler import AvResampler
+from asr_ws.server import entrance, tls
 from asr_ws.server.connection import ConnectionLimits
 from asr_ws.server.dispatcher import Dispatcher
 from asr_ws.server.exposition import Exposition
-from asr_ws.server.listener import Listener
+from asr_ws.server.listener import Listener, SessionLimits
 from asr_ws.server.memory import give_back
 from asr_ws.server.pages import Pages
+from asr_ws.server.reload import Reloaded
 from asr_ws.server.watch import Watch
 from asr_ws.worker.supervisor import Supervisor, WorkerSpec
 
@@ -45,8 +47,6 @@ INTERRUPTED = 1  # exit code where a visitor was not let finish
 CRASH_LOOP = 70  # exit code where the worker cannot be kept alive: sysexits.h, EX_SOFTWARE
 LAST_WORDS_S = 1.0  # for what was given up to be told
 MAX_UTTERANCE_MS = 30_000  # Whisper's window
-# Of pages that a browser may open sessions from; None: no browser. Any page can reach a loopback address.
-LOOPBACK_ORIGINS = (None, re.compile(r"https?://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,8 @@ class App:
     supervisor: Supervisor
     metrics: Metrics
     listener: Listener
+    certificate: tls.Certificate | None = None
+    reloaded: list[Reloaded] = field(default_factory=list)  # files that are read again when they change
 
     @property
     def url(self) -> str:
@@ -88,8 +90,9 @@ def build(settings: Settings, spec: WorkerSpec, *, fair: bool = True) -> App:
         fair: False admits without fair share, for comparison.
     Raises:
         ModelError: the model folder is not usable.
+        UsageError: tokens or certificate are not.
     """
-    admission, session = settings.admission, settings.session
+    listen, admission, session = settings.listen, settings.admission, settings.session
     metrics = Metrics()
     name = settings.model.model.encode(errors="backslashreplace").decode()  # of a folder: any bytes but a slash
     final_time, partial_time = ServiceTime(), ServiceTime()
@@ -126,17 +129,37 @@ def build(settings: Settings, spec: WorkerSpec, *, fair: bool = True) -> App:
 
     exposition = Exposition(dispatcher, supervisor, metrics)
     pages = Pages(name, dispatcher, supervisor, metrics, exposition.page)
+    reception = entrance.reception(settings)
+    certificate = entrance.certificate(settings)
+    context = tls.context_for(certificate) if certificate is not None else None
     listener = pages.listener = exposition.listener = Listener(
-        settings.listen.host,
-        settings.listen.port,
+        listen.host,
+        listen.port,
         dispatcher=dispatcher,
         make_session=make_session,
         pages=pages.by_path(),
-        max_sessions=session.max_sessions,
+        reception=reception,
+        max_sessions=SessionLimits(
+            session.max_sessions, settings.access.max_sessions_per_address, settings.access.max_sessions_per_token
+        ),
         limits=ConnectionLimits(session.idle_timeout_s, session.ingest_speed),
-        origins=LOOPBACK_ORIGINS if settings.worker.fault_injection else None,
+        root_path=listen.root_path,
+        tls=context,
     )
-    return App(settings, dispatcher, supervisor, metrics, listener)
+    app = App(settings, dispatcher, supervisor, metrics, listener, certificate)
+
+    if settings.access.auth_token_file:
+        token_file = Path(settings.access.auth_token_file)
+
+        def use_tokens() -> None:
+            reception.tokens = entrance.tokens(token_file)
+            listener.end_revoked()
+
+        app.reloaded.append(Reloaded([token_file], use_tokens))
+    if certificate is not None and context is not None:
+        files = [certificate.cert, certificate.key]
+        app.reloaded.append(Reloaded(files, lambda: tls.load(context, certificate)))
+    return app
 
 
 @contextlib.asynccontextmanager
@@ -147,7 +170,7 @@ async def running(settings: Settings, spec: WorkerSpec | None = None, *, fair: b
         spec: the worker to run, where it is not the one that the settings name.
         fair: as of `build`.
     Raises:
-        UsageError: the address cannot be listened on.
+        UsageError: the address cannot be listened on; tokens or certificate are not usable.
     """
     app = build(settings, spec or worker_spec(settings), fair=fair)
     error: Exception | None = None  # of the caller's block: kept out of the group, which would wrap it
@@ -157,6 +180,7 @@ async def running(settings: Settings, spec: WorkerSpec | None = None, *, fair: b
             tasks.create_task(app.dispatcher.run(), name="dispatcher"),
             tasks.create_task(Watch(app.metrics).run(), name="watch"),
             tasks.create_task(give_back(), name="memory"),
+            *(tasks.create_task(each.run(), name="reload") for each in app.reloaded),
         ]
         gc.freeze()  # what is loaded by now stays: each full collection would stall the loop to look through it
         try:
@@ -200,7 +224,7 @@ def run(settings: Settings, spec: WorkerSpec | None = None, *, visitor: Visitor 
     Returns:
         The process's exit code.
     Raises:
-        UsageError: the address cannot be listened on.
+        UsageError: the address cannot be listened on; tokens or certificate are not usable.
         ModelError: the model is not there, or not usable.
     """
     log.configure(settings.log.log_format, settings.log.log_level)
@@ -222,6 +246,8 @@ async def _serve(settings: Settings, spec: WorkerSpec | None, visitor: Visitor |
             logger.info("server.listening", url=app.listener.url, model=settings.model.model)
             if settings.worker.fault_injection:
                 logger.warning("faults.enabled", hint="every client can break the worker: not for service")
+            for warning in entrance.warnings(settings):
+                logger.warning("access.open", hint=warning)
             announce(app)
             loaded = asyncio.create_task(announce_loaded(app), name="announcement")
             told = asyncio.create_task(signals.get(), name="signal")
@@ -286,8 +312,9 @@ def announce(app: App) -> None:
     settings, url = app.settings, app.listener.url
     out = log.Writer(sys.stdout)
     out.put(f"listening on {url}")
+    own = [app.certificate] if app.certificate is not None and app.certificate.fingerprint else []
     for what, where in (
-        ("page", f"{url}/"),
+        *(("page", f"{app.listener.url_at(host)}/") for host in entrance.hosts(settings.listen.host)),
         ("sessions", app.url),
         ("numbers", f"{url}/v1/stats  {url}/metrics"),
         ("health", f"{url}/readyz  {url}/livez  {url}/healthz"),
@@ -296,6 +323,8 @@ def announce(app: App) -> None:
             f"{settings.model.model}, device {settings.model.device}, compute type {settings.model.compute_type}",
         ),
         ("queue", f"{settings.admission.queue_capacity} may wait, {settings.admission.max_wait_ms} ms at most"),
+        *(("SHA-256", f"{each.fingerprint} of {each.cert}") for each in own),
+        *(("WARNING", warning) for warning in entrance.warnings(settings)),
         *([("FAULTS", "every client can break the worker: --fault-injection")] * settings.worker.fault_injection),
     ):
         out.put(f"  {what:<9} {where}")

@@ -44,13 +44,21 @@ class ConnectionLimits:
 
 
 class Connection:
+    """Args: who: what the log says of the client."""
+
     def __init__(
-        self, socket: ServerConnection, session: Session, dispatcher: Dispatcher, limits: ConnectionLimits
+        self,
+        socket: ServerConnection,
+        session: Session,
+        dispatcher: Dispatcher,
+        limits: ConnectionLimits,
+        who: dict[str, str],
     ) -> None:
         self._socket = socket
         self._session = session
         self._dispatcher = dispatcher
         self._limits = limits
+        self._who = who
         self._loop = asyncio.get_running_loop()
         self._log = structlog.get_logger().bind(session=session.id)
         self._outbox: list[str] = []
@@ -60,14 +68,20 @@ class Connection:
         self._n_taken = 0  # messages, and slices of audio
         self._pace = Pace(limits.ingest_speed, self._loop.time())
 
-    async def serve(self) -> None:
-        """From `ready` to the close; returns when the socket is closed."""
+    async def serve(self, first: str | None = None) -> None:
+        """From `ready` to the close; returns when the socket is closed.
+
+        Args:
+            first: a message that was read already.
+        """
         began = time.monotonic()
-        self._log.info("session.opened", client=_address(self._socket))
+        self._log.info("session.opened", **self._who)
         subscriber = Subscriber(self._receive_outcome, self._receive_partial, self._receive_status)
         self._dispatcher.attach(self._session.id, subscriber)
         try:
             self._do(lambda: self._session.receive_open(self._dispatcher.status))
+            if first is not None:
+                self._do(partial(self._session.receive_text, first, now=self._loop.time()))
             async with asyncio.TaskGroup() as tasks:
                 id = self._session.id
                 running = [
@@ -82,6 +96,10 @@ class Connection:
             self._dispatcher.detach(self._session.id)
             self._session.receive_disconnect()
             self._log_closed(time.monotonic() - began)
+
+    def fail(self, error: ProtocolError) -> None:
+        """End the session with this error."""
+        self._do(partial(self._session.receive_failure, error))
 
     # ------------------------------------------------------------ in
 
@@ -100,7 +118,7 @@ class Connection:
         except TimeoutError:
             hint = "send audio, or a ping now and then"
             error = ProtocolError("idle", f"nothing came for {idle_timeout_s:g} s", hint, close_code=1008)
-            self._do(partial(self._session.receive_failure, error))
+            self.fail(error)
             return
         self._n_taken += 1
         if isinstance(message, str):
@@ -236,8 +254,3 @@ class Connection:
         self._log.info("session.closed", **facts)
         if ledger.lost:
             self._log.error("session.audio_lost", frames=ledger.lost, **facts)
-
-
-def _address(socket: ServerConnection) -> str:
-    address = socket.remote_address
-    return f"{address[0]}:{address[1]}" if address else "?"

@@ -1,7 +1,8 @@
 """The port: WebSocket sessions at /v1/stream, and a few plain GETs answered before the handshake.
 
-Sessions over the limit are refused in band (`busy`, then close 1013), because a browser cannot see why a handshake
-failed.
+Who is too many is told in band (`busy`, then close 1013), because a browser cannot see why a handshake failed. When too
+many are being told that already, the handshake itself is refused; when there are too many connections, each is closed
+as it comes (`asr_ws.server.door`).
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import secrets
+import socket
+import ssl
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import structlog
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -25,26 +28,53 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from asr_ws import messages
+from asr_ws.core.access import Client, Token, owner
 from asr_ws.core.session import Session, refusal_fields
 from asr_ws.core.types import RefusalReason, SessionId
-from asr_ws.errors import UsageError
+from asr_ws.errors import ProtocolError, UsageError
 from asr_ws.server.connection import Connection, ConnectionLimits
 from asr_ws.server.dispatcher import Dispatcher
+from asr_ws.server.door import Door
+from asr_ws.server.intake import Intake
+from asr_ws.server.reception import Answer, Reception, revoked
 from asr_ws.server.tally import Tally
 
 FRAMES_AHEAD = 4  # read from the socket before we look at them; beyond it TCP holds the client back
 HANDSHAKE_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 2.0  # for all of them together, when the server stops
+REFUSALS_AT_ONCE = 32  # that are told in band; one more is told by HTTP
+RETRY_AFTER: Final = (("Retry-After", "1"),)
+# Of every response. Nothing of ours is for other sites' pages, and a page of ours has its parts from here only.
+HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Connection": "close",
+}
 
 Page = Callable[[], tuple[HTTPStatus, str, str]]  # status, content type, body
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """How many sessions there may be: in all, of one address that is not this machine's, of one token; 0: all."""
+
+    in_all: int
+    per_address: int = 0
+    per_token: int = 0
 
 
 class Listener:
     """Args:
     make_session: a new session for an id.
     pages: what a plain GET of a path answers.
-    origins: of the pages that may open sessions, others get 403; None among them: no page. None: any.
+    root_path: what a proxy may leave before each path.
+    tls: None: plain.
     """
 
     def __init__(
@@ -55,39 +85,54 @@ class Listener:
         dispatcher: Dispatcher,
         make_session: Callable[[SessionId], Session],
         pages: dict[str, Page],
-        max_sessions: int,
+        reception: Reception,
+        max_sessions: SessionLimits,
         limits: ConnectionLimits,
-        origins: Sequence[re.Pattern[str] | None] | None = None,
+        root_path: str = "",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._host, self._asked_port = host, port
         self._dispatcher = dispatcher
         self._make_session = make_session
         self._pages = pages
+        self._reception = reception
         self._max_sessions = max_sessions
         self._limits = limits
-        self._origins = origins
+        self._root_path = root_path
+        self._tls = tls
         self._log = structlog.get_logger()
-        self._server: Server | None = None
+        self._servers: list[Server] = []
+        self._open: dict[Connection, tuple[Client, Token | None]] = {}
+        self._n_refusing = 0
         self._empty = asyncio.Event()
         self._empty.set()
-        self.n_sessions = 0
         self.tally = Tally()
         self.requests: Counter[tuple[str, int]] = Counter()  # by route and status; routes that we have, or "other"
 
+    @property
+    def n_sessions(self) -> int:
+        return len(self._open)
+
     async def __aenter__(self) -> Self:
+        door = Door(self._max_sessions.in_all, encrypted=self._tls is not None, on_turned_away=self._note_turned_away)
         try:
-            self._server = await self._listen()
+            for listening in await door.open(self._host, self._asked_port):
+                self._servers.append(await self._serve(listening))
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
             message = f"cannot listen on {self._host}:{self._asked_port}: {reason}"
             raise UsageError(message, "choose another host or port") from error
+        if door.max_connections < self._max_sessions.in_all:
+            hint = "allow the process more open files, or lower --max-sessions"
+            self._log.warning("server.few_descriptors", max_connections=door.max_connections, hint=hint)
         return self
 
-    async def _listen(self) -> Server:
+    async def _serve(self, listening: socket.socket) -> Server:
         return await serve(
             self._handle,
-            self._host,
-            self._asked_port,
+            sock=listening,
+            ssl=self._tls,
+            create_connection=Intake,
             compression=None,  # 13 instead of 45-64 KiB a connection, and no decompression bombs
             max_size=messages.MAX_BINARY_BYTES,
             max_queue=FRAMES_AHEAD,
@@ -96,7 +141,6 @@ class Listener:
             close_timeout=CLOSE_TIMEOUT_S,
             process_request=self._answer,
             process_response=self._count,
-            origins=self._origins,
             select_subprotocol=_select_subprotocol,
             server_header=None,
         )
@@ -105,83 +149,146 @@ class Listener:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close what is still open with 1012: the clients come back to the next server."""
-        assert self._server is not None
-        self._server.close(code=1012, reason="the server stops")
+        for server in self._servers:
+            server.close(code=1012, reason="the server stops")
         with contextlib.suppress(TimeoutError):  # who answers no close, or is still in a handshake, is left behind
             async with asyncio.timeout(STOP_TIMEOUT_S):
-                await self._server.wait_closed()
+                await asyncio.gather(*(server.wait_closed() for server in self._servers))
 
     @property
     def port(self) -> int:
-        assert self._server is not None
-        port: int = next(iter(self._server.sockets)).getsockname()[1]
+        port: int = next(iter(self._servers[0].sockets)).getsockname()[1]
         return port
 
     @property
     def url(self) -> str:
-        host = self._host if ":" not in self._host else f"[{self._host}]"
-        return f"http://{host}:{self.port}"
+        return self.url_at(self._host)
+
+    def url_at(self, host: str) -> str:
+        """The server's address by that name of this machine."""
+        return f"http{'s' * bool(self._tls)}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     async def wait_empty(self) -> None:
         """Until no session is open."""
         await self._empty.wait()
 
+    def end_revoked(self) -> None:
+        """End the sessions whose token is valid no more."""
+        tokens = self._reception.tokens
+        for connection, (_, token) in list(self._open.items()):
+            if tokens is not None and (token is None or token not in tokens):
+                connection.fail(revoked())
+
+    # ------------------------------------------------------------ sessions
+
     async def _handle(self, socket: ServerConnection) -> None:
-        draining = self._dispatcher.queue.draining
-        if draining or self.n_sessions >= self._max_sessions:
-            await self._refuse(socket, RefusalReason.DRAINING if draining else RefusalReason.MAX_SESSIONS)
+        """One connection whose handshake is done."""
+        assert socket.request is not None
+        client, token, start = self._reception.client(socket), self._reception.token(socket.request), None
+        try:
+            if token is None and self._reception.tokens is not None:
+                token, start = await self._reception.identify(socket, client)
+        except ProtocolError as error:
+            told = messages.Error(code=error.code, message=error.message, hint=error.hint, fatal=True)
+            await self._turn_away(socket, told, error.close_code or 1008, error.code)
             return
-        self.n_sessions += 1
+        except ConnectionClosed:
+            return
+        if (refused := self._refused(client, token)) is not None:
+            busy, reason = refused
+            self._reception.count(reason, client)
+            await self._turn_away(socket, busy, 1013, reason)
+            return
+        session = self._make_session(SessionId(f"s-{secrets.token_hex(4)}"))
+        who = {"client": client.address, **({"token": token.name} if token is not None else {})}
+        connection = Connection(socket, session, self._dispatcher, self._limits, who)
+        self._open[connection] = client, token
         self._empty.clear()
         try:
-            session = self._make_session(SessionId(f"s-{secrets.token_hex(4)}"))
             with self.tally.counting(session):
-                await Connection(socket, session, self._dispatcher, self._limits).serve()
+                await connection.serve(start)
         finally:
-            self.n_sessions -= 1
-            if not self.n_sessions:
+            del self._open[connection]
+            if not self._open:
                 self._empty.set()
 
-    async def _refuse(self, socket: ServerConnection, reason: RefusalReason) -> None:
+    def _refused(self, client: Client, token: Token | None) -> tuple[messages.Busy, str] | None:
+        """Why there is no room for one more session, if there is none: the event, and the limit's name."""
+        limits = self._max_sessions
+        per_address = limits.per_address or (limits.in_all if client.is_this_machine else max(1, limits.in_all // 2))
+        n_of_address = sum(owner(other.address) == owner(client.address) for other, _ in self._open.values())
+        n_of_token = sum(token == other for _, other in self._open.values())
+        if self._dispatcher.queue.draining:
+            return self._busy(RefusalReason.DRAINING), RefusalReason.DRAINING.value
+        if self.n_sessions >= limits.in_all:
+            return self._busy(RefusalReason.MAX_SESSIONS), RefusalReason.MAX_SESSIONS.value
+        for is_over, limit in (
+            (n_of_address >= per_address, "max_sessions_per_address"),
+            (token is not None and n_of_token >= (limits.per_token or limits.in_all), "max_sessions_per_token"),
+        ):
+            if is_over:  # the caller's own doing, whatever others do
+                return self._busy(RefusalReason.MAX_SESSIONS, HTTPStatus.TOO_MANY_REQUESTS), limit
+        return None
+
+    def _busy(self, reason: RefusalReason, status: HTTPStatus | None = None) -> messages.Busy:
         shed = self._dispatcher.shed(reason, now=asyncio.get_running_loop().time())
-        busy = messages.Busy(utterance=None, attempt=0, commit=None, retryable=True, held_ms=0, **refusal_fields(shed))
+        fields = refusal_fields(shed) | ({"status": status.value} if status is not None else {})
+        return messages.Busy(utterance=None, attempt=0, commit=None, retryable=True, held_ms=0, **fields)
+
+    async def _turn_away(self, socket: ServerConnection, event: messages.ServerEvent, code: int, reason: str) -> None:
+        """Instead of a session: one event, and the close."""
+        self._n_refusing += 1
         try:
             async with asyncio.timeout(self._limits.write_timeout_s):
-                await socket.send(messages.encode(busy))
-                await socket.close(1013, reason.value)
+                await socket.send(messages.encode(event))
+                await socket.close(code, reason)
         except (ConnectionClosed, TimeoutError):
             socket.transport.abort()
+        finally:
+            self._n_refusing -= 1
+
+    # ------------------------------------------------------------ HTTP
 
     def _answer(self, connection: ServerConnection, request: Request) -> Response | None:
-        path = request.path.partition("?")[0]
+        """None: the handshake goes on."""
+        path = self._route(request)
+        client = self._reception.client(connection)
+        if (refusal := self._reception.refusal(path, request, client)) is not None:
+            return _response(refusal, with_body=request.method != "HEAD")
         if path == messages.PATH:
-            return None  # the handshake goes on
+            if self._n_refusing < REFUSALS_AT_ONCE:
+                return None
+            self._reception.count("handshakes", client)
+            return _response(Answer(HTTPStatus.SERVICE_UNAVAILABLE, "too many sessions\n", RETRY_AFTER))
         if request.method not in ("GET", "HEAD"):
-            return _response(HTTPStatus.METHOD_NOT_ALLOWED, "text/plain", f"{path} takes GET\n")
+            return _response(Answer(HTTPStatus.METHOD_NOT_ALLOWED, "GET only\n", (("Allow", "GET, HEAD"),)))
+        if path == self._root_path:  # its links are relative
+            return _response(Answer(HTTPStatus.PERMANENT_REDIRECT, "", (("Location", f"{self._root_path}/"),)))
         if (page := self._pages.get(path)) is None:
-            return _response(
-                HTTPStatus.NOT_FOUND, "text/plain", f"nothing at {path}; sessions are at {messages.PATH}\n"
-            )
-        return _response(*page(), with_body=request.method != "HEAD")
+            return _response(Answer(HTTPStatus.NOT_FOUND, f"nothing here; sessions are at {messages.PATH}\n"))
+        status, content_type, body = page()
+        return _response(Answer(status, body), content_type, with_body=request.method != "HEAD")
+
+    def _route(self, request: Request) -> str:
+        """The path as the pages have it: proxies leave their prefix, or take it away."""
+        path = request.path.partition("?")[0]
+        return path.removeprefix(self._root_path) if path.startswith(f"{self._root_path}/") else path
 
     def _count(self, _: ServerConnection, request: Request, response: Response) -> None:
-        path = request.path.partition("?")[0]
+        path = self._route(request)
         route = path if path in self._pages or path == messages.PATH else "other"
         self.requests[route, response.status_code] += 1
 
+    def _note_turned_away(self, address: str) -> None:
+        self.requests["other", HTTPStatus.SERVICE_UNAVAILABLE.value] += 1
+        self._reception.count("connections", Client(address))
 
-def _response(status: HTTPStatus, content_type: str, body: str, *, with_body: bool = True) -> Response:
-    content = body.encode()
-    headers = Headers(
-        {
-            "Content-Type": f"{content_type}; charset=utf-8",
-            "Content-Length": str(len(content)),
-            "Cache-Control": "no-store",
-            "X-Content-Type-Options": "nosniff",
-            "Connection": "close",
-        }
-    )
-    return Response(status.value, status.phrase, headers, content if with_body else b"")
+
+def _response(answer: Answer, content_type: str = "text/plain", *, with_body: bool = True) -> Response:
+    content = answer.body.encode()
+    own = {"Content-Type": f"{content_type}; charset=utf-8", "Content-Length": str(len(content))}
+    headers = Headers({**own, **HEADERS, **dict(answer.headers)})
+    return Response(answer.status.value, answer.status.phrase, headers, content if with_body else b"")
 
 
 def _select_subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:

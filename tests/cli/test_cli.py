@@ -118,6 +118,7 @@ def test_config_as_json_tells_values_and_sources(run: Run, tmp_path: Path, monke
         setting.name: {"table": setting.group, "value": setting.default, "source": "default", "where": "default"}
         for setting in SETTINGS
     }
+    expected = json.loads(json.dumps(expected))  # tuples are lists there
     expected["host"] |= {"value": "::1", "source": "environment", "where": "ASR_WS_HOST"}
     expected["port"] |= {"value": 9000, "source": "flag", "where": "--port"}
     expected["idle_timeout_s"] |= {"value": 60.0, "source": "file", "where": f"{file}:[session].idle_timeout_s"}
@@ -129,7 +130,7 @@ def test_config_prints_one_whole_line_per_setting_into_a_pipe(run: Run, tmp_path
     file.write_text("[model]\nmodel = ':smile:[bold]x'\n", "utf-8")
     code, out, _ = run("config", "--config", str(file))
     sources = {setting.name: "default" for setting in SETTINGS} | {"model": f"{file}:[model].model"}
-    values = {setting.name: str(setting.default) for setting in SETTINGS} | {"model": ":smile:[bold]x"}
+    values = {setting.name: setting.shown(setting.default) for setting in SETTINGS} | {"model": ":smile:[bold]x"}
     rows = [[f"[{setting.group}]", setting.name, values[setting.name], sources[setting.name]] for setting in SETTINGS]
     assert code == 0
     assert [line.split() for line in out.splitlines()] == [["TABLE", "SETTING", "VALUE", "FROM"], *rows]

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,7 +30,7 @@ def settings(**changes: Any) -> Settings:
     """Defaults on a free port and without partials, with these settings changed, whatever their group."""
     changes = {"port": 0, "ingest_speed": SPEED, "partials": "off", **changes}
     groups = {}
-    for name in ("listen", "session", "admission", "texts", "model", "worker", "log"):
+    for name in (group.name for group in fields(Settings)):
         group = getattr(DEFAULTS, name)
         groups[name] = replace(group, **{key: value for key, value in changes.items() if hasattr(group, key)})
     return Settings(**groups)

@@ -1,0 +1,94 @@
+"""What the settings say of who may come in and how, made into the parts that see to it."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from asr_ws.config import Settings, is_loopback
+from asr_ws.core.access import MAX_TOKEN_FILE_BYTES, Origins, Tokens
+from asr_ws.errors import UsageError
+from asr_ws.server.reception import Reception
+from asr_ws.server.tls import Certificate
+
+OPEN_WARNING: Final = "anybody who reaches the port can use it: give it an --auth-token-file"
+CLEAR_WARNING: Final = "tokens and speech are sent in clear: --tls-cert, --tls-self-signed, or a proxy that encrypts"
+
+
+def reception(settings: Settings) -> Reception:
+    """Raises: UsageError: the tokens are not usable."""
+    access = settings.access
+    valid = tokens(Path(access.auth_token_file)) if access.auth_token_file else None
+    name = socket.gethostname().lower()
+    own_names = frozenset({name, f"{name.partition('.')[0]}.local", settings.listen.host.lower()})
+    proxies = tuple(ipaddress.ip_network(network) for network in access.trusted_proxy)
+    origins = Origins(access.allow_origin, own_names, any_name=valid is not None)
+    return Reception(origins, valid, proxies, open_stats=access.open_stats)
+
+
+def tokens(file: Path) -> Tokens:
+    """Raises: UsageError: the file cannot be read, or has no tokens."""
+    try:
+        with file.open("rb") as opened:
+            return Tokens(opened.read(MAX_TOKEN_FILE_BYTES).decode("utf-8-sig"))
+    except OSError as error:
+        raise UsageError(f"--auth-token-file: cannot read {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--auth-token-file: {file} is no text") from error
+    except UsageError as error:
+        raise UsageError(f"--auth-token-file: {file}: {error.message}", error.hint) from error
+
+
+def certificate(settings: Settings) -> Certificate | None:
+    """Raises: UsageError: one of our own cannot be kept."""
+    listen = settings.listen
+    if listen.tls_self_signed:
+        from asr_ws.server.self_signed import self_signed  # only then is the library needed
+
+        return self_signed(_state_dir(settings))
+    return Certificate(Path(listen.tls_cert), Path(listen.tls_key)) if listen.tls_cert else None
+
+
+def _state_dir(settings: Settings) -> Path:
+    if settings.storage.state_dir:
+        return Path(settings.storage.state_dir).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "asr-ws"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "asr-ws"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "asr-ws"
+
+
+def warnings(settings: Settings) -> list[str]:
+    """What is dangerous about how the server is reached."""
+    listen, access = settings.listen, settings.access
+    if is_loopback(listen.host):
+        return []
+    encrypted = listen.tls_cert or listen.tls_self_signed or access.trusted_proxy
+    return [OPEN_WARNING] * (not access.auth_token_file) + [CLEAR_WARNING] * (not encrypted)
+
+
+def hosts(host: str) -> list[str]:
+    """What to call this machine by, listening there: where that is everywhere, its addresses."""
+    if host not in ("0.0.0.0", "::"):
+        return [host]
+    reachable = [each for each in addresses() if (":" in each) == (host == "::")]
+    return ["127.0.0.1" if host == "0.0.0.0" else "::1", *reachable]
+
+
+def addresses(*, loopback: bool = False) -> Iterator[str]:
+    """Of this machine's interfaces; not those that mean nothing without the interface's name."""
+    found = (each.address for interface in psutil.net_if_addrs().values() for each in interface)
+    for text in dict.fromkeys(found):
+        with suppress(ValueError):  # a MAC address
+            address = ipaddress.ip_address(text)
+            if not address.is_link_local and (loopback or not address.is_loopback):
+                yield str(address)

@@ -1,0 +1,149 @@
+"""Who is let in, and what those are told who are not: at the handshake by HTTP, after it in band.
+
+A browser's script cannot see why a handshake failed, and cannot send a header with it. So a token may also come in the
+first message, `start`, and until then there is no session: who has not said who he is takes nobody's place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+import structlog
+from websockets.asyncio.server import ServerConnection
+from websockets.http11 import Request
+
+from asr_ws import messages
+from asr_ws.core.access import Client, Network, Origins, Token, Tokens, bearer, client_of
+from asr_ws.errors import ProtocolError
+
+TOKEN_TIMEOUT_S: Final = 10.0  # for `start`, where a token is needed
+TELL_EVERY_S: Final = 1.0  # between two lines of log about refusals
+TOKEN_HINT: Final = "send it as `token` in the first message, `start`, or in the header Authorization: Bearer"
+GUARDED: Final = ("/metrics", "/v1/stats")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A plain HTTP response instead of what was asked for."""
+
+    status: HTTPStatus
+    body: str
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Reception:
+    """Args:
+    tokens: None: nobody needs one.
+    proxies: whose X-Forwarded-For is believed.
+    open_stats: whether the numbers are for everybody.
+    """
+
+    def __init__(
+        self, origins: Origins, tokens: Tokens | None, proxies: tuple[Network, ...] = (), *, open_stats: bool = False
+    ) -> None:
+        self.tokens = tokens
+        self._origins = origins
+        self._proxies = proxies
+        self._guarded = () if open_stats else GUARDED
+        self._log = structlog.get_logger()
+        self._refused = Counter[str]()  # since the last line about it
+        self._telling: asyncio.TimerHandle | None = None
+
+    def client(self, socket: ServerConnection) -> Client:
+        assert socket.request is not None
+        peer = (socket.remote_address or ("unknown",))[0]
+        return client_of(str(peer), socket.request.headers.get_all("X-Forwarded-For"), self._proxies)
+
+    def token(self, request: Request) -> Token | None:
+        """The valid one that it bears in its header."""
+        candidate = _bearer(request)
+        return None if candidate is None or self.tokens is None else self.tokens.find(candidate)
+
+    def refusal(self, path: str, request: Request, client: Client) -> Answer | None:
+        """Why this is not to be had, if it is not."""
+        if path == messages.PATH:
+            hosts, origins = request.headers.get_all("Host"), request.headers.get_all("Origin")
+            if not self._origins.admit(origins, hosts[0] if len(hosts) == 1 else None, by_proxy=client.by_proxy):
+                self.count("origin", client)
+                return Answer(
+                    HTTPStatus.FORBIDDEN,
+                    "web pages of this origin may not open sessions here; the server's --allow-origin says which may\n",
+                )
+            needed = _bearer(request) is not None  # who has none may still say it in `start`
+        else:
+            needed = path in self._guarded
+        if self.tokens is None or not needed or self.token(request) is not None:
+            return None
+        self.count("unauthorized", client)
+        body = "no valid token; send one in the header Authorization: Bearer\n"
+        return Answer(HTTPStatus.UNAUTHORIZED, body, (("WWW-Authenticate", "Bearer"),))
+
+    async def identify(self, socket: ServerConnection, client: Client) -> tuple[Token, str]:
+        """Wait for a `start` with a valid token.
+
+        Returns:
+            The token, and the message, for the session.
+        Raises:
+            ProtocolError: ``unauthorized``; ``too_large``.
+            ConnectionClosed
+        """
+        try:
+            async with asyncio.timeout(TOKEN_TIMEOUT_S):
+                first = await socket.recv()
+            token = self._introduced(first)
+        except TimeoutError:
+            error = _unauthorized(f"no token came within {TOKEN_TIMEOUT_S:g} s")
+        except ProtocolError as raised:
+            error = raised
+        else:
+            assert isinstance(first, str)
+            return token, first
+        self.count(error.code, client)
+        raise error
+
+    def _introduced(self, first: str | bytes) -> Token:
+        if isinstance(first, bytes):
+            raise _unauthorized("audio came before the token")
+        try:
+            message = messages.decode_message(first)
+        except ProtocolError as error:
+            if error.close_code is not None:
+                raise
+            raise _unauthorized(f"the first message is none: {error.message}") from error
+        if not isinstance(message, messages.Start) or message.token is None or self.tokens is None:
+            raise _unauthorized("the first message must be `start`, with a token")
+        if (token := self.tokens.find(message.token)) is None:
+            raise _unauthorized("this token is not valid")
+        return token
+
+    def count(self, reason: str, client: Client) -> None:
+        """Say so in the log, in one line a second at most."""
+        self._refused[reason] += 1
+        if self._telling is None:
+            self._tell(client.address)
+
+    def _tell(self, last: str | None = None) -> None:
+        self._telling = None
+        if self._refused:
+            self._log.warning("access.refused", **self._refused, **({"client": last} if last else {}))
+            self._refused.clear()
+            self._telling = asyncio.get_running_loop().call_later(TELL_EVERY_S, self._tell)
+
+
+def _bearer(request: Request) -> str | None:
+    """More than one header is none that is valid."""
+    sent = request.headers.get_all("Authorization")
+    return bearer(sent[0]) if len(sent) == 1 else "" if sent else None
+
+
+def _unauthorized(message: str) -> ProtocolError:
+    return ProtocolError("unauthorized", message, TOKEN_HINT, close_code=1008)
+
+
+def revoked() -> ProtocolError:
+    """What a session is told whose token has been taken out of the file."""
+    return _unauthorized("this token is not valid any more")
