@@ -101,7 +101,7 @@ class Listener:
         self._root_path = root_path
         self._tls = tls
         self._log = structlog.get_logger()
-        self._servers: list[Server] = []
+        self.servers: list[Server] = []
         self._open: dict[Connection, tuple[Client, Token | None]] = {}
         self._n_refusing = 0
         self._empty = asyncio.Event()
@@ -117,7 +117,7 @@ class Listener:
         door = Door(self._max_sessions.in_all, encrypted=self._tls is not None, on_turned_away=self._note_turned_away)
         try:
             for listening in await door.open(self._host, self._asked_port):
-                self._servers.append(await self._serve(listening))
+                self.servers.append(await self._serve(listening))
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
             message = f"cannot listen on {self._host}:{self._asked_port}: {reason}"
@@ -149,15 +149,15 @@ class Listener:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close what is still open with 1012: the clients come back to the next server."""
-        for server in self._servers:
+        for server in self.servers:
             server.close(code=1012, reason="the server stops")
         with contextlib.suppress(TimeoutError):  # who answers no close, or is still in a handshake, is left behind
             async with asyncio.timeout(STOP_TIMEOUT_S):
-                await asyncio.gather(*(server.wait_closed() for server in self._servers))
+                await asyncio.gather(*(server.wait_closed() for server in self.servers))
 
     @property
     def port(self) -> int:
-        port: int = next(iter(self._servers[0].sockets)).getsockname()[1]
+        port: int = next(iter(self.servers[0].sockets)).getsockname()[1]
         return port
 
     @property

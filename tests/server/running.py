@@ -48,10 +48,12 @@ class Client:
     """Sends what it is told and keeps what it hears, each event checked by the protocol's schema; knows no retries."""
 
     def __init__(self, app: App, **options: Any) -> None:
-        self._connect = connect(app.url, compression=None, max_queue=None, **options)
+        self.url = app.url
+        self._options = {"compression": None, "max_queue": None, **options}
         self.events: list[dict[str, Any]] = []
 
     async def __aenter__(self) -> Self:
+        self._connect = connect(self.url, **self._options)
         self.socket: ClientConnection = await self._connect.__aenter__()
         return self
 

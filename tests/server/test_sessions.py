@@ -162,6 +162,14 @@ BAD: list[tuple[list[dict[str, Any] | bytes | str], str, bool, int]] = [
     ([{"type": "start", "sample_rte": 8000}], "bad_message", False, 1000),
     ([{"type": "start", "max_wait_ms": 8001}], "bad_message", False, 1000),
     (["nonsense"] * 3, "bad_message", True, 1008),
+    (['{"type":"start","endpointing":{"threshold":NaN}}'], "bad_message", False, 1000),
+    (['{"type":"start","endpointing":{"threshold":1e999}}'], "bad_message", False, 1000),
+    (['{"type":"start","max_wait_ms":' + "9" * 5000 + "}"], "bad_message", False, 1000),
+    (["[" * 16_000], "bad_message", False, 1000),
+    (['{"type":"start","audio":' + '{"audio":' * 1500], "bad_message", False, 1000),
+    (['{"type":"\\ud800"}'], "bad_message", False, 1000),
+    (['{"type":"retry","utterance":"\\ud800"}'], "bad_message", False, 1000),
+    (['{"type":"retry","utterance":"\\u0000\\u001b[31m"}'], "unknown_utterance", False, 1000),
     ([MANUAL, MANUAL], "unexpected_message", False, 1000),
     ([{"type": "start", "audio": {"sample_rate": 4000}}], "unsupported_format", True, 1008),
     ([{"type": "start", "audio": {"encoding": "opus"}}], "unsupported_format", True, 1008),
@@ -172,12 +180,11 @@ BAD: list[tuple[list[dict[str, Any] | bytes | str], str, bool, int]] = [
     ([{"type": "retry", "utterance": "u9"}], "unknown_utterance", False, 1000),
     ([MANUAL, b"odd"], "truncated_pcm", False, 1000),
     ([b"RIFF\x24\x00\x00\x00WAVEfmt "], "audio_format_suspect", False, 1000),
-    (
-        [{"type": "start", "audio": {"encoding": "pcm_f32le"}}, np.array([0, np.nan, 0], "<f4").tobytes()],
-        "invalid_samples",
-        False,
-        1000,
+    *(
+        ([{"type": "start", "audio": {"encoding": "pcm_f32le"}}, np.array([0, bad, 0], "<f4").tobytes()], *told)
+        for bad, *told in ((np.nan, "invalid_samples", False, 1000), (-np.inf, "invalid_samples", False, 1000))
     ),
+    ([np.sin(np.arange(16_000) / 9).astype("<f4").tobytes()], "audio_format_suspect", False, 1000),
 ]
 
 

@@ -1,0 +1,202 @@
+"""Clients that mean harm, or have lost their way: each costs its own session at most."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from contextlib import AsyncExitStack, suppress
+
+import pytest
+from websockets.server import ServerProtocol
+
+from asr_ws import messages
+from asr_ws.server import door, listener
+from asr_ws.server.app import App
+from asr_ws.server.intake import SLICE_BYTES
+from asr_ws.worker.supervisor import WorkerSpec
+from tests.server.raw import BINARY, PING, TEXT, Raw, frame, raw, request
+from tests.server.running import MANUAL, SECOND, Client, serving
+
+END = {"type": "end"}
+N_PINGS = 50
+
+
+async def exchange_pings(client: Client) -> None:
+    for id in range(N_PINGS):
+        await client.send({"type": "ping", "id": id})
+        assert (await client.until("pong"))["id"] == id
+
+
+async def flood(socket: Raw, data: bytes) -> None:
+    """For ever, as fast as it is taken."""
+    with suppress(ConnectionError):
+        while True:
+            await socket.send(data)
+
+
+def unsent_bytes(app: App) -> list[int]:
+    """Of each connection, what is written and lies in the server still."""
+    return [each.transport.get_write_buffer_size() for s in app.listener.servers for each in s.all_connections]
+
+
+# ---------------------------------------------------------------- those that send
+
+
+async def test_pings_of_who_does_not_read_are_not_answered_into_memory(scripted: WorkerSpec) -> None:
+    pings = frame(PING, bytes(125)) * 2000  # a quarter of a megabyte, and as much to be answered
+    async with serving(scripted, ready=False) as app, raw(app) as hostile, Client(app) as neighbour:
+        assert "101" in await hostile.upgrade()
+        hostile.writer.transport.pause_reading()
+        flooding = asyncio.create_task(flood(hostile, pings))
+        for _ in range(10):
+            await exchange_pings(neighbour)
+            assert max(unsent_bytes(app)) < 64 * 1024
+        assert not flooding.done()
+        flooding.cancel()
+
+
+async def test_frames_of_one_byte_are_looked_at_a_few_at_a_time(
+    scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[int] = []
+    receive = ServerProtocol.receive_data
+    monkeypatch.setattr(
+        ServerProtocol, "receive_data", lambda self, data: (looked_at.append(len(data)), receive(self, data))[1]
+    )
+    async with serving(scripted, ready=False) as app, raw(app) as hostile, Client(app) as neighbour:
+        await hostile.upgrade()
+        flooding = asyncio.create_task(flood(hostile, frame(BINARY, b"x") * 3000))
+        await exchange_pings(neighbour)
+        flooding.cancel()
+    assert max(looked_at) == SLICE_BYTES
+
+
+async def test_what_is_looked_at_in_slices_is_what_was_sent(scripted: WorkerSpec) -> None:
+    """Large frames, small ones, and the last before the end of the connection."""
+    async with serving(scripted) as app, Client(app) as client:
+        await client.send(MANUAL, *(SECOND[:n] for n in (1, 31_999, 4096, 2, 27_902)), 3 * SECOND, END)
+        assert await client.rest() == 1000
+        assert [event["text"] for event in client.events if event["type"] == "final"] == ["country 80000"]
+    assert client.events[-1]["received_ms"] == 5000
+
+
+@pytest.mark.parametrize("message", ['{"type":"ping"}', "x", '{"type":"commit"}'])
+async def test_floods_of_messages_cost_their_session_at_most(scripted: WorkerSpec, message: str) -> None:
+    async with serving(scripted) as app, raw(app) as hostile, Client(app) as neighbour:
+        await hostile.upgrade()
+        flooding = asyncio.create_task(flood(hostile, frame(TEXT, message.encode()) * 1000))
+        await neighbour.send(MANUAL)
+        await exchange_pings(neighbour)
+        await neighbour.send(SECOND, END)
+        assert await neighbour.rest() == 1000
+        assert neighbour.events[-1]["finals"] == 1
+        flooding.cancel()
+
+
+async def test_utterance_without_end_is_cut_and_no_sample_is_lost_or_doubled(scripted: WorkerSpec) -> None:
+    start = {"type": "start", "endpointing": {"mode": "manual", "max_utterance_ms": 1000}}
+    async with serving(scripted, queue_capacity=100, max_wait_ms=60_000) as app, Client(app) as client:
+        for message in (start, *itertools.repeat(SECOND[:3200], 205), END):
+            await client.send(message)
+        assert await client.rest() == 1000
+    finals = [event for event in client.events if event["type"] == "final"]
+    refused = [event for event in client.events if event["type"] == "dropped"]
+    spans = sorted((event["audio_start_ms"], event["audio_end_ms"]) for event in finals + refused)
+    assert spans == [(at, min(at + 1000, 20_500)) for at in range(0, 20_500, 1000)]
+    assert client.events[-1]["lost_ms"] == 0
+    assert {event["endpoint"] for event in client.events if event["type"] == "accepted"} <= {"max_length", "end"}
+
+
+# ---------------------------------------------------------------- those that do not send
+
+
+async def test_handshakes_that_never_end_are_ended(scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "HANDSHAKE_TIMEOUT_S", 0.5)
+    async with serving(scripted, ready=False) as app, AsyncExitStack() as stack:
+        slow = [await stack.enter_async_context(raw(app)) for _ in range(50)]
+        for at, socket in enumerate(slow):
+            await socket.send(b"GET /v1/stream HTTP/1.1\r\nHost: x\r\n"[: at or 1])
+        async with Client(app) as neighbour:
+            await exchange_pings(neighbour)
+            assert [await socket.rest() for socket in slow] == [b""] * 50
+            await exchange_pings(neighbour)
+
+
+async def test_half_open_connection_is_ended_by_the_keepalive(
+    scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing comes any more, no pong, no FIN: the raw client answers no pings."""
+    monkeypatch.setattr("asr_ws.server.app.ConnectionLimits", lambda idle_s, speed: IMPATIENT)
+    monkeypatch.setattr(listener, "CLOSE_TIMEOUT_S", 0.1)
+    async with serving(scripted, ready=False) as app, raw(app) as dead, Client(app) as neighbour:
+        await dead.upgrade()
+        assert await dead.close_code() == 1011
+        await exchange_pings(neighbour)
+        while app.listener.n_sessions > 1:
+            await exchange_pings(neighbour)
+
+
+IMPATIENT = listener.ConnectionLimits(0, 1000.0, ping_interval_s=0.05, ping_timeout_s=0.2)
+
+
+# ---------------------------------------------------------------- those that are too many
+
+
+async def test_flood_of_connections_is_answered_and_leaves_room(scripted: WorkerSpec) -> None:
+    """Sessions, then `busy`, then 503, then 503 before a word was read; descriptors stay free all the while."""
+    async with serving(scripted, max_sessions=8) as app, Client(app) as neighbour, AsyncExitStack() as stack:
+        cap = 2 * 8 + door.CONNECTIONS_BESIDE
+        await neighbour.next()
+        silent = [await stack.enter_async_context(raw(app)) for _ in range(400)]
+        held = [socket for socket in silent if not await is_told(socket)]
+        assert len(held) == cap // 2 - 1, "of one address, which has half of them, one is the neighbour"
+        await exchange_pings(neighbour)
+        await neighbour.send(MANUAL, SECOND, END)
+        assert await neighbour.rest() == 1000
+        assert neighbour.events[-1]["finals"] == 1
+    assert app.listener.requests["other", 503] == 400 - len(held)
+
+
+async def is_told(socket: Raw) -> bool:
+    """Whether it was turned away, with an answer."""
+    try:
+        async with asyncio.timeout(0.02):
+            answer = await socket.rest()
+    except TimeoutError:
+        return False
+    assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n")
+    assert answer.endswith(b"\r\n\r\ntoo many connections\n")
+    return True
+
+
+async def test_sessions_too_many_are_told_in_band_and_then_at_the_handshake(
+    scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "REFUSALS_AT_ONCE", 3)
+    async with serving(scripted, ready=False, max_sessions=1) as app, Client(app), AsyncExitStack() as stack:
+        refused = [await stack.enter_async_context(raw(app)) for _ in range(3)]
+        for socket in refused:
+            assert "101" in await socket.upgrade()
+            opcode, event = await socket.next()
+            assert (opcode, b'"max_sessions"' in event) == (TEXT, True)
+        # They do not answer the close, so they are still being told.
+        status, headers, body = await request(app, RAW_HANDSHAKE)
+        assert (status, headers["retry-after"], body) == (503, "1", "too many sessions\n")
+        assert (await request(app, "GET /livez HTTP/1.1"))[0] == 200
+
+
+RAW_HANDSHAKE = (
+    f"GET {messages.PATH} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13"
+)
+
+
+async def test_connections_that_have_ended_make_room(scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "CONNECTIONS_BESIDE", 2)
+    async with serving(scripted, ready=False, max_sessions=1) as app:
+        for _ in range(20):
+            assert (await request(app, "GET /livez HTTP/1.1"))[0] == 200
+            async with Client(app) as client:
+                await client.next()
+                client.socket.transport.abort()
+            await app.listener.wait_empty()

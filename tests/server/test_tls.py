@@ -1,0 +1,154 @@
+"""TLS: a given certificate, and one of our own."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import ssl
+import sys
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from asr_ws.errors import UsageError
+from asr_ws.server import reload, self_signed, tls
+from asr_ws.worker.supervisor import WorkerSpec
+from tests.server.raw import raw
+from tests.server.running import MANUAL, SECOND, Client, serving
+
+
+def certificate(folder: Path) -> tls.Certificate:
+    return self_signed.self_signed(folder)
+
+
+def read(made: tls.Certificate) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(made.cert.read_bytes())
+
+
+def trusting(made: tls.Certificate) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=made.cert)
+
+
+def rename(source: tls.Certificate, target: tls.Certificate) -> None:
+    for old, new in ((source.cert, target.cert), (source.key, target.key)):
+        os.replace(old, new)
+
+
+# ---------------------------------------------------------------- our own
+
+
+def test_our_own_is_for_this_machine_and_is_no_authority(tmp_path: Path) -> None:
+    made = certificate(tmp_path / "new" / "state")
+    found = read(made)
+    names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert "localhost" in names.get_values_for_type(x509.DNSName)
+    assert ipaddress.ip_address("127.0.0.1") in names.get_values_for_type(x509.IPAddress)
+    assert not found.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    assert found.not_valid_after_utc - found.not_valid_before_utc < datetime.timedelta(days=825)
+    assert len(made.fingerprint) == 32 * 3 - 1
+    if sys.platform != "win32":
+        assert made.key.stat().st_mode & 0o777 == 0o600
+
+
+def test_our_own_is_kept(tmp_path: Path) -> None:
+    assert certificate(tmp_path) == certificate(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["self-signed.key", "self-signed.pem"]
+
+
+def test_our_own_is_made_anew_when_it_does_not_serve_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fingerprints = [certificate(tmp_path).fingerprint]
+    monkeypatch.setattr(self_signed, "addresses", lambda loopback=False: ["127.0.0.1", "192.0.2.7"])
+    fingerprints.append(certificate(tmp_path).fingerprint)
+    monkeypatch.setattr(self_signed, "addresses", lambda loopback=False: ["127.0.0.1"])
+    assert certificate(tmp_path).fingerprint == fingerprints[-1], "an address less is no reason"
+    monkeypatch.setattr(self_signed, "RENEW_BEFORE", self_signed.VALID)
+    fingerprints.append(certificate(tmp_path).fingerprint)
+    monkeypatch.undo()
+    (tmp_path / "self-signed.key").write_bytes(certificate(tmp_path / "other").key.read_bytes())
+    fingerprints.append(certificate(tmp_path).fingerprint)
+    (tmp_path / "self-signed.pem").write_text("damaged", "utf-8")
+    fingerprints.append(certificate(tmp_path).fingerprint)
+    assert len(set(fingerprints)) == 5
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", "utf-8")
+    with pytest.raises(UsageError) as caught:
+        certificate(tmp_path / "file" / "state")
+    assert caught.value.hint == "choose another --state-dir"
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
+async def test_a_client_that_trusts_our_own_has_its_session(scripted: WorkerSpec, tmp_path: Path, name: str) -> None:
+    async with serving(scripted, tls_self_signed=True, state_dir=str(tmp_path)) as app:
+        assert app.url.startswith("wss://127.0.0.1:")
+        assert app.certificate is not None
+        client = Client(app, ssl=trusting(app.certificate))
+        client.url = client.url.replace("127.0.0.1", name)
+        async with client:
+            await client.send(MANUAL, SECOND, {"type": "end"})
+            assert await client.rest() == 1000
+    assert client.types() == ["ready", "started", "speech_started", "accepted", "final", "done"]
+
+
+async def test_what_is_no_tls_costs_nobody_else_anything(scripted: WorkerSpec, tmp_path: Path) -> None:
+    async with serving(scripted, tls_self_signed=True, state_dir=str(tmp_path)) as app:
+        assert app.certificate is not None
+        async with raw(app) as plain, raw(app) as garbage, raw(app) as vanishing:
+            await vanishing.send(b"\x16\x03\x01\x02\x00")
+            vanishing.writer.transport.abort()
+            await plain.send(b"GET / HTTP/1.1\r\n\r\n")
+            await garbage.send(bytes(range(256)) * 64)
+            assert b"HTTP" not in await plain.rest()
+            await garbage.rest()
+            async with Client(app, ssl=trusting(app.certificate)) as client:
+                assert (await client.next())["type"] == "ready"
+
+
+# ---------------------------------------------------------------- given
+
+
+async def test_a_given_certificate_is_read_again_when_it_changes(
+    scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "LOOK_EVERY_S", 0.02)
+    given, renewed = certificate(tmp_path), certificate(tmp_path / "renewed")
+    old, new = trusting(given), trusting(renewed)
+    async with (
+        serving(scripted, ready=False, tls_cert=str(given.cert), tls_key=str(given.key)) as app,
+        Client(app, ssl=old) as before,
+    ):
+        rename(renewed, given)
+        while True:
+            try:
+                async with Client(app, ssl=new) as after:
+                    assert (await after.next())["type"] == "ready"
+                    break
+            except ssl.SSLCertVerificationError:
+                continue
+        assert (await before.next())["type"] == "ready", "what is open stays open"
+
+
+ENCRYPTED_KEY = """-----BEGIN ENCRYPTED PRIVATE KEY-----
+MIHsMFcGCSqGSIb3DQEFDTBKMCkGCSqGSIb3DQEFDDAcBAg=
+-----END ENCRYPTED PRIVATE KEY-----
+"""
+
+
+def test_files_that_are_no_certificate_and_its_key_are_said(tmp_path: Path) -> None:
+    made, other = certificate(tmp_path / "one"), certificate(tmp_path / "two")
+    empty, encrypted = tmp_path / "empty.pem", tmp_path / "encrypted.pem"
+    empty.write_text("", "utf-8")
+    encrypted.write_text(ENCRYPTED_KEY, "utf-8")
+    for wrong in (
+        tls.Certificate(tmp_path / "missing.pem", made.key),
+        tls.Certificate(made.cert, other.key),
+        tls.Certificate(made.key, made.cert),
+        tls.Certificate(empty, made.key),
+        tls.Certificate(made.cert, encrypted),
+    ):
+        with pytest.raises(UsageError) as caught:
+            tls.context_for(wrong)
+        assert str(wrong.cert) in caught.value.message
