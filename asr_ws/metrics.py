@@ -30,6 +30,8 @@ class Metrics:
         self.finals = 0
         self.finals_speculated = 0
         self.refusals: Counter[str] = Counter()  # `busy`, by reason
+        self.access_refused: Counter[str] = Counter()  # who may not come in, or finds no room, by why
+        self.last_refused = ""  # the last one's address
         self.unfinished: Counter[str] = Counter()  # `retry`, by reason
         self.decode_failures: Counter[str] = Counter()  # by the error's code
         self.wait_s = Histogram()

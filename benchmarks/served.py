@@ -47,11 +47,13 @@ class Served:
     Attributes:
         url: its plain address.
         log: how often each event was logged, TRACEBACK, STACKS, and LIBRARY_ERROR.
+        clients: by address, the sessions that were opened.
     """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.url = ""
         self.log: Counter[str] = Counter()
+        self.clients: Counter[str] = Counter()
         self._process = process
         self._facts = psutil.Process(process.pid)
         self._readers: list[asyncio.Task[None]] = []
@@ -150,6 +152,7 @@ class Served:
                 with suppress(ValueError):  # cut by what else is written there
                     said = json.loads(line)
                     self.log[str(said.get("event"))] += 1
+                    self.clients.update([said["client"]] if said.get("event") == "session.opened" else [])
                     self.log[LIBRARY_ERROR] += (said.get("event"), said.get("level")) == ("library.logged", "error")
 
     async def _read_out(self) -> None:

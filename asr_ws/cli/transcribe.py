@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
 from asr_ws import messages
 from asr_ws.client import DEFAULT_URL, Event, Transcript, connect
 from asr_ws.client.sources import open_source
-from asr_ws.errors import ClientError
+from asr_ws.errors import ClientError, UsageError
 
 LONG_MS = 600_000  # a wait that a server names when it does not expect to decode anything: no restart takes so long
 MAX_CUE_CHARS = 84  # two lines of 42, as broadcasters have it
@@ -23,6 +26,11 @@ SENTENCE_ENDS = (".", "?", "!", "。", "？", "！")
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--url", default=DEFAULT_URL, show_default=True, help="Where the server is.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    help="File with the token that the server asks for; or the token itself in ASR_WS_TOKEN.",
+)
 @click.option("--language", help="Of the speech, such as en; detected if not given.")
 @click.option("--realtime", is_flag=True, help="Send as fast as it was spoken, not as fast as the server takes it.")
 @click.option("--json", "as_json", is_flag=True, help="Print every event, one JSON object a line.")
@@ -35,7 +43,13 @@ SENTENCE_ENDS = (".", "?", "!", "。", "？", "！")
     help="Of what is printed.",
 )
 def transcribe(
-    files: tuple[Path, ...], url: str, language: str | None, realtime: bool, as_json: bool, format_: str
+    files: tuple[Path, ...],
+    url: str,
+    token_file: Path | None,
+    language: str | None,
+    realtime: bool,
+    as_json: bool,
+    format_: str,
 ) -> None:
     """Print the text of each FILE.
 
@@ -43,19 +57,33 @@ def transcribe(
     """
     if as_json and format_ != "text":
         raise click.UsageError("--json prints events; --format does not go with it")
-    codes = [_transcribe_one(file, url, language, realtime, as_json, format_) for file in files]
+    fields = {"token": _token(token_file), "language": language, "words": format_ != "text"}
+    fields["partials"] = as_json and realtime
+    codes = [_transcribe_one(file, url, fields, realtime, as_json, format_) for file in files]
     sys.exit(max(codes))
 
 
-def _transcribe_one(file: Path, url: str, language: str | None, realtime: bool, as_json: bool, format_: str) -> int:
+def _token(file: Path | None) -> str | None:
+    """Not from an option itself, which everybody on the machine can see. Raises: UsageError: no such file, or empty."""
+    if file is None:
+        return os.environ.get("ASR_WS_TOKEN") or None
+    try:
+        words = re.sub("#.*", "", file.read_text("utf-8-sig")).split()  # as the server reads its own
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--token-file: cannot read {file}: {getattr(error, 'strerror', 'it is no text')}") from error
+    if not words:
+        raise UsageError(f"--token-file: no token in {file}")
+    return words[0]
+
+
+def _transcribe_one(file: Path, url: str, fields: dict[str, Any], realtime: bool, as_json: bool, format_: str) -> int:
     transcript = Transcript()
     try:
         # Before the session, so that a wrong file is said even where no server is.
         duration_s = open_source(file, messages.AudioFormat()).duration_s
         with _bar(file.name, duration_s, shown=sys.stderr.isatty() and not as_json) as advance:
             show = print_event if as_json else advance
-            words, partials = format_ != "text", as_json and realtime
-            asyncio.run(_run(file, url, language, realtime, show, transcript, words=words, partials=partials))
+            asyncio.run(_run(file, url, fields, realtime, show, transcript))
     except ClientError as error:
         _say(f"error: {error.message}", error.hint)
     finally:  # what came before an error, or before Ctrl-C, is text all the same
@@ -69,16 +97,13 @@ def _transcribe_one(file: Path, url: str, language: str | None, realtime: bool, 
 async def _run(
     file: Path,
     url: str,
-    language: str | None,
+    fields: dict[str, Any],
     realtime: bool,
     show: Callable[[Event], None],
     transcript: Transcript,
-    *,
-    words: bool,
-    partials: bool,
 ) -> None:
     was_busy = False
-    async with connect(url, language=language, partials=partials, words=words) as session:
+    async with connect(url, **fields) as session:
         async for event in session.stream(file, realtime=realtime):
             show(event)
             transcript.receive(event)

@@ -12,6 +12,7 @@ events are being read.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -83,6 +84,9 @@ async def connect(url: str = DEFAULT_URL, *, token: str | None = None, **start_f
         )
     except (InvalidHandshake, InvalidURI) as error:
         raise ClientError(f"no session at {url}: {error}", f"sessions are at {DEFAULT_URL} or alike") from error
+    except ssl.SSLCertVerificationError as error:
+        hint = "if its certificate is one of its own, name that file: SSL_CERT_FILE=self-signed.pem"
+        raise ClientError(f"no session at {url}: {error.verify_message}", hint) from error
     except (OSError, TimeoutError) as error:
         raise ClientError(f"no session at {url}: {error}", "is the server running? asr-ws serve") from error
     session = Session(socket, start)
@@ -95,10 +99,12 @@ async def connect(url: str = DEFAULT_URL, *, token: str | None = None, **start_f
 
 
 def _session_url(url: str) -> str:
-    """The server's address will do: http is ws here, and no path is the sessions'."""
+    """The server's plain address will do, also with a proxy's path: http is ws here, and the sessions are below it."""
     parts = urlsplit(url)
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    return parts._replace(scheme=scheme, path=messages.PATH if parts.path in ("", "/") else parts.path).geturl()
+    is_plain = scheme != parts.scheme or parts.path in ("", "/")
+    path = parts.path.removesuffix(messages.PATH).rstrip("/") + messages.PATH if is_plain else parts.path
+    return parts._replace(scheme=scheme, path=path).geturl()
 
 
 def _start(token: str | None, fields: dict[str, Any]) -> messages.Start:
@@ -130,9 +136,12 @@ class Session:
         self._acknowledged = asyncio.Event()
 
     async def wait_ready(self) -> messages.Ready:
-        """Raises: SessionRefused, ConnectionLost."""
+        """Raises: SessionRefused, ConnectionLost; ClientError: the server told why not."""
         while self.ready is None:
-            self._early.append(await self._receive())
+            event = await self._receive()
+            if isinstance(event, messages.Error) and event.fatal:
+                raise ClientError(f"{event.code}: {event.message}", event.hint)
+            self._early.append(event)
         return self.ready
 
     async def send(self, data: bytes) -> None:

@@ -129,7 +129,7 @@ def build(settings: Settings, spec: WorkerSpec, *, fair: bool = True) -> App:
 
     exposition = Exposition(dispatcher, supervisor, metrics)
     pages = Pages(name, dispatcher, supervisor, metrics, exposition.page)
-    reception = entrance.reception(settings)
+    reception = entrance.reception(settings, metrics)
     certificate = entrance.certificate(settings)
     context = tls.context_for(certificate) if certificate is not None else None
     listener = pages.listener = exposition.listener = Listener(

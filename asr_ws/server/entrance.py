@@ -16,6 +16,7 @@ import psutil
 from asr_ws.config import Settings, is_loopback
 from asr_ws.core.access import MAX_TOKEN_FILE_BYTES, Origins, Tokens
 from asr_ws.errors import UsageError
+from asr_ws.metrics import Metrics
 from asr_ws.server.reception import Reception
 from asr_ws.server.tls import Certificate
 
@@ -23,7 +24,7 @@ OPEN_WARNING: Final = "anybody who reaches the port can use it: give it an --aut
 CLEAR_WARNING: Final = "tokens and speech are sent in clear: --tls-cert, --tls-self-signed, or a proxy that encrypts"
 
 
-def reception(settings: Settings) -> Reception:
+def reception(settings: Settings, metrics: Metrics) -> Reception:
     """Raises: UsageError: the tokens are not usable."""
     access = settings.access
     valid = tokens(Path(access.auth_token_file)) if access.auth_token_file else None
@@ -31,7 +32,7 @@ def reception(settings: Settings) -> Reception:
     own_names = frozenset({name, f"{name.partition('.')[0]}.local", settings.listen.host.lower()})
     proxies = tuple(ipaddress.ip_network(network) for network in access.trusted_proxy)
     origins = Origins(access.allow_origin, own_names, any_name=valid is not None)
-    return Reception(origins, valid, proxies, open_stats=access.open_stats)
+    return Reception(origins, valid, proxies, metrics, open_stats=access.open_stats)
 
 
 def tokens(file: Path) -> Tokens:

@@ -7,21 +7,19 @@ first message, `start`, and until then there is no session: who has not said who
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-import structlog
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request
 
 from asr_ws import messages
 from asr_ws.core.access import Client, Network, Origins, Token, Tokens, bearer, client_of
 from asr_ws.errors import ProtocolError
+from asr_ws.metrics import Metrics
 
 TOKEN_TIMEOUT_S: Final = 10.0  # for `start`, where a token is needed
-TELL_EVERY_S: Final = 1.0  # between two lines of log about refusals
 TOKEN_HINT: Final = "send it as `token` in the first message, `start`, or in the header Authorization: Bearer"
 GUARDED: Final = ("/metrics", "/v1/stats")
 
@@ -43,15 +41,19 @@ class Reception:
     """
 
     def __init__(
-        self, origins: Origins, tokens: Tokens | None, proxies: tuple[Network, ...] = (), *, open_stats: bool = False
+        self,
+        origins: Origins,
+        tokens: Tokens | None,
+        proxies: tuple[Network, ...],
+        metrics: Metrics,
+        *,
+        open_stats: bool = False,
     ) -> None:
         self.tokens = tokens
         self._origins = origins
         self._proxies = proxies
         self._guarded = () if open_stats else GUARDED
-        self._log = structlog.get_logger()
-        self._refused = Counter[str]()  # since the last line about it
-        self._telling: asyncio.TimerHandle | None = None
+        self._metrics = metrics
 
     def client(self, socket: ServerConnection) -> Client:
         assert socket.request is not None
@@ -121,17 +123,9 @@ class Reception:
         return token
 
     def count(self, reason: str, client: Client) -> None:
-        """Say so in the log, in one line a second at most."""
-        self._refused[reason] += 1
-        if self._telling is None:
-            self._tell(client.address)
-
-    def _tell(self, last: str | None = None) -> None:
-        self._telling = None
-        if self._refused:
-            self._log.warning("access.refused", **self._refused, **({"client": last} if last else {}))
-            self._refused.clear()
-            self._telling = asyncio.get_running_loop().call_later(TELL_EVERY_S, self._tell)
+        """It was refused; the log says so in one line a second, with the last one's address."""
+        self._metrics.access_refused[reason] += 1
+        self._metrics.last_refused = client.address
 
 
 def _bearer(request: Request) -> str | None:

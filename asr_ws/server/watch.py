@@ -42,6 +42,7 @@ class Watch:
         self._log = structlog.get_logger()
         self._worst_lag_s = 0.0  # not reported yet
         self._refusals = Counter[str]()  # reported
+        self._access_refused = Counter[str]()  # reported
         self._n_expired = 0
         self._report_from = 0.0
 
@@ -75,6 +76,7 @@ class Watch:
         """Returns: whether there was anything to say."""
         shed = self._metrics.refusals - self._refusals
         n_expired = self._metrics.unfinished[RefusalReason.DEADLINE] - self._n_expired
+        refused = self._metrics.access_refused - self._access_refused
         stalled = self._worst_lag_s > self._limits.stall_s
         if stalled:
             self._log.warning("loop.stalled", lag_s=round(self._worst_lag_s, 3))
@@ -82,10 +84,15 @@ class Watch:
         if shed:
             self._log.info("utterance.shed", n=shed.total(), reasons={str(reason): n for reason, n in shed.items()})
             self._refusals += shed
+        if refused:
+            self._log.warning(
+                "access.refused", n=refused.total(), reasons=dict(refused), last=self._metrics.last_refused
+            )
+            self._access_refused += refused
         if n_expired:
             self._log.info("utterance.expired", n=n_expired)
             self._n_expired += n_expired
-        return stalled or bool(shed) or n_expired > 0
+        return stalled or bool(shed) or bool(refused) or n_expired > 0
 
 
 @contextlib.contextmanager

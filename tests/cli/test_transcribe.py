@@ -340,3 +340,32 @@ def test_a_wrong_call_exits_with_2(args: list[str], run: Run) -> None:
     code, out, err = run(*args)
     assert (code, out) == (2, "")
     assert "Error: " in err
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def test_the_token_comes_from_a_file_or_the_environment(
+    run: Run, server: ScriptedServer, wav: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "tokens"
+    file.write_text("# mine\nfrom-a-file my laptop\nanother\n", "utf-8")
+    server.scripts = [HELLO, HELLO, HELLO]
+    assert run(wav, "--url", server.url)[0] == 0
+    monkeypatch.setenv("ASR_WS_TOKEN", "from-the-environment")
+    assert run(wav, "--url", server.url)[0] == 0
+    assert run(wav, "--url", server.url, "--token-file", file)[0] == 0
+    assert [start.token for start, _ in server.heard] == [None, "from-the-environment", "from-a-file"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "cannot read"), ("\n", "no token in"), (b"\xff", "cannot read")]
+)
+def test_a_token_file_that_holds_none_is_said(
+    run: Run, wav: Path, tmp_path: Path, content: str | bytes | None, message: str
+) -> None:
+    file = tmp_path / "tokens"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    code, _, err = run(wav, "--token-file", file)
+    assert (code, err.startswith(f"error: --token-file: {message} {file}")) == (2, True)

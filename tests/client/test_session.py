@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 
 from asr_ws import messages
 from asr_ws.client import ConnectionLost, SessionRefused, collect, connect, transcribe
-from asr_ws.client.session import retry_delay_s
+from asr_ws.client.session import _session_url, retry_delay_s
 from asr_ws.errors import ClientError
+from asr_ws.server import reception
 from asr_ws.testing.recognizer import Gate
 from asr_ws.worker.supervisor import WorkerSpec
 from tests.server.running import SECOND, serving
@@ -188,3 +190,51 @@ async def test_source_that_fails_in_the_middle_is_told_and_ends_the_session(scri
     async with serving(scripted) as app, connect(app.url) as session:
         with pytest.raises(OSError, match="the cable was pulled"):
             [event async for event in session.stream(failing())]
+
+
+# ---------------------------------------------------------------- servers that want to know who it is
+
+
+async def test_a_token_opens_the_session_and_one_that_is_not_valid_is_told(
+    scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = "client-token-of-enough-letters"
+    (tmp_path / "tokens").write_text(token, "utf-8")
+    monkeypatch.setattr(reception, "TOKEN_TIMEOUT_S", 0.1)
+    async with serving(scripted, auth_token_file=str(tmp_path / "tokens")) as app:
+        async with connect(app.url, token=token, **MANUAL) as session:
+            events = [event async for event in session.stream(SECOND)]
+            assert isinstance(events[-1], messages.Done)
+        with pytest.raises(ClientError) as caught:
+            await asyncio.to_thread(transcribe, SECOND, app.url, token="wrong" + token)
+        assert caught.value.message == "unauthorized: this token is not valid"
+        with pytest.raises(ClientError) as caught:
+            async with connect(app.url):
+                pass
+        assert caught.value.message == "unauthorized: no token came within 0.1 s"
+        assert "`token`" in caught.value.hint
+
+
+async def test_a_certificate_that_is_not_trusted_is_told_with_what_to_do(scripted: WorkerSpec, tmp_path: Path) -> None:
+    async with serving(scripted, ready=False, tls_self_signed=True, state_dir=str(tmp_path)) as app:
+        with pytest.raises(ClientError) as caught:
+            async with connect(app.url):
+                pass
+    assert caught.value.hint.endswith("SSL_CERT_FILE=self-signed.pem")
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("http://h:1", "ws://h:1/v1/stream"),
+        ("https://h/", "wss://h/v1/stream"),
+        ("https://h/asr/", "wss://h/asr/v1/stream"),
+        ("https://h/asr", "wss://h/asr/v1/stream"),
+        ("https://h/asr/v1/stream", "wss://h/asr/v1/stream"),
+        ("ws://h/", "ws://h/v1/stream"),
+        ("ws://h/v1/stream", "ws://h/v1/stream"),
+        ("wss://h/elsewhere", "wss://h/elsewhere"),
+    ],
+)
+def test_a_servers_plain_address_will_do(given: str, url: str) -> None:
+    assert _session_url(given) == url

@@ -14,6 +14,7 @@ from websockets.exceptions import InvalidStatus
 
 from asr_ws import log
 from asr_ws.errors import UsageError
+from asr_ws.metrics import Metrics
 from asr_ws.server import entrance, reception, reload
 from asr_ws.server.app import App
 from asr_ws.testing.recognizer import Gate
@@ -314,7 +315,7 @@ def test_a_token_file_that_cannot_be_used_stops_the_start(tmp_path: Path, conten
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(UsageError) as caught:
-        entrance.reception(settings(auth_token_file=str(file)))
+        entrance.reception(settings(auth_token_file=str(file)), Metrics())
     assert caught.value.message == f"--auth-token-file: {message.format(file=file)}"
 
 

@@ -42,6 +42,21 @@ def test_stall_is_told_at_once_and_then_the_worst_of_each_second() -> None:
     assert told(Metrics(), *lags) == [{**STALLED, "lag_s": lag_s} for lag_s in (0.3, 0.7, 0.5)]
 
 
+def test_those_who_may_not_come_in_are_told_once_a_second_with_the_last_address() -> None:
+    metrics = Metrics()
+    with capture_logs() as logs:
+        watch = Watch(metrics)
+        for now, address in ((1000.0, "203.0.113.5"), (1000.5, "203.0.113.6"), (1000.7, "203.0.113.7"), (1001.0, "")):
+            metrics.access_refused["origin"] += bool(address)
+            metrics.last_refused = address or metrics.last_refused
+            watch.observe(0.0, now=now)
+    refused = {"event": "access.refused", "log_level": "warning"}
+    assert logs == [
+        {**refused, "n": 1, "reasons": {"origin": 1}, "last": "203.0.113.5"},
+        {**refused, "n": 2, "reasons": {"origin": 2}, "last": "203.0.113.7"},
+    ]
+
+
 def test_refusals_and_expiries_are_told_together_once_a_second() -> None:
     metrics = Metrics()
     with capture_logs() as logs:
