@@ -31,7 +31,6 @@ STRUCTS = [
 ]
 # Fields that are described under another heading, which these refer to.
 ELSEWHERE = {messages.Ready: (OUT, "`state`"), messages.Started: (IN, "`start`"), messages.Retry: (OUT, "`busy`")}
-RESERVED_CODES = {"unauthorized"}  # in the protocol, not sent yet
 ERROR_CALLS = {"ProtocolError": 0, "_error": 0, "_cut_off": 0, "Failed": 1}  # which argument is the code
 
 
@@ -131,7 +130,7 @@ def test_the_closed_sets_of_the_wire_are_the_servers() -> None:
 
 def test_every_error_code_has_its_heading() -> None:
     headings = sections(sections(PROTOCOL, 2)["Error codes"], 3)
-    assert {heading.strip("`") for heading in headings} == error_codes() | RESERVED_CODES
+    assert {heading.strip("`") for heading in headings} == error_codes()
 
 
 def test_every_refusal_reason_is_described() -> None:
