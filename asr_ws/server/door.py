@@ -10,6 +10,7 @@ Windows accepts past Python: there this limit does not hold, those of sessions a
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import sys
@@ -21,6 +22,7 @@ from typing import Any, Final
 
 from asr_ws.core.access import owner
 
+NOT_HERE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # such as ::1 of localhost, without IPv6
 CONNECTIONS_BESIDE: Final = 64  # handshakes, pages, and refusals that are being told, beside the sessions
 TURNED_AWAY_AT_ONCE: Final = 100  # before the loop sees to other things
 BUFFER_BYTES: Final = 64 * 1024  # of the system, for each way of a connection: 2 s of audio, and hundreds of events
@@ -51,21 +53,35 @@ class Door:
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         opened: list[socket.socket] = []
-        try:
-            for family, type, proto, _, address in dict.fromkeys(found):
-                opened.append(listening := _Listening(self, family, type, proto))
-                if os.name == "posix":  # elsewhere it would let others listen here too
-                    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                for buffer in (socket.SO_RCVBUF, socket.SO_SNDBUF):  # else they grow to megabytes
-                    listening.setsockopt(socket.SOL_SOCKET, buffer, BUFFER_BYTES)
-                listening.bind((address[0], port or (opened[0].getsockname()[1]), *address[2:]))
-        except OSError:
+        not_here: OSError | None = None
+        for family, type, proto, _, address in dict.fromkeys(found):
+            same_port = opened[0].getsockname()[1] if opened else port
+            try:
+                opened.append(self._bound(family, type, proto, (address[0], same_port, *address[2:])))
+            except OSError as error:
+                not_here = error
+                if error.errno not in NOT_HERE:
+                    break
+        if not_here is not None and (not opened or not_here.errno not in NOT_HERE):
             for each in opened:
                 each.close()
-            raise
+            raise not_here
         return opened
+
+    def _bound(self, family: int, type: int, proto: int, address: tuple[Any, ...]) -> socket.socket:
+        listening = _Listening(self, family, type, proto)
+        try:
+            if os.name == "posix":  # elsewhere it would let others listen here too
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            for buffer in (socket.SO_RCVBUF, socket.SO_SNDBUF):  # else they grow to megabytes
+                listening.setsockopt(socket.SOL_SOCKET, buffer, BUFFER_BYTES)
+            listening.bind(address)
+        except OSError:
+            listening.close()
+            raise
+        return listening
 
     def admit(self, connected: socket.socket, address: Any) -> socket.socket | None:
         """The same connection, counted; None: it is closed."""

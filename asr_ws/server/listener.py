@@ -251,23 +251,24 @@ class Listener:
 
     def _answer(self, connection: ServerConnection, request: Request) -> Response | None:
         """None: the handshake goes on."""
-        path = self._route(request)
-        client = self._reception.client(connection)
-        if (refusal := self._reception.refusal(path, request, client)) is not None:
-            return _response(refusal, with_body=request.method != "HEAD")
-        if path == messages.PATH:
+        path, client = self._route(request), self._reception.client(connection)
+        answer = self._reception.refusal(path, request, client)
+        if answer is None and path == messages.PATH:
             if self._n_refusing < REFUSALS_AT_ONCE:
                 return None
             self._reception.count("handshakes", client)
-            return _response(Answer(HTTPStatus.SERVICE_UNAVAILABLE, "too many sessions\n", RETRY_AFTER))
-        if request.method not in ("GET", "HEAD"):
-            return _response(Answer(HTTPStatus.METHOD_NOT_ALLOWED, "GET only\n", (("Allow", "GET, HEAD"),)))
+            answer = Answer(HTTPStatus.SERVICE_UNAVAILABLE, "too many sessions\n", RETRY_AFTER)
+        return _response(answer or self._page(path, request.method), with_body=request.method != "HEAD")
+
+    def _page(self, path: str, method: str) -> Answer:
+        if method not in ("GET", "HEAD"):
+            return Answer(HTTPStatus.METHOD_NOT_ALLOWED, "GET only\n", (("Allow", "GET, HEAD"),))
         if path == self._root_path:  # its links are relative
-            return _response(Answer(HTTPStatus.PERMANENT_REDIRECT, "", (("Location", f"{self._root_path}/"),)))
+            return Answer(HTTPStatus.PERMANENT_REDIRECT, "", (("Location", f"{self._root_path}/"),))
         if (page := self._pages.get(path)) is None:
-            return _response(Answer(HTTPStatus.NOT_FOUND, f"nothing here; sessions are at {messages.PATH}\n"))
+            return Answer(HTTPStatus.NOT_FOUND, f"nothing here; sessions are at {messages.PATH}\n")
         status, content_type, body = page()
-        return _response(Answer(status, body), content_type, with_body=request.method != "HEAD")
+        return Answer(status, body, content_type=content_type)
 
     def _route(self, request: Request) -> str:
         """The path as the pages have it: proxies leave their prefix, or take it away."""
@@ -284,9 +285,9 @@ class Listener:
         self._reception.count("connections", Client(address))
 
 
-def _response(answer: Answer, content_type: str = "text/plain", *, with_body: bool = True) -> Response:
+def _response(answer: Answer, *, with_body: bool) -> Response:
     content = answer.body.encode()
-    own = {"Content-Type": f"{content_type}; charset=utf-8", "Content-Length": str(len(content))}
+    own = {"Content-Type": f"{answer.content_type}; charset=utf-8", "Content-Length": str(len(content))}
     headers = Headers({**own, **HEADERS, **dict(answer.headers)})
     return Response(answer.status.value, answer.status.phrase, headers, content if with_body else b"")
 

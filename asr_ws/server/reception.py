@@ -31,6 +31,7 @@ class Answer:
     status: HTTPStatus
     body: str
     headers: tuple[tuple[str, str], ...] = ()
+    content_type: str = "text/plain"
 
 
 class Reception:
