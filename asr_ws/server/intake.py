@@ -1,7 +1,8 @@
 """A WebSocket that takes what its peer sends a little at a time, and nothing more while the peer does not read.
 
 asyncio hands over up to 256 KiB at once, and websockets looks through all of it: 37,000 frames of one byte, 0.4 s in
-which nobody else is served. And it answers each ping, into a buffer without end if the peer does not read.
+which nobody else is served. And it answers each ping, into a buffer without end if the peer does not read. What comes
+behind a request before it is answered, an end of file too, it takes for a bug of its own, with a traceback.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class Intake(ServerConnection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._source = cast(asyncio.Transport, transport)
         self._unread = bytearray()
-        self._is_full = False  # what websockets has read, and we have not taken yet
+        self._is_full = False  # of what websockets has read, and we have not taken yet
         self._turn: asyncio.Handle | None = None
         super().connection_made(cast(asyncio.Transport, _Tap(self._source, self)))
 
@@ -26,6 +27,12 @@ class Intake(ServerConnection):
         self._unread += data
         if self._turn is None:
             self._feed()
+
+    def eof_received(self) -> None:
+        if self._is_answering:  # over TLS only: plain, we do not read meanwhile
+            self._source.abort()
+        else:
+            super().eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unread.clear()
@@ -46,23 +53,36 @@ class Intake(ServerConnection):
 
     def _feed(self) -> None:
         self._turn = None
-        if self._unread and not self._is_held:
-            data = bytes(self._unread[:SLICE_BYTES])
-            del self._unread[:SLICE_BYTES]
+        n_left = SLICE_BYTES
+        while n_left > 0 and self._unread and not self._is_held and not self._is_answering:
+            data = bytes(self._unread[: self._n_next(n_left)])
+            del self._unread[: len(data)]
+            n_left -= len(data)
             super().data_received(data)
         self._regulate()
+
+    def _n_next(self, most: int) -> int:
+        """Of a request's head a line at once, so that nothing behind its end is looked at."""
+        n_line = self._unread.find(b"\n", 0, most) + 1 if self.request is None else 0
+        return n_line or most
 
     @property
     def _is_held(self) -> bool:
         return self._is_full or self.paused
 
+    @property
+    def _is_answering(self) -> bool:
+        """The request is here, the response not yet: some turns of the loop."""
+        return self.request is not None and self.response is None
+
     def _regulate(self) -> None:
         """Read on when nothing is left, and look on when something is; neither while it is held."""
-        if self._is_held or self._unread:
+        waits = bool(self._unread) or self._is_answering
+        if self._is_held or waits:
             self._source.pause_reading()
         else:
             self._source.resume_reading()
-        if self._unread and not self._is_held and self._turn is None:
+        if waits and not self._is_held and self._turn is None:
             self._turn = self.loop.call_soon(self._feed)
 
 

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, suppress
 import pytest
 from websockets.server import ServerProtocol
 
-from asr_ws import messages
+from asr_ws import log, messages
 from asr_ws.server import door, listener
 from asr_ws.server.app import App
 from asr_ws.server.intake import SLICE_BYTES
@@ -200,3 +200,22 @@ async def test_connections_that_have_ended_make_room(scripted: WorkerSpec, monke
                 await client.next()
                 client.socket.transport.abort()
             await app.listener.wait_empty()
+
+
+@pytest.mark.parametrize("behind", [b"", frame(PING), b"\xff" * 100, b"GET / HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize("head", ["GET /livez HTTP/1.1", "GET /nothing HTTP/1.1", RAW_HANDSHAKE])
+@pytest.mark.parametrize("n_bytes", [0, 1])
+async def test_what_comes_behind_a_request_waits_for_its_response(
+    scripted: WorkerSpec, capfd: pytest.CaptureFixture[str], head: str, behind: bytes, n_bytes: int
+) -> None:
+    """The end of file too: websockets answered nobody who had closed his side, with a traceback in the log."""
+    log.configure()
+    async with serving(scripted, ready=False) as app, raw(app) as socket:
+        await socket.send(f"{head}\r\n\r\n".encode() + behind, n_bytes)
+        with suppress(OSError):
+            socket.writer.write_eof()
+        answer = await socket.rest()
+    log.close()
+    wanted = {"GET /livez HTTP/1.1": b"200", "GET /nothing HTTP/1.1": b"404"}.get(head, b"101")
+    assert answer.split()[1] == wanted
+    assert "library.logged" not in capfd.readouterr().err
