@@ -9,6 +9,7 @@ import signal
 import sys
 import urllib.request
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -59,12 +60,15 @@ class Served:
         self._readers: list[asyncio.Task[None]] = []
 
     @classmethod
-    async def start(cls, *arguments: str) -> Self:
+    async def start(cls, *arguments: str, program: Sequence[str] = ("asr_ws", "serve")) -> Self:
         """``asr-ws serve`` with these arguments, on a free port.
 
-        Raises: click.ClickException: it does not listen.
+        Args:
+            program: another module that takes the same arguments.
+        Raises:
+            click.ClickException: it does not listen.
         """
-        command = (sys.executable, "-m", "asr_ws", "serve", "--port", "0", "--log-format", "json", *arguments)
+        command = (sys.executable, "-m", *program, "--port", "0", "--log-format", "json", *arguments)
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, limit=MAX_LINE_BYTES)
         server = cls(process)

@@ -1,0 +1,357 @@
+"""Whether anything that comes over a socket breaks the server: examples by Hypothesis, beside neighbours who speak.
+
+    python -m benchmarks.fuzz [--examples 20000] [--seed 1] [--report FILE]
+
+The server is a process of its own, with a scripted worker. Each example is one connection; there are three kinds, and
+of each equally many:
+
+- messages: texts that are nearly the protocol's, or not even JSON: wrong fields, types and numbers, literals that no
+  number can hold, deep nesting, surrogates; some audio between them.
+- frames: WebSocket frames with any opcode, flags, mask and length, or any bytes, cut anywhere; and any bytes where a
+  handshake is due.
+- pcm: a `start` with any format and endpointing, then any bytes of audio (speech, noise, NaN, file headers) in any
+  pieces, and `commit`, `cancel`, `retry` and `end` between them.
+
+An example ends by `end`, a close, half a close, or not at all: the connection is reset. All that the server says must
+be as the JSON Schema and `asr_ws.testing.conservation` say, no audio may be lost, and the server must answer or close
+within LIMIT_S. It never closes with 1011. Examples come in rounds, in which all kinds have their turn.
+
+Targets: that holds for every example; the neighbours have a final for each of their commits; nothing that only a bug
+writes is in the log; the server is ready, and has decoded one thing at a time; since the first tenth of the examples it
+has no more open files, and has grown by less than 20 MB. An example that fails is shrunk and printed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import urllib.request
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final, TextIO
+from urllib.parse import urlsplit
+
+import click
+import psutil
+from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
+from hypothesis.errors import HypothesisWarning
+from rich.progress import Progress
+
+from asr_ws import messages
+from asr_ws.client import connect
+from asr_ws.errors import ClientError
+from asr_ws.testing.conservation import Conservation
+from benchmarks.chaos import BUGS
+from benchmarks.common import PCM_BYTES_PER_S, progress, report, told_plainly, within
+from benchmarks.examples import KINDS, Example
+from benchmarks.served import POLL_S, Sample, Served
+from benchmarks.wire import LIMIT_S
+
+ROUNDS: Final = 10  # the first is warm-up
+MAX_GROWTH_MB: Final = 20.0
+MIN_SHARE: Final = 0.95  # of the examples asked for: Hypothesis leaves out what it had before
+N_NEIGHBOURS: Final = 2
+NEIGHBOUR_PAUSE_S: Final = 0.2
+FINAL_LIMIT_S: Final = 60.0  # for a neighbour's final, the attempts that are refused included
+FLAT_LIMIT_S: Final = 12.0  # for the last connections to be taken apart, and memory to be given back
+SERVER: Final = ("--model", "scripted", "--ingest-speed", "1000")
+
+
+@dataclass(slots=True)
+class Fuzz:
+    """The examples, in whatever thread they are run.
+
+    Attributes:
+        ran: examples, by kind.
+        told: what the server said to them.
+        failed: the last one that did, and why. Hypothesis comes to the least last.
+    """
+
+    port: int
+    ran: Counter[str] = field(default_factory=Counter)
+    told: Counter[str] = field(default_factory=Counter)
+    failed: str | None = None
+
+    def run(self, kind: str, n: int, number: int, step: Callable[[], None]) -> None:
+        """That many of this kind. Args: number: other ones for each."""
+
+        @seed(number)
+        @settings(
+            max_examples=n,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            phases=(Phase.generate, Phase.shrink),
+            verbosity=Verbosity.quiet,
+            report_multiple_bugs=False,
+        )
+        @given(KINDS[kind])
+        def check(example: Example) -> None:
+            self.ran[kind] += 1
+            step()
+            try:
+                example.run(self.port, self.told)
+            except Exception as error:
+                self.failed = f"{example!r}\n{type(error).__name__}: {error}"
+                raise
+
+        try:
+            check()
+        except Exception:
+            if self.failed is None:  # it is Hypothesis' own
+                raise
+
+
+# ---------------------------------------------------------------- neighbours
+
+SECOND: Final = b"\x01\x00" * (PCM_BYTES_PER_S // 2)  # manual mode takes anything for speech
+SECONDS_TEXT: Final = f"country {len(SECOND) // 2}"  # what the scripted worker makes of it
+
+
+@dataclass(slots=True)
+class Neighbour:
+    """Says a second, waits for its text, and so on."""
+
+    partials: bool
+    commits: int = 0
+    finals: int = 0
+    troubles: list[str] = field(default_factory=list)
+
+    async def speak(self, url: str, until: asyncio.Event) -> None:
+        law = Conservation()
+        try:
+            async with connect(url, partials=self.partials, endpointing={"mode": "manual"}) as session:
+                events = session.events()
+                while not until.is_set():
+                    for at in range(0, len(SECOND), len(SECOND) // 5):
+                        await session.send(SECOND[at : at + len(SECOND) // 5])
+                    await session.commit()
+                    self.commits += 1
+                    async with within(FINAL_LIMIT_S, "a neighbour's final"):
+                        async for event in events:
+                            law.receive(event)
+                            if isinstance(event, messages.Final):
+                                break
+                            if isinstance(event, messages.Dropped | messages.Error):
+                                self.troubles.append(str(event))
+                                break
+                    if isinstance(event, messages.Final):
+                        self.finals += 1
+                        if event.text != SECONDS_TEXT:
+                            self.troubles.append(str(event))
+                    await asyncio.sleep(NEIGHBOUR_PAUSE_S)
+                await session.end()
+                async with within(FINAL_LIMIT_S, "a neighbour's done"):
+                    async for event in events:
+                        law.receive(event)
+        except (ClientError, click.ClickException) as error:
+            self.troubles.append(str(error))
+        else:
+            law.close(1000)
+        self.troubles += law.breaches
+
+
+# ---------------------------------------------------------------- a run
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run came to. ``exit_code`` None: the server did not end when it was told to."""
+
+    asked: int  # examples
+    ran: dict[str, int]  # by kind
+    seconds: float
+    told: dict[str, int]  # what the server said
+    failed: str | None  # the least example that broke it, and how
+    commits: int  # of the neighbours
+    finals: int
+    troubles: list[str]  # theirs
+    ready: bool
+    sessions_left: int
+    max_concurrent_decodes: int
+    worker_restarts: int
+    before: Sample  # after the first round
+    after: Sample
+    bugs: dict[str, int]  # in the log
+    exit_code: int | None
+
+    @property
+    def growth_mb(self) -> float:
+        return self.after.rss_mb - self.before.rss_mb
+
+    @property
+    def failures(self) -> list[str]:
+        """Why it is not passed; nothing: it is."""
+        n_ran = sum(self.ran.values())
+        broken = {
+            "an example fails": self.failed is not None,
+            f"{n_ran} of {self.asked} examples ran": n_ran < MIN_SHARE * self.asked,
+            f"{self.commits - self.finals} of the neighbours' finals are missing": self.finals < self.commits,
+            "the neighbours said nothing": not self.commits,
+            f"the neighbours had trouble {len(self.troubles)} times": self.troubles,
+            "the server is not ready": not self.ready,
+            f"{self.sessions_left} sessions are left": self.sessions_left,
+            f"{self.max_concurrent_decodes} decodes at once": self.max_concurrent_decodes != 1,
+            f"{self.worker_restarts} restarts of the worker": self.worker_restarts,
+            f"memory grew by {self.growth_mb:.1f} MB": self.growth_mb >= MAX_GROWTH_MB,
+            f"{self.before.n_fds} open files became {self.after.n_fds}": self.after.n_fds > self.before.n_fds,
+            f"the log has {self.bugs}": self.bugs,
+            f"exit code {self.exit_code}": self.exit_code != 0,
+        }
+        return [what for what, is_so in broken.items() if is_so]
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def figures(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "ran": self.ran,
+            "seconds": round(self.seconds, 1),
+            "told": dict(sorted(self.told.items())),
+            "failures": self.failures,
+            "failed": self.failed,
+            "neighbours": {"commits": self.commits, "finals": self.finals, "troubles": self.troubles[:20]},
+            "rss_mb": [round(self.before.rss_mb, 1), round(self.after.rss_mb, 1)],
+            "fds": [self.before.n_fds, self.after.n_fds],
+            "max_concurrent_decodes": self.max_concurrent_decodes,
+            "worker_restarts": self.worker_restarts,
+            "exit_code": self.exit_code,
+        }
+
+
+def table(outcome: Outcome) -> list[str]:
+    """Lines for people."""
+    ran, told = outcome.ran, outcome.told
+    n_ran = sum(ran.values())
+    before, after = outcome.before, outcome.after
+    closes = {name.removeprefix("close "): n for name, n in sorted(told.items()) if name.startswith("close ")}
+    return [
+        f"examples        {', '.join(f'{kind} {n}' for kind, n in ran.items())}; {n_ran / outcome.seconds:.0f} each s",
+        f"closes          {', '.join(f'{code}: {n}' for code, n in closes.items()) or 'none'}",
+        f"neighbours      {outcome.finals} finals for {outcome.commits} commits",
+        f"memory          {before.rss_mb:.0f} -> {after.rss_mb:.0f} MB",
+        f"open files      {before.n_fds} -> {after.n_fds}",
+        *(f"NOT OK          {failure}" for failure in outcome.failures),
+        *(f"  {trouble}" for trouble in outcome.troubles[:20]),
+        *(["the least example that fails:", *outcome.failed.splitlines()] if outcome.failed else []),
+    ]
+
+
+async def run(n_examples: int, number: int, bars: Progress) -> Outcome:
+    """Raises: click.ClickException: it cannot be run at all."""
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # as Ctrl-C: the server is to end too
+    server = await Served.start(*SERVER, program=("benchmarks.scripted",))
+    try:
+        await server.until(state="ready")
+        return await _run(server, n_examples, number, bars)
+    finally:
+        await server.kill()
+
+
+async def _run(server: Served, n_examples: int, number: int, bars: Progress) -> Outcome:
+    loop = asyncio.get_running_loop()
+    neighbours = [Neighbour(partials=bool(n % 2)) for n in range(N_NEIGHBOURS)]
+    port = urlsplit(server.url).port
+    assert port is not None
+    fuzz, quiet, before, began = Fuzz(port), asyncio.Event(), None, loop.time()
+    bar = bars.add_task("", total=n_examples)
+    async with asyncio.TaskGroup() as tasks:
+        for neighbour in neighbours:
+            tasks.create_task(neighbour.speak(server.url, quiet), name="neighbour")
+        n_batches = ROUNDS * len(KINDS)
+        for batch in range(n_batches):
+            kind = list(KINDS)[batch % len(KINDS)]
+            n = n_examples * (batch + 1) // n_batches - n_examples * batch // n_batches
+            bars.update(bar, description=f"{kind}, {sum(each.finals for each in neighbours)} finals of the neighbours")
+            if n:
+                await asyncio.to_thread(fuzz.run, kind, n, number * n_batches + batch, lambda: bars.advance(bar))
+            if fuzz.failed is not None:
+                break
+            if batch == len(KINDS) - 1:
+                before = await _flat(server, None)
+        seconds = loop.time() - began
+        after = await _flat(server, before)
+        quiet.set()
+    stats = await _stats(server, sessions=0)
+    ready = await asyncio.to_thread(_is_ready, server.url)
+    exit_code = await server.stop()
+    return Outcome(
+        asked=n_examples,
+        ran={kind: fuzz.ran[kind] for kind in KINDS},
+        seconds=seconds,
+        told=dict(fuzz.told),
+        failed=fuzz.failed,
+        commits=sum(each.commits for each in neighbours),
+        finals=sum(each.finals for each in neighbours),
+        troubles=[trouble for each in neighbours for trouble in each.troubles],
+        ready=ready,
+        sessions_left=stats.get("sessions", 0),
+        max_concurrent_decodes=stats.get("max_concurrent_decodes", 0),
+        worker_restarts=stats.get("worker_restart_count", 0),
+        before=before or after,
+        after=after,
+        bugs={event: server.log[event] for event in BUGS if server.log[event]},
+        exit_code=exit_code,
+    )
+
+
+async def _stats(server: Served, *, sessions: int) -> dict[str, Any]:
+    """Once there are no more sessions than that, as far as that happens; nothing: the server does not answer."""
+    stats: dict[str, Any] = {}
+    with suppress(TimeoutError, OSError):
+        async with asyncio.timeout(FLAT_LIMIT_S):
+            while (stats := await server.stats())["sessions"] > sessions:
+                await asyncio.sleep(POLL_S)
+    return stats
+
+
+async def _flat(server: Served, before: Sample | None) -> Sample:
+    """What the server has while only the neighbours are there: no more than before, as far as that happens."""
+    await _stats(server, sessions=N_NEIGHBOURS)
+    sample = _sample(server)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(FLAT_LIMIT_S):
+            while before and (sample.n_fds > before.n_fds or sample.rss_mb >= before.rss_mb + MAX_GROWTH_MB):
+                await asyncio.sleep(POLL_S)
+                sample = _sample(server)
+    return sample
+
+
+def _sample(server: Served) -> Sample:
+    try:
+        return server.sample()
+    except psutil.NoSuchProcess:  # it ended, which is told otherwise
+        return Sample(0.0, 0.0, 0, 0, 0)
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=LIMIT_S) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+@click.command()
+@click.option("--examples", default=20_000, show_default=True, type=click.IntRange(1), help="in all")
+@click.option("--seed", "number", default=1, show_default=True, help="the same examples for the same seed")
+@click.option("--report", "file", type=click.File("w", "utf-8", lazy=False), help="write the last line there too")
+def main(examples: int, number: int, file: TextIO | None) -> None:
+    """Say everything to a server that one should not, and see whether it or anybody else minds."""
+    # Of long examples, and of random numbers that others draw, such as the neighbours' masks.
+    warnings.simplefilter("ignore", HypothesisWarning)
+    with progress() as bars, told_plainly():
+        outcome = asyncio.run(run(examples, number, bars))
+    click.echo("\n".join(table(outcome)))
+    asked = {"examples": examples, "seed": number}
+    sys.exit(report("fuzz", settings=asked, figures=outcome.figures(), passed=outcome.passed, file=file))
+
+
+if __name__ == "__main__":
+    main()
