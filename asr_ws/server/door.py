@@ -24,7 +24,7 @@ from asr_ws.core.access import owner
 
 NOT_HERE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # such as ::1 of localhost, without IPv6
 CONNECTIONS_BESIDE: Final = 64  # handshakes, pages, and refusals that are being told, beside the sessions
-TURNED_AWAY_AT_ONCE: Final = 100  # before the loop sees to other things
+TURNED_AWAY_AT_ONCE: Final = 32  # before the loop sees to other things
 BUFFER_BYTES: Final = 64 * 1024  # of the system, for each way of a connection: 2 s of audio, and hundreds of events
 FULL: Final = b"too many connections\n"
 FULL_RESPONSE: Final = (

@@ -43,6 +43,8 @@ FRAMES_AHEAD = 4  # read from the socket before we look at them; beyond it TCP h
 HANDSHAKE_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 2.0  # for all of them together, when the server stops
+ACCEPTED_AT_ONCE = 16  # connections in a turn of the loop: some milliseconds
+BACKLOG = 1024  # that the system takes before we do: one more would try again after a second
 REFUSALS_AT_ONCE = 32  # that are told in band; one more is told by HTTP
 RETRY_AFTER: Final = (("Retry-After", "1"),)
 # Of every response. Nothing of ours is for other sites' pages, and a page of ours has its parts from here only.
@@ -128,9 +130,10 @@ class Listener:
         return self
 
     async def _serve(self, listening: socket.socket) -> Server:
-        return await serve(
+        server = await serve(
             self._handle,
             sock=listening,
+            backlog=ACCEPTED_AT_ONCE,
             ssl=self._tls,
             create_connection=Intake,
             compression=None,  # 13 instead of 45-64 KiB a connection, and no decompression bombs
@@ -144,6 +147,8 @@ class Listener:
             select_subprotocol=_select_subprotocol,
             server_header=None,
         )
+        listening.listen(BACKLOG)  # asyncio has one number for this and for a turn
+        return server
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
