@@ -21,6 +21,9 @@ from asr_ws.server.reception import Reception
 from asr_ws.server.tls import Certificate
 
 OPEN_WARNING: Final = "anybody who reaches the port can use it: give it an --auth-token-file"
+ANY_PAGE_WARNING: Final = (
+    "any web page that somebody here has open can use it: --allow-origin * without an --auth-token-file"
+)
 CLEAR_WARNING: Final = "tokens and speech are sent in clear: --tls-cert, --tls-self-signed, or a proxy that encrypts"
 
 
@@ -71,10 +74,11 @@ def _state_dir(settings: Settings) -> Path:
 def warnings(settings: Settings) -> list[str]:
     """What is dangerous about how the server is reached."""
     listen, access = settings.listen, settings.access
+    any_page = [ANY_PAGE_WARNING] * ("*" in access.allow_origin and not access.auth_token_file)
     if is_loopback(listen.host):
-        return []
+        return any_page
     encrypted = listen.tls_cert or listen.tls_self_signed or access.trusted_proxy
-    return [OPEN_WARNING] * (not access.auth_token_file) + [CLEAR_WARNING] * (not encrypted)
+    return any_page + [OPEN_WARNING] * (not access.auth_token_file) + [CLEAR_WARNING] * (not encrypted)
 
 
 def hosts(host: str) -> list[str]:

@@ -35,8 +35,9 @@ class Intake(ServerConnection):
             super().eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._unread.clear()
         super().connection_lost(exc)
+        self._unread.clear()
+        self._is_full = True  # nothing is to be looked at any more
 
     def pause_writing(self) -> None:
         super().pause_writing()

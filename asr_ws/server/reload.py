@@ -51,5 +51,5 @@ class Reloaded:
 
 def _read(file: Path) -> bytes | None:
     with suppress(OSError):
-        return file.read_bytes()
+        return file.read_bytes() if file.is_file() else None  # a pipe would keep this thread, and the end, waiting
     return None

@@ -454,3 +454,31 @@ async def test_no_path_leads_anywhere_but_to_the_pages(scripted: WorkerSpec, pat
     async with serving(scripted, ready=False) as app:
         status, _, body = await request(app, f"GET {path} HTTP/1.1")
         assert (status, body) == (404, "nothing here; sessions are at /v1/stream\n")
+
+
+# ---------------------------------------------------------------- what is said at the start
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, []),
+        ({"host": "localhost"}, []),
+        ({"allow_origin": ("*",)}, [entrance.ANY_PAGE_WARNING]),
+        ({"allow_origin": ("*",), "auth_token_file": "f"}, []),
+        ({"host": "0.0.0.0"}, [entrance.OPEN_WARNING, entrance.CLEAR_WARNING]),
+        ({"host": "192.168.0.5", "auth_token_file": "f"}, [entrance.CLEAR_WARNING]),
+        ({"host": "::", "auth_token_file": "f", "tls_self_signed": True}, []),
+        ({"host": "::", "tls_cert": "c", "tls_key": "k"}, [entrance.OPEN_WARNING]),
+        ({"host": "0.0.0.0", "auth_token_file": "f", "trusted_proxy": ("10.0.0.0/8",)}, []),
+    ],
+)
+def test_what_is_dangerous_is_said(changes: dict[str, Any], said: list[str]) -> None:
+    assert entrance.warnings(settings(**changes)) == said
+
+
+def test_listening_everywhere_is_told_with_the_machines_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entrance, "addresses", lambda: ["192.168.0.5", "fd00::5"])
+    assert entrance.hosts("0.0.0.0") == ["127.0.0.1", "192.168.0.5"]
+    assert entrance.hosts("::") == ["::1", "fd00::5"]
+    assert entrance.hosts("192.168.0.7") == ["192.168.0.7"]
