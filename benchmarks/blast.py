@@ -1,7 +1,7 @@
 """Whether those who speak notice that others send as fast as the socket takes it.
 
-    python -m benchmarks.blast [--seconds 180] [--blasters 3] [--speakers 4] [--model tiny.en] [--speech]
-                               [--report FILE]
+    python -m benchmarks.blast [--seconds 180] [--blasters 3] [--speakers 4] [--model tiny.en] [--pause 3]
+                               [--speech] [--report FILE]
 
 The server is a process of its own, with the settings that users get. Each blaster, a process of its own, opens one
 session with partials off and writes white noise until the server is stopped, in frames of 256 KiB, of 3200 bytes, or of
@@ -9,7 +9,9 @@ session with partials off and writes white noise until the server is stopped, in
 audio was taken. The detector takes that noise for silence; with ``--speech`` the blasters send the bundled speech
 instead, whose utterances compete for the model.
 
-Beside them the speakers send the bundled speech in real time, round and round, each from another place in it, hear
+Beside them the speakers send the bundled speech in real time, round and round, each from another place in it: 11 s of
+it, and then ``--pause`` seconds of silence for each second, so that by default one of four speaks at a time, as in a
+conversation. More is not the blasters' doing, but more than the model can do on a small machine. The speakers hear
 partials, and offer again what was refused, as the client library does. Every 100 ms each of them sends a `ping` in its
 own session, whatever became of those before; what is still unanswered at the end counts with its age.
 
@@ -61,6 +63,7 @@ MAX_GROWTH_MB: Final = 20.0
 WARM_UP_S: Final = 15.0  # from the first word to the memory that later ones are compared with
 SAMPLE_EVERY_S: Final = 1.0
 PING_EVERY_S: Final = 0.1
+TURN_BYTES: Final = 11 * PCM_BYTES_PER_S
 CHUNK_BYTES: Final = PCM_BYTES_PER_S // 10
 END_LIMIT_S: Final = 150.0  # for the last utterances: a hold, and what comes after it
 STOPPED: Final = 1012  # the close that blasters are to see, and no other
@@ -244,7 +247,9 @@ def _row(who: str, each: Blasted | Spoken) -> str:
     )
 
 
-async def measure(model: str, n_blasters: int, n_speakers: int, seconds: float, *, speech: bool) -> Outcome:
+async def measure(
+    model: str, n_blasters: int, n_speakers: int, seconds: float, *, pause: float, speech: bool
+) -> Outcome:
     """Raises: click.ClickException: it cannot be run at all."""
     loop = asyncio.get_running_loop()
     pcm = speech_pcm()
@@ -262,7 +267,9 @@ async def measure(model: str, n_blasters: int, n_speakers: int, seconds: float, 
             sampler = asyncio.create_task(_sample(server, samples), name="sampler")
             async with within(seconds + END_LIMIT_S, "the speakers to end"), asyncio.TaskGroup() as tasks:
                 speakers = [
-                    tasks.create_task(speak(server.url, pcm, n / n_speakers, seconds), name=f"speaker {n}")
+                    tasks.create_task(
+                        speak(server.url, turns(pcm, pause), n / n_speakers, seconds), name=f"speaker {n}"
+                    )
                     for n in range(n_speakers)
                 ]
             sampler.cancel()
@@ -284,6 +291,12 @@ async def _sample(server: Served, samples: list[Sample]) -> None:
 
 
 # ---------------------------------------------------------------- speakers
+
+
+def turns(pcm: bytes, pause: float) -> bytes:
+    """Speech as in a conversation: after each turn as much silence for each second of it."""
+    starts = range(0, len(pcm), TURN_BYTES)
+    return b"".join(pcm[at : at + TURN_BYTES] + bytes(round(pause * TURN_BYTES) // 2 * 2) for at in starts)
 
 
 async def speak(url: str, pcm: bytes, place: float, seconds: float) -> Spoken:
@@ -401,17 +414,21 @@ async def flood(socket: ClientConnection, blocks: Iterable[bytes], note_sent: Ca
 @click.option("--blasters", "n_blasters", default=3, show_default=True, type=click.IntRange(0, 16))
 @click.option("--speakers", "n_speakers", default=4, show_default=True, type=click.IntRange(1, 40))
 @click.option("--model", default="tiny.en", show_default=True)
+@click.option("--pause", default=3.0, show_default=True, type=click.FloatRange(0), help="of speakers, see above")
 @click.option("--speech", is_flag=True, help="blasters send speech too, which fills the queue")
 @click.option("--report", "file", type=click.File("w", "utf-8", lazy=False), help="write the last line there too")
-def main(seconds: float, n_blasters: int, n_speakers: int, model: str, speech: bool, file: TextIO | None) -> None:
+def main(
+    seconds: float, n_blasters: int, n_speakers: int, model: str, pause: float, speech: bool, file: TextIO | None
+) -> None:
     """Whether those who speak notice that others send as fast as the socket takes it."""
     with progress(still=True) as bars, told_plainly():
         bars.add_task(f"{n_blasters} blasters and {n_speakers} speakers, for {seconds:g} s", total=None)
         bars.refresh()
-        outcome = asyncio.run(measure(model, n_blasters, n_speakers, seconds, speech=speech))
+        outcome = asyncio.run(measure(model, n_blasters, n_speakers, seconds, pause=pause, speech=speech))
     for line in table(outcome):
         click.echo(line)
-    settings = {"model": model, "seconds": seconds, "blasters": n_blasters, "speakers": n_speakers, "speech": speech}
+    settings = {"model": model, "seconds": seconds, "blasters": n_blasters, "speakers": n_speakers}
+    settings |= {"pause": pause, "speech": speech}
     sys.exit(report("blast", settings=settings, figures=outcome.figures(), passed=not outcome.misses(), file=file))
 
 

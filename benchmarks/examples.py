@@ -316,57 +316,71 @@ ODD: Final = (
 )
 
 
-def json_values() -> Strategy[Any]:
-    numbers = st.integers() | st.floats()
-    leaves = st.none() | st.booleans() | numbers | st.text(max_size=10)
-    return st.sampled_from((*LITERALS, *ODD)) | st.recursive(
-        leaves,
+def either(*choices: Strategy[Any]) -> Strategy[Any]:
+    """Each as often as it stands here; `st.one_of` would take apart those that are one of several themselves."""
+    return st.integers(0, len(choices) - 1).flatmap(choices.__getitem__)
+
+
+# Made once: a strategy takes longer to be made than to be drawn from.
+JSON: Final = either(
+    st.sampled_from((*LITERALS, *ODD)),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
         max_leaves=4,
-    )
-
-
-KEYS: Final = (
-    *("type", "seq", "id", "utterance", "audio", "sample_rate", "prompt", "max_wait_ms", "Type", "", "\ud800"),
-    "__class__",
+    ),
 )
+KEYS: Final = st.integers(0, 10) | st.sampled_from(  # a number: the place's own
+    (
+        *("type", "seq", "id", "utterance", "audio", "sample_rate", "prompt", "max_wait_ms"),
+        *("Type", "", "\ud800", "__class__", "é"),
+    )
+)
+CHANGES: Final = st.lists(st.tuples(st.integers(0, 2), KEYS, st.none() | st.tuples(JSON)), max_size=3)
 
 
-@st.composite
-def mutated(draw: st.DrawFn) -> str:
-    """A message with some of its fields changed, taken away, or beside others."""
-    message = copy.deepcopy(draw(st.sampled_from(MESSAGES)))
-    for _ in range(draw(st.integers(0, 3))):
-        inner = [each for each in message.values() if isinstance(each, dict)]
-        place = draw(st.sampled_from([message, *inner]))
-        key = draw(st.sampled_from((*place, *KEYS)) | st.text(max_size=5))
-        if draw(st.booleans()):
-            place[key] = draw(json_values())
-        else:
+def changed(message: dict[str, Any], changes: list[tuple[int, int | str, tuple[Any] | None]]) -> str:
+    """Its JSON, with some of its fields changed, taken away, or beside others."""
+    message = copy.deepcopy(message)
+    for where, which, value in changes:
+        places = [message, *(each for each in message.values() if isinstance(each, dict))]
+        place = places[where % len(places)]
+        key = (list(place) or [""])[which % max(len(place), 1)] if isinstance(which, int) else which
+        if value is None:
             place.pop(key, None)
+        else:
+            (place[key],) = value
     return written(message)
 
 
-@st.composite
-def mangled(draw: st.DrawFn) -> str:
-    """A message, a piece of which is something else."""
-    text = written(draw(st.sampled_from(MESSAGES)))
-    start, end = sorted((draw(st.integers(0, len(text))), draw(st.integers(0, len(text)))))
-    return text[:start] + draw(st.text(max_size=5) | st.sampled_from('{}[]",:\\')) + text[end:]
+def mangled(message: dict[str, Any], start: int, end: int, instead: str) -> str:
+    """Its JSON, a piece of which is something else."""
+    text = written(message)
+    start, end = sorted((start % (len(text) + 1), end % (len(text) + 1)))
+    return text[:start] + instead + text[end:]
 
 
-def texts() -> Strategy[Text]:
-    any_text = st.text(st.characters(), max_size=50)  # surrogates too
-    nested = st.builds(
-        lambda opening, n, closing, closed: opening * n + "1" + closing * (n if closed else 0),
-        st.sampled_from(("[", '{"type":', '{"a":[')),
-        st.integers(1, 3000),
-        st.sampled_from(("]", "}", "]}")),
-        st.booleans(),
-    )
-    long = st.builds(lambda n: written({"type": "ping", "id": "x" * n}), st.integers(16_340, 16_400))
-    as_text = st.one_of(mutated(), mutated(), mutated(), mangled(), json_values().map(written), any_text, nested, long)
-    return (as_text.map(lambda text: text.encode("utf-8", "surrogatepass")) | st.binary(max_size=20)).map(Text)
+def nested(opening: str, n: int, closing: str) -> str:
+    return opening * n + "1" + closing * n
+
+
+CHANGED: Final = st.builds(changed, st.sampled_from(MESSAGES), CHANGES)
+PLACES: Final = st.integers(0, 400)
+MANGLED: Final = st.builds(
+    mangled, st.sampled_from(MESSAGES), PLACES, PLACES, st.text(max_size=5) | st.sampled_from('{}[]",:\\')
+)
+NESTED: Final = st.builds(
+    nested, st.sampled_from(("[", '{"type":', '{"a":[')), st.integers(1, 3000), st.sampled_from(("]", "}", "]}", ""))
+)
+LONG: Final = st.integers(16_340, 16_400).map(lambda n: written({"type": "ping", "id": "x" * n}))
+UNPAIRED: Final = st.text(st.characters(), max_size=50)  # surrogates too
+TEXTS: Final = either(
+    either(CHANGED, CHANGED, CHANGED, MANGLED, JSON.map(written), UNPAIRED, either(NESTED, LONG)).map(
+        lambda text: Text(text.encode("utf-8", "surrogatepass"))
+    ),
+    *[st.sampled_from(MESSAGES).map(lambda message: Text(written(message).encode()))] * 2,
+    st.binary(max_size=20).map(Text),
+)
 
 
 # ---------------------------------------------------------------- audio
@@ -380,168 +394,144 @@ PATTERNS: Final = (
     *(b"RIFF\xff\xff\xff\xffWAVEfmt ", b"fLaC", b"OggS", b"ID3\x03", b"\x1a\x45\xdf\xa3"),
 )
 RATES: Final = (8000, 11_025, 16_000, 22_050, 44_100, 48_000, 192_000)
-BOUNDS: Final = {
-    "silence_ms": (100, 5000),
-    "prefix_ms": (0, 1000),
-    "min_speech_ms": (30, 1000),
-    "max_utterance_ms": (1000, 30_000),
-}
-
-
-def audio(most: int) -> Strategy[Audio]:
-    n_bytes = st.integers(0, 40) | st.integers(0, most)
-    of = st.one_of(
+MOST_BYTES: Final = 40_000
+AUDIO: Final = st.builds(
+    Audio,
+    st.integers(0, 40) | st.integers(0, 4000) | st.integers(4000, MOST_BYTES),
+    either(
         st.binary(min_size=1, max_size=8),
         st.sampled_from(PATTERNS),
+        st.just(bytes(1)),
         st.integers(0, 1 << 16),
-        st.integers(0, (len(SPEECH) - most) // 2).map(lambda n: slice(2 * n, None)),
-    )
-    return st.builds(Audio, n_bytes, of, st.integers(1, 6))
+        *[st.integers(0, (len(SPEECH) - MOST_BYTES) // 2).map(lambda n: slice(2 * n, None))] * 3,
+    ),
+    st.integers(1, 6),
+)
+FORMAT: Final = st.fixed_dictionaries(
+    {},
+    optional={
+        "encoding": st.sampled_from(("pcm_s16le", "pcm_f32le", "pcm_f32le")),
+        "sample_rate": either(st.sampled_from(RATES), st.integers(messages.MIN_RATE, messages.MAX_RATE)),
+        "channels": st.integers(1, messages.MAX_CHANNELS),
+    },
+)
+ENDPOINTING: Final = st.fixed_dictionaries(
+    {"mode": st.sampled_from(("server", "manual"))},
+    optional={
+        "silence_ms": st.integers(100, 5000),
+        "prefix_ms": st.integers(0, 1000),
+        "min_speech_ms": st.integers(30, 1000),
+        "max_utterance_ms": st.integers(1000, 30_000),
+        "threshold": st.floats(0.05, 0.95),
+    },
+)
 
 
-def formats() -> Strategy[dict[str, Any]]:
-    return st.fixed_dictionaries(
-        {},
-        optional={
-            "encoding": st.sampled_from(("pcm_s16le", "pcm_f32le", "pcm_f32le")),
-            "sample_rate": st.sampled_from(RATES) | st.integers(messages.MIN_RATE, messages.MAX_RATE),
-            "channels": st.integers(1, messages.MAX_CHANNELS),
-        },
-    )
-
-
-def endpointings() -> Strategy[dict[str, Any]]:
-    times = {name: st.integers(*bounds) for name, bounds in BOUNDS.items()}
-    return st.fixed_dictionaries(
-        {},
-        optional={"mode": st.sampled_from(("server", "manual")), "threshold": st.floats(0.05, 0.95), **times},
-    )
-
-
-def wrong(fields: Sequence[str]) -> Strategy[dict[str, Any]]:
+def wrong(*fields: str) -> Strategy[dict[str, Any]]:
     numbers = st.integers(-1, 300_000) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=3)
     return st.dictionaries(st.sampled_from(fields), numbers, min_size=1)
 
 
-@st.composite
-def starts(draw: st.DrawFn) -> Text:
-    """Mostly such that the server takes it."""
-    start: dict[str, Any] = {"type": "start"}
-    if draw(st.booleans()):
-        start["audio"] = draw(formats())
-    if draw(st.booleans()):
-        start["endpointing"] = draw(endpointings())
-    start |= draw(
-        st.fixed_dictionaries(
-            {},
-            optional={
-                "partials": st.booleans(),
-                "words": st.booleans(),
-                "max_wait_ms": st.integers(0, 8000),
-                "prompt": st.sampled_from(("say hello", "no such fault")),
-                "language": st.sampled_from(("de", None)),
-            },
-        )
-    )
-    if draw(st.integers(0, 9)) == 9:
-        start["audio"] = start.get("audio", {}) | draw(wrong(("encoding", "sample_rate", "channels")))
-    if draw(st.integers(0, 9)) == 9:
-        start["endpointing"] = start.get("endpointing", {}) | draw(wrong((*BOUNDS, "mode", "threshold")))
-    return Text(written(start).encode())
+START: Final = st.fixed_dictionaries(
+    {"type": st.just("start")},
+    optional={
+        "audio": either(*[FORMAT] * 9, wrong("encoding", "sample_rate", "channels")),
+        "endpointing": either(*[ENDPOINTING] * 9, wrong("mode", "silence_ms", "prefix_ms", "threshold")),
+        "partials": st.booleans(),
+        "words": st.booleans(),
+        "max_wait_ms": st.integers(0, 8000),
+        "prompt": st.sampled_from(("say hello", "say hello", "no such fault")),
+        "language": st.sampled_from(("de", None)),
+    },
+).map(lambda start: Text(written(start).encode()))
+UTTERANCE: Final = st.integers(1, 4).map(lambda n: f"u{n}")
+COMMAND: Final = either(
+    *[st.just(messages.Commit())] * 3,
+    st.just(messages.Commit(id="c")),
+    st.builds(messages.Cancel, st.none() | UTTERANCE),
+    st.builds(messages.RetryUtterance, UTTERANCE),
+    st.builds(messages.Ping, st.integers(0, 9)),
+    st.just(messages.End()),
+).map(lambda message: Text(messages.encode(message).encode()))
 
 
-def commands() -> Strategy[Text]:
-    utterance = st.integers(1, 4).map(lambda n: f"u{n}")
-    command = st.one_of(
-        st.just(messages.Commit()),
-        st.just(messages.Commit()),
-        st.just(messages.Commit(id="c")),
-        st.builds(messages.Cancel, st.none() | utterance),
-        st.builds(messages.RetryUtterance, utterance),
-        st.builds(messages.Ping, st.integers(0, 9)),
-        st.just(messages.End()),
-    )
-    return command.map(lambda message: Text(messages.encode(message).encode()))
+# ---------------------------------------------------------------- frames
 
-
-# ---------------------------------------------------------------- kinds
+LENGTHS: Final = (0, 125, 126, 65_535, 65_536, 2**31, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
+SIZES: Final = (125, 126, 65_535, 65_536, 262_144, 262_145)
+PAYLOAD: Final = either(
+    st.binary(max_size=140),
+    TEXTS.map(lambda text: text.data),
+    st.builds(lambda code, reason: struct.pack("!H", code) + reason, st.integers(0, 5000), st.binary(max_size=5)),
+    st.sampled_from([bytes(n) for n in SIZES]),
+)
+FRAME: Final = st.builds(
+    Frame,
+    st.sampled_from((TEXT, BINARY, CONT, CLOSE, PING, PONG)) | st.integers(0, 15),
+    PAYLOAD,
+    fin=st.sampled_from((True, True, True, False)),
+    rsv=st.sampled_from((0,) * 8 + (0x10, 0x20, 0x40, 0x70)),
+    mask=either(st.just(PLAIN), st.just(PLAIN), st.binary(min_size=4, max_size=4), st.none()),
+    claims=either(*[st.none()] * 4, st.sampled_from(LENGTHS), st.integers(0, 300)),
+)
+GOOD_FRAME: Final = st.builds(Frame, st.sampled_from((TEXT, BINARY, PING)), PAYLOAD)
+FRAMES: Final = st.builds(
+    Frames,
+    st.lists(either(FRAME, GOOD_FRAME, GOOD_FRAME, st.binary(max_size=60)), max_size=8).map(tuple),
+    st.lists(st.integers(0, 1 << 19), max_size=6).map(tuple),
+    st.sampled_from((Ending.HALF, Ending.CLOSE, Ending.RESET)),
+)
 
 METHODS: Final = (b"GET", b"GET", b"GET", b"HEAD", b"POST", b"OPTIONS", b"get", b"CONNECT", b"PRI")
 TARGETS: Final = (
     *(messages.PATH.encode(), b"/", b"/livez", b"/readyz", b"/metrics", b"/v1/stats", b"/v1/schema.json", b"*", b""),
     *(b"http://localhost/v1/stream", b"/v1/stream?a=b#c", b"/../etc/passwd", b"//", b"/%00", b"/" + b"x" * 9000),
 )
+GOOD_HEADERS: Final = HANDSHAKE.split(b"\r\n")[1:-2]
 HEADERS: Final = (
-    *HANDSHAKE.split(b"\r\n")[1:-2],
-    *(
-        b"Host: evil.example",
-        b"Host:",
-        b"Origin: null",
-        b"Origin: http://[::1",
-        b"Origin: http://localhost",
-        b"Origin:",
-    ),
-    *(b"Upgrade: h2c", b"Connection: close", b"Sec-WebSocket-Key: \xff", b"Sec-WebSocket-Version: 8"),
-    *(
-        b"Sec-WebSocket-Protocol: asr-ws.v1",
-        b"Sec-WebSocket-Protocol: ,",
-        b"Sec-WebSocket-Extensions: permessage-deflate",
-    ),
+    *(b"Host: evil.example", b"Host:", b"Upgrade: h2c", b"Connection: close"),
+    *(b"Origin: null", b"Origin: http://[::1", b"Origin: http://localhost", b"Origin:"),
+    *(b"Sec-WebSocket-Key: \xff", b"Sec-WebSocket-Version: 8", b"Sec-WebSocket-Extensions: permessage-deflate"),
+    *(b"Sec-WebSocket-Protocol: asr-ws.v1", b"Sec-WebSocket-Protocol: ,"),
     *(b"Authorization: Bearer \xe9", b"Authorization:", b"X-Forwarded-For: ::1, %, 1.2.3.4:99999", b"Forwarded: for=_"),
     *(b"Content-Length: 5", b"Content-Length: -1", b"Transfer-Encoding: chunked", b"Expect: 100-continue"),
     *(b"X: " + b"x" * 9000, b" folded", b"no colon", b": no name", b"\x00: 1"),
 )
+LINE: Final = st.builds(
+    lambda *words: b" ".join(words),
+    st.sampled_from(METHODS),
+    either(st.sampled_from(TARGETS), st.just(messages.PATH.encode())),
+    st.sampled_from((b"HTTP/1.1", b"HTTP/1.1", b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"")),
+)
 
 
-@st.composite
-def requests(draw: st.DrawFn) -> Request:
-    ending = draw(st.sampled_from((Ending.HALF, Ending.HALF, Ending.RESET)))
-    if draw(st.integers(0, 2)) == 2:
-        return Request(draw(st.binary(max_size=200)), ending)
-    version = draw(st.sampled_from((b"HTTP/1.1", b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"")))
-    line = b" ".join((draw(st.sampled_from(METHODS)), draw(st.sampled_from(TARGETS)), version))
-    good = HANDSHAKE.split(b"\r\n")[1:-2] if draw(st.booleans()) else []
-    headers = draw(st.lists(st.sampled_from(HEADERS) | st.binary(max_size=20), max_size=6))
-    data = b"\r\n".join((line, *good, *headers, b"", b"")) + draw(st.binary(max_size=20))
-    return Request(data[: draw(st.just(len(data)) | st.integers(0, len(data)))], ending)
+def head(line: bytes, good: Sequence[bytes], headers: Sequence[bytes], then: bytes, cut: int | None) -> bytes:
+    return (b"\r\n".join((line, *good, *headers, b"", b"")) + then)[:cut]
 
 
-def frames() -> Strategy[Frames]:
-    opcodes = st.sampled_from((TEXT, BINARY, CONT, CLOSE, PING, PONG)) | st.integers(0, 15)
-    payloads = st.one_of(
-        st.binary(max_size=140),
-        texts().map(lambda text: text.data),
-        st.builds(lambda code, reason: struct.pack("!H", code) + reason, st.integers(0, 5000), st.binary(max_size=5)),
-        st.sampled_from((bytes(125), bytes(126), bytes(65_535), bytes(65_536), bytes(262_144), bytes(262_145))),
-    )
-    lengths = st.sampled_from((0, 125, 126, 65_535, 65_536, 2**31, 2**62, 2**63 - 1, 2**63, 2**64 - 1))
-    mostly = st.sampled_from((True, True, True, False))
-    frame = st.builds(
-        lambda opcode, payload, fin, rsv, mask, claims: Frame(opcode, payload, fin, rsv, mask, claims),
-        opcodes,
-        payloads,
-        mostly,
-        st.just(0) | st.just(0) | st.sampled_from((0x10, 0x20, 0x40, 0x70)),
-        st.just(PLAIN) | st.just(PLAIN) | st.binary(min_size=4, max_size=4) | st.none(),
-        st.none() | st.none() | st.none() | lengths | st.integers(0, 300),
-    )
-    good = st.builds(Frame, st.sampled_from((TEXT, BINARY, PING)), payloads)
-    parts = st.lists(st.one_of(frame, good, good, st.binary(max_size=60)), max_size=8).map(tuple)
-    cuts = st.lists(st.integers(0, 1 << 19), max_size=6).map(tuple)
-    return st.builds(Frames, parts, cuts, st.sampled_from((Ending.HALF, Ending.CLOSE, Ending.RESET)))
+HEAD: Final = st.builds(
+    head,
+    either(LINE, st.just(HANDSHAKE.split(b"\r\n")[0])),
+    st.sampled_from(((), GOOD_HEADERS, GOOD_HEADERS, GOOD_HEADERS[1:])),
+    st.lists(either(st.sampled_from(HEADERS), st.binary(max_size=20)), max_size=4),
+    either(st.just(b""), st.binary(max_size=40), GOOD_FRAME.map(bytes)),
+    either(st.none(), st.none(), st.integers(0, 300)),
+)
+REQUEST: Final = st.builds(
+    Request,
+    either(HEAD, HEAD, HEAD, st.binary(max_size=200)),
+    st.sampled_from((Ending.HALF, Ending.HALF, Ending.RESET)),
+)
 
 
-def talks(parts: Strategy[tuple[Text | Audio, ...]]) -> Strategy[Talk]:
-    return st.builds(Talk, parts, st.sampled_from((Ending.END, Ending.END, *Ending)))
-
-
-def pcm() -> Strategy[Talk]:
-    parts = st.lists(audio(24_000) | audio(24_000) | commands(), max_size=8)
-    return talks(st.builds(lambda start, then: (start, *then), starts(), parts))
+def talk(parts: Strategy[Sequence[Text | Audio]]) -> Strategy[Talk]:
+    return st.builds(Talk, parts.map(tuple), st.sampled_from((Ending.END, Ending.END, *Ending)))
 
 
 KINDS: Final[dict[str, Strategy[Any]]] = {
-    "messages": talks(st.lists(st.one_of(texts(), texts(), texts(), audio(4000)), min_size=1, max_size=5).map(tuple)),
-    "frames": st.one_of(frames(), frames(), requests()),
-    "pcm": pcm(),
+    "messages": talk(st.lists(either(*[TEXTS] * 5, AUDIO), min_size=1, max_size=6)),
+    "frames": either(FRAMES, FRAMES, REQUEST),
+    "pcm": talk(
+        st.builds(lambda start, then: [start, *then], START, st.lists(either(AUDIO, AUDIO, COMMAND), max_size=8))
+    ),
 }

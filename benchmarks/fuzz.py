@@ -14,7 +14,7 @@ of each equally many:
 
 An example ends by `end`, a close, half a close, or not at all: the connection is reset. All that the server says must
 be as the JSON Schema and `asr_ws.testing.conservation` say, no audio may be lost, and the server must answer or close
-within LIMIT_S. It never closes with 1011. Examples come in rounds, in which all kinds have their turn.
+within LIMIT_S. It never closes with 1011. Each kind has a process of its own, so three examples are at work at once.
 
 Targets: that holds for every example; the neighbours have a final for each of their commits; nothing that only a bug
 writes is in the log; the server is ready, and has decoded one thing at a time; since the first tenth of the examples it
@@ -24,14 +24,17 @@ has no more open files, and has grown by less than 20 MB. An example that fails 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 import sys
 import urllib.request
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from typing import Any, Final, TextIO
 from urllib.parse import urlsplit
 
@@ -61,49 +64,55 @@ FLAT_LIMIT_S: Final = 12.0  # for the last connections to be taken apart, and me
 SERVER: Final = ("--model", "scripted", "--ingest-speed", "1000")
 
 
+# ---------------------------------------------------------------- in the processes of the examples
+
+
 @dataclass(slots=True)
-class Fuzz:
-    """The examples, in whatever thread they are run.
+class Drawn:
+    """What came of some examples of a kind.
 
     Attributes:
-        ran: examples, by kind.
+        ran: how many they were, those included that Hypothesis made out of one that failed.
         told: what the server said to them.
         failed: the last one that did, and why. Hypothesis comes to the least last.
     """
 
-    port: int
-    ran: Counter[str] = field(default_factory=Counter)
+    kind: str
+    ran: int = 0
     told: Counter[str] = field(default_factory=Counter)
     failed: str | None = None
 
-    def run(self, kind: str, n: int, number: int, step: Callable[[], None]) -> None:
-        """That many of this kind. Args: number: other ones for each."""
 
-        @seed(number)
-        @settings(
-            max_examples=n,
-            database=None,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            phases=(Phase.generate, Phase.shrink),
-            verbosity=Verbosity.quiet,
-            report_multiple_bugs=False,
-        )
-        @given(KINDS[kind])
-        def check(example: Example) -> None:
-            self.ran[kind] += 1
-            step()
-            try:
-                example.run(self.port, self.told)
-            except Exception as error:
-                self.failed = f"{example!r}\n{type(error).__name__}: {error}"
-                raise
+def draw(port: int, kind: str, n: int, number: int) -> Drawn:
+    """That many examples, the same ones for the same number."""
+    drawn = Drawn(kind)
 
+    @seed(number)
+    @settings(
+        max_examples=n,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
+        verbosity=Verbosity.quiet,
+        report_multiple_bugs=False,
+    )
+    @given(KINDS[kind])
+    def check(example: Example) -> None:
+        drawn.ran += 1
         try:
-            check()
-        except Exception:
-            if self.failed is None:  # it is Hypothesis' own
-                raise
+            example.run(port, drawn.told)
+        except Exception as error:
+            drawn.failed = f"{example!r}\n{type(error).__name__}: {error}"
+            raise
+
+    warnings.simplefilter("ignore", HypothesisWarning)  # of examples that are long
+    try:
+        check()
+    except Exception:
+        if drawn.failed is None:  # it is Hypothesis' own
+            raise
+    return drawn
 
 
 # ---------------------------------------------------------------- neighbours
@@ -257,36 +266,37 @@ async def run(n_examples: int, number: int, bars: Progress) -> Outcome:
 async def _run(server: Served, n_examples: int, number: int, bars: Progress) -> Outcome:
     loop = asyncio.get_running_loop()
     neighbours = [Neighbour(partials=bool(n % 2)) for n in range(N_NEIGHBOURS)]
-    port = urlsplit(server.url).port
+    quiet, port = asyncio.Event(), urlsplit(server.url).port
     assert port is not None
-    fuzz, quiet, before, began = Fuzz(port), asyncio.Event(), None, loop.time()
+    seconds = 0.0
+    samples: list[Sample] = []
+    drawn: list[Drawn] = []
     bar = bars.add_task("", total=n_examples)
-    async with asyncio.TaskGroup() as tasks:
-        for neighbour in neighbours:
-            tasks.create_task(neighbour.speak(server.url, quiet), name="neighbour")
-        n_batches = ROUNDS * len(KINDS)
-        for batch in range(n_batches):
-            kind = list(KINDS)[batch % len(KINDS)]
-            n = n_examples * (batch + 1) // n_batches - n_examples * batch // n_batches
-            bars.update(bar, description=f"{kind}, {sum(each.finals for each in neighbours)} finals of the neighbours")
-            if n:
-                await asyncio.to_thread(fuzz.run, kind, n, number * n_batches + batch, lambda: bars.advance(bar))
-            if fuzz.failed is not None:
-                break
-            if batch == len(KINDS) - 1:
-                before = await _flat(server, None)
-        seconds = loop.time() - began
-        after = await _flat(server, before)
-        quiet.set()
+    with ProcessPoolExecutor(len(KINDS), get_context("spawn")) as pool:
+        async with asyncio.TaskGroup() as tasks:
+            for neighbour in neighbours:
+                tasks.create_task(neighbour.speak(server.url, quiet), name="neighbour")
+            for batches in rounds_of(n_examples, number):
+                began = loop.time()
+                running = [loop.run_in_executor(pool, draw, port, *batch) for batch in batches]
+                drawn += await asyncio.gather(*running)
+                seconds += loop.time() - began
+                samples.append(await _flat(server, samples[0] if samples else None))
+                n_finals = sum(each.finals for each in neighbours)
+                done = sum(each.ran for each in drawn)
+                bars.update(bar, completed=done, description=f"fuzz; {n_finals} finals of the neighbours")
+                if any(each.failed for each in drawn):
+                    break
+            quiet.set()
     stats = await _stats(server, sessions=0)
     ready = await asyncio.to_thread(_is_ready, server.url)
     exit_code = await server.stop()
     return Outcome(
         asked=n_examples,
-        ran={kind: fuzz.ran[kind] for kind in KINDS},
+        ran={kind: sum(each.ran for each in drawn if each.kind == kind) for kind in KINDS},
         seconds=seconds,
-        told=dict(fuzz.told),
-        failed=fuzz.failed,
+        told=dict(sum((each.told for each in drawn), Counter())),
+        failed=next((each.failed for each in drawn if each.failed is not None), None),
         commits=sum(each.commits for each in neighbours),
         finals=sum(each.finals for each in neighbours),
         troubles=[trouble for each in neighbours for trouble in each.troubles],
@@ -294,11 +304,23 @@ async def _run(server: Served, n_examples: int, number: int, bars: Progress) -> 
         sessions_left=stats.get("sessions", 0),
         max_concurrent_decodes=stats.get("max_concurrent_decodes", 0),
         worker_restarts=stats.get("worker_restart_count", 0),
-        before=before or after,
-        after=after,
+        before=samples[0],
+        after=samples[-1],
         bugs={event: server.log[event] for event in BUGS if server.log[event]},
         exit_code=exit_code,
     )
+
+
+def rounds_of(n_examples: int, number: int) -> Iterator[list[tuple[str, int, int]]]:
+    """Kind, how many, and a number of their own: of each kind one in each round."""
+    n_batches = ROUNDS * len(KINDS)
+    ends = [n_examples * n // n_batches for n in range(n_batches + 1)]
+    batches = [
+        (kind, end - start, number * n_batches + n)
+        for n, (kind, (start, end)) in enumerate(zip(itertools.cycle(KINDS), itertools.pairwise(ends), strict=False))
+    ]
+    for first in range(0, n_batches, len(KINDS)):
+        yield [batch for batch in batches[first : first + len(KINDS)] if batch[1]]
 
 
 async def _stats(server: Served, *, sessions: int) -> dict[str, Any]:
@@ -344,8 +366,6 @@ def _is_ready(url: str) -> bool:
 @click.option("--report", "file", type=click.File("w", "utf-8", lazy=False), help="write the last line there too")
 def main(examples: int, number: int, file: TextIO | None) -> None:
     """Say everything to a server that one should not, and see whether it or anybody else minds."""
-    # Of long examples, and of random numbers that others draw, such as the neighbours' masks.
-    warnings.simplefilter("ignore", HypothesisWarning)
     with progress() as bars, told_plainly():
         outcome = asyncio.run(run(examples, number, bars))
     click.echo("\n".join(table(outcome)))

@@ -158,7 +158,7 @@ def test_the_table_has_a_row_for_everybody() -> None:
 @pytest.mark.model
 def test_speakers_are_heard_beside_blasters_of_every_kind(tiny_en: Path, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
-    lines, told = run("blast", "--seconds", "4", "--speakers", "2", "--report", str(file))
+    lines, told = run("blast", "--seconds", "4", "--speakers", "2", "--pause", "0", "--report", str(file))
     assert json.loads(file.read_text("utf-8")) == told
     assert [line.partition("  ")[0] for line in lines[:6]] == [
         "client",
@@ -170,6 +170,7 @@ def test_speakers_are_heard_beside_blasters_of_every_kind(tiny_en: Path, tmp_pat
         "seconds": 4.0,
         "blasters": 3,
         "speakers": 2,
+        "pause": 0.0,
         "speech": False,
     }
     for each in told["speakers"]:
