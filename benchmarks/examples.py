@@ -125,7 +125,7 @@ class Talk:
                 if opcode == CLOSE:
                     code = int.from_bytes(payload[:2], "big") if payload else 1005
                     wire.send(Frame(CLOSE, payload[:2]))
-                    continue
+                    break
                 law.receive(event := event_of(payload))
                 told[_name(event)] += 1
                 match event:
@@ -209,7 +209,8 @@ class Frames:
                 expect(opcode in (TEXT, CLOSE, PONG), f"a frame with opcode {opcode}: {payload!r}")
                 if opcode == CLOSE:
                     code = int.from_bytes(payload[:2], "big") if payload else 1005
-                elif opcode == TEXT:
+                    break
+                if opcode == TEXT:
                     law.receive(event := event_of(payload))
                     told[_name(event)] += 1
             told[f"close {code}" if code in (*CODES, 1005) else "close, the client's code"] += 1
@@ -416,7 +417,7 @@ FORMAT: Final = st.fixed_dictionaries(
     },
 )
 ENDPOINTING: Final = st.fixed_dictionaries(
-    {"mode": st.sampled_from(("server", "manual"))},
+    {"mode": st.sampled_from(("server", "manual", "manual"))},
     optional={
         "silence_ms": st.integers(100, 5000),
         "prefix_ms": st.integers(0, 1000),
@@ -433,14 +434,16 @@ def wrong(*fields: str) -> Strategy[dict[str, Any]]:
 
 
 START: Final = st.fixed_dictionaries(
-    {"type": st.just("start")},
+    {
+        "type": st.just("start"),
+        "endpointing": either(*[ENDPOINTING] * 9, wrong("mode", "silence_ms", "prefix_ms", "threshold")),
+    },
     optional={
         "audio": either(*[FORMAT] * 9, wrong("encoding", "sample_rate", "channels")),
-        "endpointing": either(*[ENDPOINTING] * 9, wrong("mode", "silence_ms", "prefix_ms", "threshold")),
         "partials": st.booleans(),
         "words": st.booleans(),
         "max_wait_ms": st.integers(0, 8000),
-        "prompt": st.sampled_from(("say hello", "say hello", "no such fault")),
+        "prompt": st.sampled_from(("say hello", "sleep 0.03", "no such fault")),
         "language": st.sampled_from(("de", None)),
     },
 ).map(lambda start: Text(written(start).encode()))
@@ -532,6 +535,6 @@ KINDS: Final[dict[str, Strategy[Any]]] = {
     "messages": talk(st.lists(either(*[TEXTS] * 5, AUDIO), min_size=1, max_size=6)),
     "frames": either(FRAMES, FRAMES, REQUEST),
     "pcm": talk(
-        st.builds(lambda start, then: [start, *then], START, st.lists(either(AUDIO, AUDIO, COMMAND), max_size=8))
+        st.builds(lambda start, then: [start, *then], START, st.lists(either(AUDIO, COMMAND), min_size=1, max_size=12))
     ),
 }

@@ -61,7 +61,8 @@ N_NEIGHBOURS: Final = 2
 NEIGHBOUR_PAUSE_S: Final = 0.2
 FINAL_LIMIT_S: Final = 60.0  # for a neighbour's final, the attempts that are refused included
 FLAT_LIMIT_S: Final = 12.0  # for the last connections to be taken apart, and memory to be given back
-SERVER: Final = ("--model", "scripted", "--ingest-speed", "1000")
+# Audio is taken as fast as it comes, and so few may wait that some are refused.
+SERVER: Final = ("--model", "scripted", "--ingest-speed", "1000", "--queue-capacity", "2")
 
 
 # ---------------------------------------------------------------- in the processes of the examples
@@ -269,7 +270,7 @@ async def _run(server: Served, n_examples: int, number: int, bars: Progress) -> 
     quiet, port = asyncio.Event(), urlsplit(server.url).port
     assert port is not None
     seconds = 0.0
-    samples: list[Sample] = []
+    before: Sample | None = None
     drawn: list[Drawn] = []
     bar = bars.add_task("", total=n_examples)
     with ProcessPoolExecutor(len(KINDS), get_context("spawn")) as pool:
@@ -281,12 +282,13 @@ async def _run(server: Served, n_examples: int, number: int, bars: Progress) -> 
                 running = [loop.run_in_executor(pool, draw, port, *batch) for batch in batches]
                 drawn += await asyncio.gather(*running)
                 seconds += loop.time() - began
-                samples.append(await _flat(server, samples[0] if samples else None))
+                before = before or await _flat(server, None)
                 n_finals = sum(each.finals for each in neighbours)
                 done = sum(each.ran for each in drawn)
                 bars.update(bar, completed=done, description=f"fuzz; {n_finals} finals of the neighbours")
                 if any(each.failed for each in drawn):
                     break
+            after = await _flat(server, before)
             quiet.set()
     stats = await _stats(server, sessions=0)
     ready = await asyncio.to_thread(_is_ready, server.url)
@@ -304,8 +306,8 @@ async def _run(server: Served, n_examples: int, number: int, bars: Progress) -> 
         sessions_left=stats.get("sessions", 0),
         max_concurrent_decodes=stats.get("max_concurrent_decodes", 0),
         worker_restarts=stats.get("worker_restart_count", 0),
-        before=samples[0],
-        after=samples[-1],
+        before=before or after,
+        after=after,
         bugs={event: server.log[event] for event in BUGS if server.log[event]},
         exit_code=exit_code,
     )

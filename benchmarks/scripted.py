@@ -1,6 +1,8 @@
 """``asr-ws serve`` with decodes that are scripted and take no time (`asr_ws.testing.recognizer`): no model is needed.
 
-python -m benchmarks.scripted [the options of asr-ws serve]
+    python -m benchmarks.scripted [the options of asr-ws serve]
+
+For `benchmarks.served`, which starts it as it starts the other.
 """
 
 from __future__ import annotations

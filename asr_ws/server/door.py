@@ -117,6 +117,8 @@ class _Listening(socket.socket):
 class _Guest(socket.socket):
     """A connection that leaves the count when it is closed."""
 
+    __slots__ = ("_inside", "peer")
+
     def enter(self, inside: weakref.WeakSet[_Guest], peer: str) -> None:
         self.peer, self._inside = peer, inside
         inside.add(self)

@@ -90,6 +90,8 @@ class Intake(ServerConnection):
 class _Tap:
     """The transport as websockets sees it: who opens and closes it is told, the rest goes through."""
 
+    __slots__ = ("_intake", "_transport")
+
     def __init__(self, transport: asyncio.Transport, intake: Intake) -> None:
         self._transport = transport
         self._intake = intake

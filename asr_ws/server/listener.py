@@ -190,6 +190,9 @@ class Listener:
         """One connection whose handshake is done."""
         assert socket.request is not None
         client, token, start = self._reception.client(socket), self._reception.token(socket.request), None
+        for kept in (socket.request, socket.response):  # for nobody, and 3 KiB of each session; the token is among them
+            if kept is not None:
+                kept.headers.clear()
         try:
             if token is None and self._reception.tokens is not None:
                 token, start = await self._reception.identify(socket, client)
