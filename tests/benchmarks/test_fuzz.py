@@ -96,7 +96,9 @@ READY = {
     },
 }
 PONG = {"type": "pong", "seq": 1, "id": PROBE}
-NOTHING_LOST = dict.fromkeys(("decoded_ms", "refused_ms", "lost_ms", "finals", "busy", "retries", "dropped", "errors"), 0)
+NOTHING_LOST = dict.fromkeys(
+    ("decoded_ms", "refused_ms", "lost_ms", "finals", "busy", "retries", "dropped", "errors"), 0
+)
 DONE = {"type": "done", "seq": 2, "received_ms": 1000, "silence_ms": 1000, **NOTHING_LOST}
 A_SECOND = Talk((Audio(32_000, b"\0"), Text(b'{"type":"end"}'), Audio(32_000, b"\0")), Ending.END)
 
@@ -111,15 +113,15 @@ def close(code: int) -> bytes:
 
 
 @contextmanager
-def saying(*answers: bytes) -> Iterator[int]:
+def saying(*answers: bytes, status: str = "101 Switching Protocols") -> Iterator[int]:
     """A server that says so to everybody, whatever they say. Gives its port."""
 
     class Visit(socketserver.StreamRequestHandler):
         def handle(self) -> None:
-            while self.rfile.readline().strip():
-                pass
-            self.wfile.write(b"HTTP/1.1 101 Switching Protocols\r\n\r\n" + b"".join(answers))
             with suppress(ConnectionError):
+                while self.rfile.readline().strip():
+                    pass
+                self.wfile.write(f"HTTP/1.1 {status}\r\n\r\n".encode() + b"".join(answers))
                 self.rfile.read()
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Visit) as server:
@@ -180,9 +182,12 @@ def test_close_codes_of_the_client_come_back_and_others_do_not() -> None:
 
 
 def test_an_internal_server_error_breaks_a_request() -> None:
-    with saying() as port, pytest.raises(Broken, match="500"):
-        Request(b"GET / HTTP/1.1\r\n\r\n", Ending.HALF).judge(b"HTTP/1.1 500 Internal Server Error\r\n", Counter())
-        assert port
+    request = Request(b"GET / HTTP/1.1\r\n\r\n", Ending.HALF)
+    with saying(status="404 Not Found") as port:
+        request.run(port, told := Counter())
+    assert told == {"status 404": 1}
+    with saying(status="500 Internal Server Error") as port, pytest.raises(Broken, match="500"):
+        request.run(port, Counter())
 
 
 @pytest.mark.parametrize("kind", KINDS)

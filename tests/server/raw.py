@@ -9,10 +9,9 @@ from contextlib import asynccontextmanager, suppress
 
 from asr_ws import messages
 from asr_ws.server.app import App
+from benchmarks.wire import CLOSE, Frame
 
 MASK = b"\x11\x22\x33\x44"
-TEXT, BINARY, CONT, CLOSE, PING, PONG = 0x1, 0x2, 0x0, 0x8, 0x9, 0xA
-FIN = 0x80
 HANDSHAKE = (
     f"GET {messages.PATH} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
@@ -21,20 +20,12 @@ HANDSHAKE = (
 
 def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, masked: bool = True) -> bytes:
     """A client's frame, as wrong as it is wanted."""
-    return head(opcode, len(payload), fin=fin, rsv=rsv, masked=masked) + (
-        bytes(byte ^ MASK[at % 4] for at, byte in enumerate(payload)) if masked else payload
-    )
+    return bytes(Frame(opcode, payload, fin, rsv, MASK if masked else None))
 
 
-def head(opcode: int, n_bytes: int, *, fin: bool = True, rsv: int = 0, masked: bool = True) -> bytes:
-    first, mask = (FIN if fin else 0) | rsv | opcode, 0x80 if masked else 0
-    if n_bytes < 126:
-        length = struct.pack("!B", mask | n_bytes)
-    elif n_bytes < 1 << 16:
-        length = struct.pack("!BH", mask | 126, n_bytes)
-    else:
-        length = struct.pack("!BQ", mask | 127, n_bytes)
-    return bytes([first]) + length + (MASK if masked else b"")
+def head(opcode: int, n_bytes: int) -> bytes:
+    """Of a frame that is so long, and does not come."""
+    return bytes(Frame(opcode, mask=MASK, claims=n_bytes))
 
 
 class Raw:

@@ -12,7 +12,8 @@ import pytest
 from asr_ws import messages
 from asr_ws.testing.recognizer import Gate
 from asr_ws.worker.supervisor import WorkerSpec
-from tests.server.raw import BINARY, CLOSE, CONT, PING, PONG, TEXT, Raw, frame, head, raw
+from benchmarks.wire import BINARY, CLOSE, CONT, PING, PONG, TEXT
+from tests.server.raw import Raw, frame, head, raw
 from tests.server.running import MANUAL, SECOND, Client, serving
 
 CUT = "é".encode()[:1]  # the first byte of two

@@ -14,7 +14,8 @@ from asr_ws.server import door, listener
 from asr_ws.server.app import App
 from asr_ws.server.intake import SLICE_BYTES
 from asr_ws.worker.supervisor import WorkerSpec
-from tests.server.raw import BINARY, PING, TEXT, Raw, frame, raw, request
+from benchmarks.wire import BINARY, PING, TEXT
+from tests.server.raw import Raw, frame, raw, request
 from tests.server.running import MANUAL, SECOND, Client, serving
 
 END = {"type": "end"}
