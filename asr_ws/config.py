@@ -303,7 +303,8 @@ class Setting:
                 value = self._text(raw) if self.type is str else number(cast(Any, raw))
                 if self._allows(value):
                     return value
-        raise ConfigError(f"{source.where}: {self.name} is {raw!r}", f"allowed: {self.allowed}")
+        given = ", ".join(map(str, raw)) if isinstance(raw, tuple) else raw  # a flag that was given several times
+        raise ConfigError(f"{source.where}: {self.name} is {given!r}", f"allowed: {self.allowed}")
 
     @property
     def several(self) -> bool:

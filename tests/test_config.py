@@ -288,6 +288,11 @@ def test_values_that_do_not_go_together_are_refused(given: dict[str, object], me
     assert error_of(given, {}) == (message, hint)
 
 
+def test_a_flag_that_is_given_several_times_is_told_as_it_was_given() -> None:
+    message, _ = error_of({"allow_origin": ("https://a.example", "b.example")}, {})
+    assert message == "--allow-origin: allow_origin is 'https://a.example, b.example'"
+
+
 def test_origins_and_networks_have_one_spelling() -> None:
     given = {
         "allow_origin": ("HTTPS://A.example:443", "http://b.example:80", "app://c:443", "null", "*", "http://[::1]:1")

@@ -182,9 +182,9 @@ def test_close_codes_of_the_client_come_back_and_others_do_not() -> None:
 
 
 def test_an_internal_server_error_breaks_a_request() -> None:
-    request = Request(b"GET / HTTP/1.1\r\n\r\n", Ending.HALF)
+    request, told = Request(b"GET / HTTP/1.1\r\n\r\n", Ending.HALF), Counter[str]()
     with saying(status="404 Not Found") as port:
-        request.run(port, told := Counter())
+        request.run(port, told)
     assert told == {"status 404": 1}
     with saying(status="500 Internal Server Error") as port, pytest.raises(Broken, match="500"):
         request.run(port, Counter())
