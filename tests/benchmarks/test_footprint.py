@@ -42,16 +42,15 @@ def test_a_row_lines_up_with_its_header_and_says_what_is_wrong() -> None:
 def test_each_kind_that_is_asked_for_is_measured(tiny_en: Path, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     arguments = ("--sessions", "2", "--seconds", "0.2", "--settle-s", "0.5", "--report", str(file))
-    kinds = ("idle", "idle, TLS", "heard", "half a handshake")
+    kinds = ("idle", "idle, TLS", "heard")
     lines, told = run("footprint", *arguments, *(f"--kind={kind}" for kind in kinds))
     assert json.loads(file.read_text("utf-8")) == told
     assert [lines[0], *(line.partition("  ")[0] for line in lines[1:])] == [HEADER, *kinds]
     for kind in kinds:
         assert told[kind]["most_kib"] >= told[kind]["held_kib"], kind
         assert told[kind]["bugs"] == {}, kind
-    for kind in ("idle", "idle, TLS", "heard"):
+    for kind in kinds:
         assert told[kind]["sessions_left"] == 2, kind
-    assert told["half a handshake"]["sessions_left"] == 0
     assert told["heard"]["held_kib"] > 30 * 16_000 * 4 / 1024 / 2  # as float32: it is there
 
 
