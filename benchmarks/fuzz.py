@@ -24,7 +24,6 @@ has no more open files, and has grown by less than 20 MB. An example that fails 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import signal
 import sys
 import urllib.request
@@ -104,7 +103,8 @@ def draw(port: int, kind: str, n: int, number: int) -> Drawn:
         try:
             example.run(port, drawn.told)
         except Exception as error:
-            drawn.failed = f"{example!r}\n{type(error).__name__}: {error}"
+            if drawn.failed is None or not isinstance(error, ConnectionRefusedError):  # else the first was its end
+                drawn.failed = f"{example!r}\n{type(error).__name__}: {error}"
             raise
 
     warnings.simplefilter("ignore", HypothesisWarning)  # of examples that are long
@@ -314,15 +314,12 @@ async def _run(server: Served, n_examples: int, number: int, bars: Progress) -> 
 
 
 def rounds_of(n_examples: int, number: int) -> Iterator[list[tuple[str, int, int]]]:
-    """Kind, how many, and a number of their own: of each kind one in each round."""
-    n_batches = ROUNDS * len(KINDS)
-    ends = [n_examples * n // n_batches for n in range(n_batches + 1)]
-    batches = [
-        (kind, end - start, number * n_batches + n)
-        for n, (kind, (start, end)) in enumerate(zip(itertools.cycle(KINDS), itertools.pairwise(ends), strict=False))
-    ]
-    for first in range(0, n_batches, len(KINDS)):
-        yield [batch for batch in batches[first : first + len(KINDS)] if batch[1]]
+    """Kind, how many, and a number of their own: of each kind equally many, and some in each round."""
+    shares = [(n_examples + n) // len(KINDS) for n in range(len(KINDS))]
+    for at in range(ROUNDS):
+        sizes = [share * (at + 1) // ROUNDS - share * at // ROUNDS for share in shares]
+        first = (number * ROUNDS + at) * len(KINDS)
+        yield [(kind, size, first + n) for n, (kind, size) in enumerate(zip(KINDS, sizes, strict=True)) if size]
 
 
 async def _stats(server: Served, *, sessions: int) -> dict[str, Any]:

@@ -99,6 +99,11 @@ class _Tap:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
+    def write_eof(self) -> None:
+        """Websockets throws away from now on what comes, and waits for the end: which must be read, full or not."""
+        self._transport.write_eof()
+        self._intake.set_full(False)
+
     def pause_reading(self) -> None:
         self._intake.set_full(True)
 

@@ -12,6 +12,7 @@ from websockets.server import ServerProtocol
 from asr_ws import log, messages
 from asr_ws.server import door, listener
 from asr_ws.server.app import App
+from asr_ws.server.connection import WRITE_TIMEOUT_S
 from asr_ws.server.intake import SLICE_BYTES
 from asr_ws.worker.supervisor import WorkerSpec
 from benchmarks.wire import BINARY, PING, TEXT
@@ -92,6 +93,20 @@ async def test_floods_of_messages_cost_their_session_at_most(scripted: WorkerSpe
         assert await neighbour.rest() == 1000
         assert neighbour.events[-1]["finals"] == 1
         flooding.cancel()
+
+
+async def test_session_that_failed_ends_with_its_client_whatever_it_had_sent_behind(
+    scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stayed for CLOSE_TIMEOUT_S: nobody read on to the end of file, because of frames that nobody would take."""
+    monkeypatch.setattr(listener, "CLOSE_TIMEOUT_S", 1e6)
+    async with serving(scripted, ready=False) as app, raw(app) as socket:
+        await socket.upgrade()
+        await socket.send(frame(TEXT, b"\xff") + 7 * frame(TEXT, b'{"type":"ping"}'))
+        assert await socket.close_code() == 1007
+        socket.writer.close()
+        async with asyncio.timeout(WRITE_TIMEOUT_S / 2):  # by then the connection is cut off otherwise
+            await app.listener.wait_empty()
 
 
 async def test_utterance_without_end_is_cut_and_no_sample_is_lost_or_doubled(scripted: WorkerSpec) -> None:
