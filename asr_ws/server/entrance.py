@@ -40,6 +40,8 @@ def reception(settings: Settings, metrics: Metrics) -> Reception:
 
 def tokens(file: Path) -> Tokens:
     """Raises: UsageError: the file cannot be read, or has no tokens."""
+    if file.exists() and not file.is_file():  # a pipe would be waited for, and be empty the next time
+        raise UsageError(f"--auth-token-file: {file} is no regular file")
     try:
         with file.open("rb") as opened:
             return Tokens(opened.read(MAX_TOKEN_FILE_BYTES).decode("utf-8-sig"))

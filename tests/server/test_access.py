@@ -319,6 +319,11 @@ def test_a_token_file_that_cannot_be_used_stops_the_start(tmp_path: Path, conten
     assert caught.value.message == f"--auth-token-file: {message.format(file=file)}"
 
 
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no regular file"):
+        entrance.reception(settings(auth_token_file=str(tmp_path)), Metrics())
+
+
 # ---------------------------------------------------------------- addresses and limits
 
 
