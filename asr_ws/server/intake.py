@@ -3,106 +3,213 @@
 asyncio hands over up to 256 KiB at once, and websockets looks through all of it: 37,000 frames of one byte, 0.4 s in
 which nobody else is served. And it answers each ping, into a buffer without end if the peer does not read. What comes
 behind a request before it is answered, an end of file too, it takes for a bug of its own, with a traceback.
+
+Relied on, beside what websockets documents: what comes enters by asyncio's callbacks; what goes out, and the holding of
+a peer whose messages are not taken, goes by the transport that `connection_made` was given.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, cast
 
 from websockets.asyncio.server import ServerConnection
+from websockets.protocol import State
 
-SLICE_BYTES: Final = 4096  # looked through in a turn of the loop: at worst 600 frames, some milliseconds
+SLICE_BYTES: Final = 1024  # looked through at once: at worst 170 pings, which are to be answered
+TURN_S: Final = 0.002  # before the loop sees to other things
+
+
+class Turns:
+    """Of a server's connections: next is who has had least of the loop's time, so that floods wait behind speech.
+
+    Who comes after a pause is not repaid for it: he starts where the one stands who was looked at last (start-time fair
+    queueing).
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[float, int, Intake]] = []
+        self._number = itertools.count()  # of those who had equally much, the first
+        self._had_s = 0.0  # by who was looked at last
+        self._is_called = False
+
+    def enter(self, intake: Intake) -> None:
+        intake.had_s = max(intake.had_s, self._had_s)
+        heapq.heappush(self._waiting, (intake.had_s, next(self._number), intake))
+        self._call()
+
+    def _call(self) -> None:
+        if self._waiting and not self._is_called:
+            self._is_called = True
+            asyncio.get_running_loop().call_soon(self._run)
+
+    def _run(self) -> None:
+        self._is_called = False
+        now = asyncio.get_running_loop().time
+        until = now() + TURN_S
+        try:
+            while self._waiting and (began := now()) < until:
+                self._had_s, _, intake = heapq.heappop(self._waiting)
+                try:
+                    intake.look()
+                finally:
+                    intake.had_s += now() - began
+                    intake.regulate()
+        finally:
+            self._call()
 
 
 class Intake(ServerConnection):
+    """Args: turns: among whose others it is looked at. The rest is websockets'."""
+
+    def __init__(self, turns: Turns, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.had_s = 0.0  # of the loop's time
+        self._turns = turns
+        self._unread = bytearray()
+        self._behind: list[Callable[[], None]] = []  # it: the end of file (over TLS; plain, we pause), and the loss
+        self._is_waiting = False  # for its turn
+        self._is_full = False  # of what websockets has read, and we have not taken yet
+        self._is_stuck = False  # with what its peer does not read
+        self._is_dropped = False  # nobody wants to know more of it
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._source = cast(asyncio.Transport, transport)
-        self._unread = bytearray()
-        self._is_full = False  # of what websockets has read, and we have not taken yet
-        self._turn: asyncio.Handle | None = None
-        super().connection_made(cast(asyncio.Transport, _Tap(self._source, self)))
+        self._tap = _Tap(self._source, self)
+        super().connection_made(cast(asyncio.Transport, self._tap))
+
+    async def handshake(self, *args: Any, **kwargs: Any) -> None:
+        await super().handshake(*args, **kwargs)
+        self.regulate()  # what came behind the request
 
     def data_received(self, data: bytes) -> None:
-        self._unread += data
-        if self._turn is None:
-            self._feed()
+        if not self._is_dropped:
+            self._unread += data
+            self.regulate()
 
     def eof_received(self) -> None:
-        if self._is_answering:  # over TLS only: plain, we do not read meanwhile
-            self._source.abort()
-        else:
-            super().eof_received()
+        self._behind.append(super().eof_received)
+        self.regulate()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._unread.clear()
-        self._is_full = True  # nothing is to be looked at any more
+        self._behind.append(partial(super().connection_lost, exc))
+        if exc is not None or self.state is not State.OPEN:  # else it said its end over TLS, where we cannot pause
+            self.drop()
+        self.regulate()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._regulate()
+        self._is_stuck = True
+        self.regulate()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._regulate()
+        self._is_stuck = False
+        self.regulate()
 
     def set_full(self, is_full: bool) -> None:
         """Websockets has enough for now, or wants more."""
         self._is_full = is_full
-        self._regulate()
+        self.regulate()
 
-    def _feed(self) -> None:
-        self._turn = None
-        n_left = SLICE_BYTES
-        while n_left > 0 and self._unread and not self._is_held and not self._is_answering:
-            data = bytes(self._unread[: self._n_next(n_left)])
+    def drop(self) -> None:
+        """Nothing that came, and was not looked at, is wanted any more."""
+        self._is_dropped = True
+        self._unread.clear()
+        self.set_full(False)
+
+    def regulate(self) -> None:
+        """Read on when nothing is left, and wait for a turn when something is; neither while it is held."""
+        has_more = bool(self._unread or self._behind)
+        if not self._source.is_closing():
+            if has_more or self._is_held:
+                self._source.pause_reading()
+            else:
+                self._source.resume_reading()
+        if has_more and not self._is_held and not self._is_waiting:
+            self._is_waiting = True
+            self._turns.enter(self)
+
+    def look(self) -> None:
+        """At a slice of what came, or at what is behind it; its turn has come."""
+        self._is_waiting = False
+        if self._is_held:
+            return
+        if self._unread:
+            data = bytes(self._unread[: self._n_next()])
             del self._unread[: len(data)]
-            n_left -= len(data)
-            super().data_received(data)
-        self._regulate()
+            self._tap.hold()
+            try:
+                super().data_received(data)
+            finally:
+                self._tap.release()
+        elif self._behind:
+            self._behind.pop(0)()
 
-    def _n_next(self, most: int) -> int:
+    def _n_next(self) -> int:
         """Of a request's head a line at once, so that nothing behind its end is looked at."""
-        n_line = self._unread.find(b"\n", 0, most) + 1 if self.request is None else 0
-        return n_line or most
+        n_line = self._unread.find(b"\n", 0, SLICE_BYTES) + 1 if self.request is None else 0
+        return n_line or SLICE_BYTES
 
     @property
     def _is_held(self) -> bool:
-        return self._is_full or self.paused
-
-    @property
-    def _is_answering(self) -> bool:
-        """The request is here, the response not yet: some turns of the loop."""
-        return self.request is not None and self.response is None
-
-    def _regulate(self) -> None:
-        """Read on when nothing is left, and look on when something is; neither while it is held."""
-        waits = bool(self._unread) or self._is_answering
-        if self._is_held or waits:
-            self._source.pause_reading()
-        else:
-            self._source.resume_reading()
-        if waits and not self._is_held and self._turn is None:
-            self._turn = self.loop.call_soon(self._feed)
+        is_answering = self.request is not None and self.response is None and not self._is_dropped
+        is_stuck = self._is_stuck and not self._source.is_closing()
+        return self._is_full or is_stuck or is_answering
 
 
 class _Tap:
-    """The transport as websockets sees it: who opens and closes it is told, the rest goes through."""
+    """The transport as websockets sees it: who opens and closes it is told, the rest goes through.
 
-    __slots__ = ("_intake", "_transport")
+    What it writes for a slice is written at once, and nothing any more when the peer has gone: asyncio would warn each
+    time.
+    """
+
+    __slots__ = ("_held", "_intake", "_transport")
 
     def __init__(self, transport: asyncio.Transport, intake: Intake) -> None:
         self._transport = transport
         self._intake = intake
+        self._held: list[bytes] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
+    def hold(self) -> None:
+        self._held = []
+
+    def release(self) -> None:
+        held, self._held = self._held, None
+        if held:
+            self.write(b"".join(held))
+
+    def write(self, data: bytes) -> None:
+        if self._held is not None:
+            self._held.append(data)
+        elif not self._transport.is_closing():
+            self._transport.write(data)
+
     def write_eof(self) -> None:
         """Websockets throws away from now on what comes, and waits for the end: which must be read, full or not."""
+        self.release()
+        self._intake.drop()
         self._transport.write_eof()
-        self._intake.set_full(False)
+
+    def close(self) -> None:
+        """As `write_eof`, over TLS: where a second close makes asyncio forget what an abort would need."""
+        self.release()
+        if not self._transport.is_closing():
+            self._intake.drop()
+            self._transport.close()
+
+    def abort(self) -> None:
+        self._held = None
+        self._transport.abort()
+        self._intake.drop()
 
     def pause_reading(self) -> None:
         self._intake.set_full(True)

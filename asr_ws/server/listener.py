@@ -16,9 +16,10 @@ import ssl
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, cast
 
 import structlog
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -35,7 +36,7 @@ from asr_ws.errors import ProtocolError, UsageError
 from asr_ws.server.connection import Connection, ConnectionLimits
 from asr_ws.server.dispatcher import Dispatcher
 from asr_ws.server.door import Door
-from asr_ws.server.intake import Intake
+from asr_ws.server.intake import Intake, Turns
 from asr_ws.server.reception import Answer, Reception, revoked
 from asr_ws.server.tally import Tally
 
@@ -104,6 +105,7 @@ class Listener:
         self._tls = tls
         self._log = structlog.get_logger()
         self.servers: list[Server] = []
+        self._turns = Turns()
         self._open: dict[Connection, tuple[Client, Token | None]] = {}
         self._n_refusing = 0
         self._empty = asyncio.Event()
@@ -135,7 +137,7 @@ class Listener:
             sock=listening,
             backlog=ACCEPTED_AT_ONCE,
             ssl=self._tls,
-            create_connection=Intake,
+            create_connection=cast(type[ServerConnection], partial(Intake, self._turns)),
             compression=None,  # 13 instead of 45-64 KiB a connection, and no decompression bombs
             max_size=messages.MAX_BINARY_BYTES,
             max_queue=FRAMES_AHEAD,

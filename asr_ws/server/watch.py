@@ -1,20 +1,18 @@
 """Watches the event loop, on which everything in this process depends, and says once a second what was refused.
 
 A timer that comes late shows that something kept the loop: that is measured always, and logged above a quarter of a
-second. While the loop is stuck nothing of ours runs, so a watchdog in C writes down where every thread stands; it
-needs neither the loop nor the interpreter's lock.
+second. While the loop is stuck a thread of our own writes down where every thread stands.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import faulthandler
 import os
-import stat
 import sys
+import threading
+import traceback
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import structlog
@@ -29,7 +27,7 @@ class WatchLimits:
 
     period_s: float = 0.1  # between two looks: a stall is seen by its length, less this at most
     stall_s: float = 0.25  # late by so much is a stall: frames of 100 ms queue up behind it
-    dump_s: float = 5.0  # stuck for so long: the stacks, while it is; at most one turn of `report_every_s` later
+    dump_s: float = 5.0  # stuck for so long: the stacks, while it is
     report_every_s: float = 1.0  # nothing is logged more often, however often it happens
 
 
@@ -50,20 +48,18 @@ class Watch:
         """Watch until cancelled."""
         loop = asyncio.get_running_loop()
         limits = self._limits
-        arm_at = loop.time()
-        with _standard_error() as fd:
-            try:
-                while True:
-                    due = loop.time() + limits.period_s
-                    if fd is not None and loop.time() >= arm_at:
-                        arm_at = loop.time() + limits.report_every_s
-                        with contextlib.suppress(RuntimeError):  # no thread can be started: nothing to stop serving for
-                            faulthandler.dump_traceback_later(limits.dump_s + limits.report_every_s, file=fd)
-                    await asyncio.sleep(limits.period_s)
-                    self.observe(max(0.0, loop.time() - due), now=loop.time())
-            finally:
-                faulthandler.cancel_dump_traceback_later()
-                self._report()
+        watchdog = _Watchdog(limits.dump_s)
+        with contextlib.suppress(RuntimeError):  # no thread can be started: nothing to stop serving for
+            watchdog.start()
+        try:
+            while True:
+                due = loop.time() + limits.period_s
+                await asyncio.sleep(limits.period_s)
+                watchdog.sign()
+                self.observe(max(0.0, loop.time() - due), now=loop.time())
+        finally:
+            watchdog.stop()
+            self._report()
 
     def observe(self, lag_s: float, *, now: float) -> None:
         """The loop's timer came late by ``lag_s``; ``now``: monotonic seconds."""
@@ -95,34 +91,39 @@ class Watch:
         return stalled or bool(shed) or bool(refused) or n_expired > 0
 
 
-@contextlib.contextmanager
-def _standard_error() -> Iterator[int | None]:
-    """Its file descriptor for the watchdog; None: there is none that surely does not block it.
+class _Watchdog(threading.Thread):
+    """Writes down where each thread stands when the loop has given no sign of life for so long; once each time.
 
-    It must not block: a watchdog that is stuck in a full pipe would keep whoever arms it anew waiting, with the
-    interpreter's lock in his hand. A file does not. Otherwise it is one of our own, opened anew, where that is possible
-    (on Linux, not of another user's); else a pipe or a socket (systemd's, Docker's) is made not to block itself, which
-    whoever writes the log takes into account.
+    By the interpreter's own means, with its lock: `faulthandler` reads the frames of running threads without it, which
+    has killed the process. So nothing is written while a call in C keeps the lock.
     """
-    try:
-        assert sys.__stderr__ is not None
-        fd = sys.__stderr__.fileno()
-        kind = os.fstat(fd).st_mode
-    except (AssertionError, OSError, ValueError):
-        yield None
-        return
-    own, blocking = None, None
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY)
-    if own is None and (stat.S_ISSOCK(kind) or stat.S_ISFIFO(kind)) and sys.platform != "win32":
-        blocking = os.get_blocking(fd)
-        os.set_blocking(fd, False)
-    harmless = own is not None or blocking is not None or stat.S_ISREG(kind)
-    try:
-        yield (fd if own is None else own) if harmless else None
-    finally:
-        if own is not None:
-            os.close(own)
-        if blocking is not None:
-            os.set_blocking(fd, blocking)  # for a last traceback, and for whoever shares it
+
+    N_LOOKS = 5  # each without a sign: a process that was stopped, and goes on, has missed one
+
+    def __init__(self, stuck_s: float) -> None:
+        super().__init__(name="watchdog", daemon=True)  # no end waits for it, should standard error hold it up
+        self._look_every_s = stuck_s / self.N_LOOKS
+        self._n_silent = 0
+        self._stopped = threading.Event()
+
+    def sign(self) -> None:
+        self._n_silent = 0
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def run(self) -> None:
+        while not self._stopped.wait(self._look_every_s):
+            self._n_silent += 1
+            if self._n_silent == self.N_LOOKS:
+                self._write()
+
+    def _write(self) -> None:
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        lines = ["the event loop is stuck\n"]
+        for id, frame in sys._current_frames().items():
+            if id != self.ident:
+                lines += f"thread {names.get(id, id)}:\n", *traceback.format_stack(frame)
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # there is no standard error
+            # Not by sys.stderr, whose lock whoever logs would wait for.
+            os.write(sys.__stderr__.fileno(), "".join(lines).encode(errors="replace"))  # type: ignore[union-attr]

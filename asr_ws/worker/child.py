@@ -93,7 +93,14 @@ def _send(replies: BinaryIO, message: ipc.Reply) -> None:
 
 @contextlib.contextmanager
 def _dump_after(seconds: float) -> Iterator[None]:
-    """Stacks of all threads to standard error if it takes longer; by a thread in C, also where the GIL is held."""
+    """Stacks of all threads to standard error if it takes longer; by a thread in C, also where the GIL is held.
+
+    That thread reads the frames of others that may be running, and can crash by it: so only where the end by the server
+    will write no stacks, which elsewhere is that by SIGABRT.
+    """
+    if sys.platform != "win32":
+        yield
+        return
     faulthandler.dump_traceback_later(seconds)
     try:
         yield

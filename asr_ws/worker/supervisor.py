@@ -70,7 +70,7 @@ class Limits:
     decode_estimates: float = 10.0  # ... and so many times what is expected of it
     first_decode_s: float = 120.0  # at least, of the first decodes
     n_first_decodes: int = 3
-    dump_share: float = 0.7  # of a limit: when the stacks are dumped
+    dump_share: float = 0.7  # of a limit: when the stacks are dumped, on Windows
 
     def start(self, expected_s: float, n_slow_starts: int) -> float:
         return max(self.start_s, self.start_loads * expected_s) * 2.0 ** min(n_slow_starts, 10)
