@@ -386,6 +386,21 @@ def decode_message(text: str) -> ClientMessage:
     return message
 
 
+class _Introduction(msgspec.Struct, tag_field="type", tag="start"):
+    token: str | None = None
+
+
+_introduction_decoder = msgspec.json.Decoder(_Introduction)
+
+
+def token_of(text: str) -> str | None:
+    """The token of a `start`, however wrong the rest of it is; None: there is none."""
+    try:
+        return _introduction_decoder.decode(text).token
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+
+
 def decode_event(text: str | bytes) -> ServerEvent | Unknown:
     """Read one server event; what this version does not know comes back as `Unknown`.
 

@@ -3,8 +3,8 @@
 A web page may open sessions if it comes from this server itself, or if its origin is listed. "From this server" is a
 matter of names: the page's origin must be the host that the request is for. That alone proves nothing where strangers
 choose the name: a page of evil.example, whose name is then made to point to 127.0.0.1, asks for evil.example (DNS
-rebinding). So without a token the host must be an address, ``localhost``, a name of this machine, or have come by a
-trusted proxy, which answers to its own names only.
+rebinding). So without a token the host must be an address, ``localhost``, or a name of this machine. That it came by a
+trusted proxy proves no more: most answer to any name.
 
 Addresses follow nginx' real_ip_recursive: from the right, the first that is no trusted proxy's.
 """
@@ -14,10 +14,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from asr_ws.config import DEFAULT_PORTS, is_loopback, origin
@@ -29,6 +30,7 @@ MIN_TOKEN_CHARS: Final = 16  # of random letters: 95 bits; what a person makes u
 MAX_TOKEN_FILE_BYTES: Final = 1 << 20
 NEW_TOKEN_HINT: Final = "make one: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, b64token: fits into a header
+MAX_PROXIES: Final = 16  # that a request comes through: what is claimed beyond is not looked at
 NEIGHBOURHOOD: Final = 64  # bits of an IPv6 address that its owner does not choose: the rest he changes at will
 
 
@@ -39,8 +41,8 @@ NEIGHBOURHOOD: Final = 64  # bits of an IPv6 address that its owner does not cho
 class Token:
     """One that was given out; the token itself is not kept. ``name`` is what the log calls it."""
 
-    name: str
     digest: bytes
+    name: str = field(compare=False)
 
 
 class Tokens:
@@ -61,7 +63,7 @@ class Tokens:
                 raise UsageError(f"line {number}: a token is letters, digits and -._~+/", NEW_TOKEN_HINT)
             if len(words[0]) < MIN_TOKEN_CHARS:
                 raise UsageError(f"line {number}: a token has at least {MIN_TOKEN_CHARS} characters", NEW_TOKEN_HINT)
-            self._tokens.append(Token(" ".join(words[1:]) or f"line {number}", _digest(words[0])))
+            self._tokens.append(Token(_digest(words[0]), " ".join(words[1:]) or f"line {number}"))
         if not self._tokens:
             raise UsageError("no token in it", NEW_TOKEN_HINT)
 
@@ -74,7 +76,7 @@ class Tokens:
         return found
 
     def __contains__(self, token: Token) -> bool:
-        return any(token.digest == each.digest for each in self._tokens)
+        return token in self._tokens
 
 
 def _digest(token: str) -> bytes:
@@ -102,13 +104,12 @@ class Origins:
     own_names: frozenset[str]
     any_name: bool
 
-    def admit(self, sent: Sequence[str], host: str | None, *, by_proxy: bool) -> bool:
+    def admit(self, sent: Sequence[str], host: str | None) -> bool:
         """Whether the page may open a session.
 
         Args:
             sent: the ``Origin`` headers; none: it is no web page's.
             host: the ``Host`` header.
-            by_proxy: whether it came through a trusted proxy.
         """
         if not sent:
             return True
@@ -118,15 +119,15 @@ class Origins:
             return True
         with suppress(ValueError):
             page = origin(sent[0])
-            return page != "*" and (page in self.allowed or self._is_own(page, host or "", by_proxy))
+            return page != "*" and (page in self.allowed or self._is_own(page, host or ""))
         return False
 
-    def _is_own(self, page: str, host: str, by_proxy: bool) -> bool:
+    def _is_own(self, page: str, host: str) -> bool:
         scheme, _, own = page.partition("://")
         if scheme not in DEFAULT_PORTS or page != origin(f"{scheme}://{host}"):
             return False
         name = re.sub(r":\d+$", "", own).strip("[]")
-        return by_proxy or self.any_name or _is_address(name) or is_loopback(name) or name in self.own_names
+        return self.any_name or _is_address(name) or is_loopback(name) or name in self.own_names
 
 
 def _is_address(name: str) -> bool:
@@ -159,7 +160,7 @@ def owner(address: str) -> str:
     return address
 
 
-def client_of(peer: str, forwarded: Iterable[str], proxies: Sequence[Network]) -> Client:
+def client_of(peer: str, forwarded: Sequence[str], proxies: Sequence[Network]) -> Client:
     """Whose request it is.
 
     Args:
@@ -167,10 +168,11 @@ def client_of(peer: str, forwarded: Iterable[str], proxies: Sequence[Network]) -
         forwarded: the ``X-Forwarded-For`` headers, in order.
         proxies: whose word is taken.
     """
-    client = _plain(peer)
-    claims = [claim for header in forwarded for claim in header.split(",")]
-    by_proxy = False
-    while claims and _trusted(client, proxies) and (claimed := _plain(claims.pop())) is not None:
+    client, by_proxy = _plain(peer), False
+    claims = (claim for header in reversed(forwarded) for claim in reversed(header.rsplit(",", MAX_PROXIES)))
+    for claim in itertools.islice(claims, MAX_PROXIES):
+        if not is_proxy(client, proxies) or (claimed := _plain(claim)) is None:
+            break
         client, by_proxy = claimed, True
     return Client(client or peer, by_proxy)
 
@@ -186,5 +188,6 @@ def _plain(text: str) -> str | None:
     return None
 
 
-def _trusted(address: str | None, proxies: Sequence[Network]) -> bool:
+def is_proxy(address: str | None, proxies: Sequence[Network]) -> bool:
+    """Whether its word is taken."""
     return address is not None and any(ipaddress.ip_address(address) in proxy for proxy in proxies)

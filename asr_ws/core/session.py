@@ -283,7 +283,8 @@ class Session:
 
     def receive_failure(self, error: ProtocolError) -> list[messages.ServerEvent]:
         """The shell saw the client break a rule, or broke itself."""
-        if self._phase not in (_Phase.CLOSING, _Phase.CLOSED):
+        ends_also_the_closing = error.code == "unauthorized" and self._phase is _Phase.CLOSING
+        if self._phase not in (_Phase.CLOSING, _Phase.CLOSED) or ends_also_the_closing:
             self._receive_error(error)
         return self._flush()
 

@@ -2,7 +2,8 @@
 
 A connection takes a descriptor and memory before it has said a word, also in the middle of a TLS handshake. So they are
 counted where they are accepted. Those over the limit are closed at once (without TLS with a 503 first), and no address
-may have all of them. The limit leaves half of the process's descriptors free, for the worker's pipes and files.
+may have all of them, but for those that many come from. The limit leaves half of the process's descriptors free, for
+the worker's pipes and files.
 
 Windows accepts past Python: there this limit does not hold, those of sessions and time do.
 """
@@ -37,14 +38,23 @@ class Door:
     """Args:
     max_sessions: that are to find room.
     encrypted: whether a peer would read a plain answer as garbage.
+    is_shared: whether many come from that address (a proxy's), which may then have all.
     on_turned_away: told the address of each that finds none.
     """
 
-    def __init__(self, max_sessions: int, *, encrypted: bool, on_turned_away: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        max_sessions: int,
+        *,
+        encrypted: bool,
+        is_shared: Callable[[str], bool],
+        on_turned_away: Callable[[str], None],
+    ) -> None:
         wanted = 2 * max_sessions + CONNECTIONS_BESIDE
         self.max_connections = min(wanted, descriptors_for(2 * wanted) // 2)
         self.max_per_address = max(1, self.max_connections - self.max_connections // 2)
         self._response = b"" if encrypted else FULL_RESPONSE
+        self._is_shared = is_shared
         self._on_turned_away = on_turned_away
         self._inside = weakref.WeakSet[_Guest]()
 
@@ -86,7 +96,8 @@ class Door:
     def admit(self, connected: socket.socket, address: Any) -> socket.socket | None:
         """The same connection, counted; None: it is closed."""
         peer = owner(str(address[0]))
-        if len(self._inside) < self.max_connections and self._n_of(peer) < self.max_per_address:
+        most = self.max_connections if self._is_shared(str(address[0])) else self.max_per_address
+        if len(self._inside) < self.max_connections and self._n_of(peer) < most:
             guest = _Guest(connected.family, connected.type, connected.proto, connected.detach())
             guest.enter(self._inside, peer)
             return guest

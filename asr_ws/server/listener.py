@@ -14,7 +14,7 @@ import secrets
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -46,7 +46,9 @@ CLOSE_TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 2.0  # for all of them together, when the server stops
 ACCEPTED_AT_ONCE = 16  # connections in a turn of the loop: some milliseconds
 BACKLOG = 1024  # that the system takes before we do: one more would try again after a second
-REFUSALS_AT_ONCE = 32  # that are told in band; one more is told by HTTP
+REFUSALS_AT_ONCE = 32  # that are told in band; who is one more, and would be refused too, is told by HTTP
+UNKNOWN_OF_ADDRESS = 32  # who may yet say who they are, or are being told that they may not come in
+TURN_AWAY_TIMEOUT_S = 2.0  # to take that, and go
 RETRY_AFTER: Final = (("Retry-After", "1"),)
 # Of every response. Nothing of ours is for other sites' pages, and a page of ours has its parts from here only.
 HEADERS: Final = {
@@ -70,6 +72,15 @@ class SessionLimits:
     in_all: int
     per_address: int = 0
     per_token: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Full:
+    """No room for a session: the reason, the limit by its name, and the status if it is not the reason's."""
+
+    reason: RefusalReason
+    limit: str
+    status: HTTPStatus | None = None
 
 
 class Listener:
@@ -107,7 +118,7 @@ class Listener:
         self.servers: list[Server] = []
         self._turns = Turns()
         self._open: dict[Connection, tuple[Client, Token | None]] = {}
-        self._n_refusing = 0
+        self._beside: Counter[str] = Counter()  # connections that are no sessions, by address
         self._empty = asyncio.Event()
         self._empty.set()
         self.tally = Tally()
@@ -118,7 +129,13 @@ class Listener:
         return len(self._open)
 
     async def __aenter__(self) -> Self:
-        door = Door(self._max_sessions.in_all, encrypted=self._tls is not None, on_turned_away=self._note_turned_away)
+        limits = self._max_sessions
+        door = Door(
+            limits.in_all,
+            encrypted=self._tls is not None,
+            is_shared=self._reception.is_shared,
+            on_turned_away=self._note_turned_away,
+        )
         try:
             for listening in await door.open(self._host, self._asked_port):
                 self.servers.append(await self._serve(listening))
@@ -126,7 +143,7 @@ class Listener:
             reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
             message = f"cannot listen on {self._host}:{self._asked_port}: {reason}"
             raise UsageError(message, "choose another host or port") from error
-        if door.max_connections < self._max_sessions.in_all:
+        if door.max_connections < limits.in_all or door.max_per_address < limits.per_address:
             hint = "allow the process more open files, or lower --max-sessions"
             self._log.warning("server.few_descriptors", max_connections=door.max_connections, hint=hint)
         return self
@@ -191,24 +208,14 @@ class Listener:
     async def _handle(self, socket: ServerConnection) -> None:
         """One connection whose handshake is done."""
         assert socket.request is not None
-        client, token, start = self._reception.client(socket), self._reception.token(socket.request), None
+        client, token = self._reception.client(socket), self._reception.token(socket.request)
         for kept in (socket.request, socket.response):  # for nobody, and 3 KiB of each session; the token is among them
             if kept is not None:
                 kept.headers.clear()
-        try:
-            if token is None and self._reception.tokens is not None:
-                token, start = await self._reception.identify(socket, client)
-        except ProtocolError as error:
-            told = messages.Error(code=error.code, message=error.message, hint=error.hint, fatal=True)
-            await self._turn_away(socket, told, error.close_code or 1008, error.code)
-            return
-        except ConnectionClosed:
-            return
-        if (refused := self._refused(client, token)) is not None:
-            busy, reason = refused
-            self._reception.count(reason, client)
-            await self._turn_away(socket, busy, 1013, reason)
-            return
+        with self._beside_sessions(client):
+            if (let_in := await self._let_in(socket, client, token)) is None:
+                return
+        token, start = let_in
         session = self._make_session(SessionId(f"s-{secrets.token_hex(4)}"))
         who = {"client": client.address, **({"token": token.name} if token is not None else {})}
         connection = Connection(socket, session, self._dispatcher, self._limits, who)
@@ -222,40 +229,68 @@ class Listener:
             if not self._open:
                 self._empty.set()
 
-    def _refused(self, client: Client, token: Token | None) -> tuple[messages.Busy, str] | None:
-        """Why there is no room for one more session, if there is none: the event, and the limit's name."""
+    async def _let_in(
+        self, socket: ServerConnection, client: Client, token: Token | None
+    ) -> tuple[Token | None, str | None] | None:
+        """Returns: the token, and the first message, if it was read for that; None: who it is was turned away."""
+        start = None
+        try:
+            if token is None and self._reception.tokens is not None:
+                token, start = await self._reception.identify(socket, client)
+        except ProtocolError as error:
+            told = messages.Error(code=error.code, message=error.message, hint=error.hint, fatal=True)
+            await self._turn_away(socket, told, error.close_code or 1008, error.code)
+            return None
+        except ConnectionClosed:
+            return None
+        if (full := self._full(client, token)) is not None:
+            self._reception.count(full.limit, client)
+            await self._turn_away(socket, self._busy(full), 1013, full.limit)
+            return None
+        return token, start
+
+    @contextlib.contextmanager
+    def _beside_sessions(self, client: Client) -> Iterator[None]:
+        address = owner(client.address)
+        self._beside[address] += 1
+        try:
+            yield
+        finally:
+            self._beside[address] -= 1
+            if not self._beside[address]:
+                del self._beside[address]
+
+    def _full(self, client: Client, token: Token | None) -> _Full | None:
+        """Why there is no room for one more session, if there is none."""
         limits = self._max_sessions
         per_address = limits.per_address or (limits.in_all if client.is_this_machine else max(1, limits.in_all // 2))
         n_of_address = sum(owner(other.address) == owner(client.address) for other, _ in self._open.values())
         n_of_token = sum(token == other for _, other in self._open.values())
         if self._dispatcher.queue.draining:
-            return self._busy(RefusalReason.DRAINING), RefusalReason.DRAINING.value
+            return _Full(RefusalReason.DRAINING, RefusalReason.DRAINING.value)
         if self.n_sessions >= limits.in_all:
-            return self._busy(RefusalReason.MAX_SESSIONS), RefusalReason.MAX_SESSIONS.value
+            return _Full(RefusalReason.MAX_SESSIONS, RefusalReason.MAX_SESSIONS.value)
         for is_over, limit in (
             (n_of_address >= per_address, "max_sessions_per_address"),
             (token is not None and n_of_token >= (limits.per_token or limits.in_all), "max_sessions_per_token"),
         ):
             if is_over:  # the caller's own doing, whatever others do
-                return self._busy(RefusalReason.MAX_SESSIONS, HTTPStatus.TOO_MANY_REQUESTS), limit
+                return _Full(RefusalReason.MAX_SESSIONS, limit, HTTPStatus.TOO_MANY_REQUESTS)
         return None
 
-    def _busy(self, reason: RefusalReason, status: HTTPStatus | None = None) -> messages.Busy:
-        shed = self._dispatcher.shed(reason, now=asyncio.get_running_loop().time())
-        fields = refusal_fields(shed) | ({"status": status.value} if status is not None else {})
+    def _busy(self, full: _Full) -> messages.Busy:
+        shed = self._dispatcher.shed(full.reason, now=asyncio.get_running_loop().time())
+        fields = refusal_fields(shed) | ({"status": full.status.value} if full.status is not None else {})
         return messages.Busy(utterance=None, attempt=0, commit=None, retryable=True, held_ms=0, **fields)
 
     async def _turn_away(self, socket: ServerConnection, event: messages.ServerEvent, code: int, reason: str) -> None:
         """Instead of a session: one event, and the close."""
-        self._n_refusing += 1
         try:
-            async with asyncio.timeout(self._limits.write_timeout_s):
+            async with asyncio.timeout(TURN_AWAY_TIMEOUT_S):
                 await socket.send(messages.encode(event))
                 await socket.close(code, reason)
         except (ConnectionClosed, TimeoutError):
             socket.transport.abort()
-        finally:
-            self._n_refusing -= 1
 
     # ------------------------------------------------------------ HTTP
 
@@ -264,11 +299,18 @@ class Listener:
         path, client = self._route(request), self._reception.client(connection)
         answer = self._reception.refusal(path, request, client)
         if answer is None and path == messages.PATH:
-            if self._n_refusing < REFUSALS_AT_ONCE:
+            if not self._is_too_many(client, self._reception.token(request)):
                 return None
             self._reception.count("handshakes", client)
             answer = Answer(HTTPStatus.SERVICE_UNAVAILABLE, "too many sessions\n", RETRY_AFTER)
         return _response(answer or self._page(path, request.method), with_body=request.method != "HEAD")
+
+    def _is_too_many(self, client: Client, token: Token | None) -> bool:
+        """Whether there is no time to tell him in band what he may not, or to wait for who he is."""
+        is_unknown = self._reception.tokens is not None and token is None
+        if is_unknown and self._beside[owner(client.address)] >= UNKNOWN_OF_ADDRESS:
+            return True
+        return self._beside.total() >= REFUSALS_AT_ONCE and self._full(client, token) is not None
 
     def _page(self, path: str, method: str) -> Answer:
         if method not in ("GET", "HEAD"):

@@ -15,7 +15,8 @@ from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request
 
 from asr_ws import messages
-from asr_ws.core.access import Client, Network, Origins, Token, Tokens, bearer, client_of
+from asr_ws.config import is_loopback
+from asr_ws.core.access import Client, Network, Origins, Token, Tokens, bearer, client_of, is_proxy
 from asr_ws.errors import ProtocolError
 from asr_ws.metrics import Metrics
 
@@ -61,16 +62,19 @@ class Reception:
         peer = (socket.remote_address or ("unknown",))[0]
         return client_of(str(peer), socket.request.headers.get_all("X-Forwarded-For"), self._proxies)
 
+    def is_shared(self, address: str) -> bool:
+        """Whether many come from it: a proxy's, or this machine's own."""
+        return is_loopback(address) or is_proxy(address, self._proxies)
+
     def token(self, request: Request) -> Token | None:
         """The valid one that it bears in its header."""
-        candidate = _bearer(request)
-        return None if candidate is None or self.tokens is None else self.tokens.find(candidate)
+        return self._valid(_bearer(request))
 
     def refusal(self, path: str, request: Request, client: Client) -> Answer | None:
         """Why this is not to be had, if it is not."""
         if path == messages.PATH:
             hosts, origins = request.headers.get_all("Host"), request.headers.get_all("Origin")
-            if not self._origins.admit(origins, hosts[0] if len(hosts) == 1 else None, by_proxy=client.by_proxy):
+            if not self._origins.admit(origins, hosts[0] if len(hosts) == 1 else None):
                 self.count("origin", client)
                 return Answer(
                     HTTPStatus.FORBIDDEN,
@@ -116,12 +120,17 @@ class Reception:
         except ProtocolError as error:
             if error.close_code is not None:
                 raise
+            if (token := self._valid(messages.token_of(first))) is not None:
+                return token  # what is wrong with the rest, the session says
             raise _unauthorized(f"the first message is none: {error.message}") from error
-        if not isinstance(message, messages.Start) or message.token is None or self.tokens is None:
+        if not isinstance(message, messages.Start) or message.token is None:
             raise _unauthorized("the first message must be `start`, with a token")
-        if (token := self.tokens.find(message.token)) is None:
+        if (token := self._valid(message.token)) is None:
             raise _unauthorized("this token is not valid")
         return token
+
+    def _valid(self, candidate: str | None) -> Token | None:
+        return None if candidate is None or self.tokens is None else self.tokens.find(candidate)
 
     def count(self, reason: str, client: Client) -> None:
         """It was refused; the log says so in one line a second, with the last one's address."""

@@ -1405,6 +1405,19 @@ def test_fatal_error_stops_reading_and_lets_the_admitted_finish() -> None:
     assert client.session.ledger.lost == 0
 
 
+def test_who_is_unauthorized_meanwhile_is_not_told_what_was_admitted() -> None:
+    desk, client = four_places([])
+    client.session.receive_failure(ProtocolError("idle", "nothing came", "ping", close_code=1008))
+    revoked = ProtocolError("unauthorized", "not valid any more", "another", close_code=1008)
+    assert client.session.receive_failure(revoked) == [
+        error(12, "unauthorized", "not valid any more", "another", fatal=True)
+    ]
+    assert client.session.close == Close(1008, "unauthorized")
+    desk.advance(30)
+    assert client.take() == []
+    assert client.session.ledger.lost == 0
+
+
 def test_what_expires_after_a_fatal_error_is_not_held() -> None:
     desk, client = four_places([Step(20)])
     client.session.receive_failure(ProtocolError("idle", "nothing came", "ping", close_code=1008))

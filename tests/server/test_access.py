@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from websockets.exceptions import InvalidStatus
 from asr_ws import log
 from asr_ws.errors import UsageError
 from asr_ws.metrics import Metrics
-from asr_ws.server import entrance, reception, reload
+from asr_ws.server import entrance, listener, reception, reload
 from asr_ws.server.app import App
 from asr_ws.testing.recognizer import Gate
 from asr_ws.worker.supervisor import WorkerSpec
-from tests.server.raw import request
+from benchmarks.wire import BINARY
+from tests.server.raw import frame, raw, request
 from tests.server.running import MANUAL, SECOND, Client, serving, settings
 
 KITCHEN, GARDEN = "kitchen-token-of-enough-letters", "garden-token-of-enough-letters"
@@ -152,6 +154,15 @@ async def test_anything_else_first_is_unauthorized(
                 "commit": None,
             }
         ]
+
+
+async def test_a_valid_token_beside_a_mistake_opens_the_session_which_says_the_mistake(
+    scripted: WorkerSpec, token_file: Path
+) -> None:
+    async with serving(scripted, ready=False, auth_token_file=str(token_file)) as app, Client(app) as client:
+        await client.send({"type": "start", "token": KITCHEN, "langage": "en"})
+        assert (await client.until("error"))["message"] == "Object contains unknown field `langage`"
+        assert client.types() == ["ready", "error"]
 
 
 async def test_who_says_nothing_is_not_waited_for_and_takes_no_session(
@@ -381,6 +392,41 @@ async def test_a_token_has_its_own_limit(scripted: WorkerSpec, token_file: Path)
         async with Client(app) as other:
             await other.send({"type": "start", "token": GARDEN})
             assert (await other.next())["type"] == "ready"
+
+
+async def test_who_keeps_others_waiting_at_the_door_keeps_out_his_own_address_only(
+    scripted: WorkerSpec, token_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: who had no token, and did not answer the close, had everybody answered 503."""
+    monkeypatch.setattr(listener, "UNKNOWN_OF_ADDRESS", 3)
+    monkeypatch.setattr(listener, "REFUSALS_AT_ONCE", 1)
+    monkeypatch.setattr(listener, "TURN_AWAY_TIMEOUT_S", 1e6)
+    options = {"auth_token_file": str(token_file), "trusted_proxy": ("127.0.0.1",)}
+    async with serving(scripted, ready=False, **options) as app, AsyncExitStack() as stack:
+        for at in range(3):
+            stranger = await stack.enter_async_context(raw(app))
+            assert "101" in await stranger.upgrade("X-Forwarded-For: 6.6.6.6")
+            if at:
+                await stranger.send(frame(BINARY, b"no token"))
+                await stranger.next()
+        assert await status_of(app, **forwarded("6.6.6.6")) == 503
+        assert await status_of(app, additional_headers=BEARER | {"X-Forwarded-For": "6.6.6.6"}) == 101
+        async with Client(app, **forwarded("203.0.113.5")) as other:
+            await other.send({"type": "start", "token": KITCHEN})
+            assert (await other.next())["type"] == "ready"
+
+
+async def test_who_does_not_take_his_refusal_is_cut_off(
+    scripted: WorkerSpec, token_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "TURN_AWAY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(listener, "CLOSE_TIMEOUT_S", 1e6)
+    async with serving(scripted, ready=False, auth_token_file=str(token_file)) as app, raw(app) as stranger:
+        await stranger.upgrade()
+        await stranger.send(frame(BINARY, b"no token"))
+        assert await stranger.close_code() == 1008
+        await stranger.rest()
+        assert not app.listener._beside
 
 
 # ---------------------------------------------------------------- root path

@@ -13,9 +13,14 @@ from asr_ws.server import door
 from asr_ws.server.door import CONNECTIONS_BESIDE, FULL_RESPONSE, Door
 
 
-def counting(max_sessions: int, *, encrypted: bool = False) -> tuple[Door, list[str]]:
+def counting(max_sessions: int, *shared: str, encrypted: bool = False) -> tuple[Door, list[str]]:
     turned_away: list[str] = []
-    return Door(max_sessions, encrypted=encrypted, on_turned_away=turned_away.append), turned_away
+    return Door(
+        max_sessions,
+        encrypted=encrypted,
+        is_shared=lambda address: address in shared,
+        on_turned_away=turned_away.append,
+    ), turned_away
 
 
 async def test_a_name_of_several_addresses_is_listened_to_on_one_port() -> None:
@@ -62,6 +67,19 @@ async def test_an_address_has_half_of_the_room_and_who_leaves_makes_some(encrypt
     guests.pop().close()
     with socket.create_connection(listening.getsockname()), listening.accept()[0]:
         assert turned_away == ["127.0.0.1"]
+    for each in (*clients, *guests, listening):
+        each.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="accepts past Python there")
+async def test_a_proxy_may_have_all_the_room() -> None:
+    entrance, turned_away = counting(1, "127.0.0.1")
+    (listening,) = await entrance.open("127.0.0.1", 0)
+    listening.listen(2 * entrance.max_connections)
+    listening.setblocking(False)
+    clients = [socket.create_connection(listening.getsockname()) for _ in range(entrance.max_connections)]
+    guests = [listening.accept()[0] for _ in clients]
+    assert turned_away == []
     for each in (*clients, *guests, listening):
         each.close()
 
