@@ -39,7 +39,17 @@ SERVER = (
     "asr_ws.log",
     "structlog",
 )
-SOCKETS = (*SERVER, "websockets", "asr_ws.server")
+SOCKETS = (
+    *SERVER,
+    "websockets",
+    "asr_ws.server.connection",
+    "asr_ws.server.dispatcher",
+    "asr_ws.server.door",
+    "asr_ws.server.intake",
+    "asr_ws.server.pacing",
+    "asr_ws.server.reception",
+    "asr_ws.server.tally",
+)
 CORE = ("asr_ws.core", "asr_ws.errors", "asr_ws.config", "numpy")
 NO_CLOCK = ("asyncio", "threading", "time")
 WORKER = ("asr_ws.worker.ipc", "asr_ws.core.types", "asr_ws.config", "asr_ws.errors", "asr_ws.log", "numpy", "msgspec")

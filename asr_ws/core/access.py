@@ -27,7 +27,6 @@ from asr_ws.errors import UsageError
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 MIN_TOKEN_CHARS: Final = 16  # of random letters: 95 bits; what a person makes up can be guessed
-MAX_TOKEN_FILE_BYTES: Final = 1 << 20
 NEW_TOKEN_HINT: Final = "make one: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, b64token: fits into a header
 MAX_PROXIES: Final = 16  # that a request comes through: what is claimed beyond is not looked at

@@ -14,14 +14,16 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import structlog
 
 from asr_ws import __version__, log, messages, models
 from asr_ws.config import Settings
+from asr_ws.core.access import Tokens
 from asr_ws.core.admission import AdmissionQueue
 from asr_ws.core.drafts import Drafts
 from asr_ws.core.holds import Holds
@@ -38,7 +40,6 @@ from asr_ws.server.exposition import Exposition
 from asr_ws.server.listener import Listener, SessionLimits
 from asr_ws.server.memory import give_back
 from asr_ws.server.pages import Pages
-from asr_ws.server.reload import Reloaded
 from asr_ws.server.watch import Watch
 from asr_ws.worker.supervisor import Supervisor, WorkerSpec
 
@@ -59,7 +60,7 @@ class App:
     metrics: Metrics
     listener: Listener
     certificate: tls.Certificate | None = None
-    reloaded: list[Reloaded] = field(default_factory=list)  # files that are read again when they change
+    reloads: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)  # of files that change
 
     @property
     def url(self) -> str:
@@ -129,9 +130,10 @@ def build(settings: Settings, spec: WorkerSpec, *, fair: bool = True) -> App:
 
     exposition = Exposition(dispatcher, supervisor, metrics)
     pages = Pages(name, dispatcher, supervisor, metrics, exposition.page)
-    reception = entrance.reception(settings, metrics)
+    tokens = entrance.tokens(settings)
+    reception = entrance.reception(settings, metrics, tokens.value if tokens is not None else None)
     certificate = entrance.certificate(settings)
-    context = tls.context_for(certificate) if certificate is not None else None
+    encryption = entrance.encryption(certificate)
     listener = pages.listener = exposition.listener = Listener(
         listen.host,
         listen.port,
@@ -144,21 +146,18 @@ def build(settings: Settings, spec: WorkerSpec, *, fair: bool = True) -> App:
         ),
         limits=ConnectionLimits(session.idle_timeout_s, session.ingest_speed),
         root_path=listen.root_path,
-        tls=context,
+        tls=encryption.value if encryption is not None else None,
     )
     app = App(settings, dispatcher, supervisor, metrics, listener, certificate)
 
-    if settings.access.auth_token_file:
-        token_file = Path(settings.access.auth_token_file)
+    def use_tokens(valid: Tokens) -> None:
+        reception.tokens = valid
+        listener.end_revoked()
 
-        def use_tokens() -> None:
-            reception.tokens = entrance.tokens(token_file)
-            listener.end_revoked()
-
-        app.reloaded.append(Reloaded([token_file], use_tokens))
-    if certificate is not None and context is not None:
-        files = [certificate.cert, certificate.key]
-        app.reloaded.append(Reloaded(files, lambda: tls.load(context, certificate)))
+    if tokens is not None:
+        app.reloads.append(partial(tokens.run, use_tokens))
+    if encryption is not None:
+        app.reloads.append(partial(encryption.run, tls.renewable(encryption.value)))
     return app
 
 
@@ -180,7 +179,7 @@ async def running(settings: Settings, spec: WorkerSpec | None = None, *, fair: b
             tasks.create_task(app.dispatcher.run(), name="dispatcher"),
             tasks.create_task(Watch(app.metrics).run(), name="watch"),
             tasks.create_task(give_back(), name="memory"),
-            *(tasks.create_task(each.run(), name="reload") for each in app.reloaded),
+            *(tasks.create_task(reload(), name="reload") for reload in app.reloads),
         ]
         gc.freeze()  # what is loaded by now stays: each full collection would stall the loop to look through it
         try:

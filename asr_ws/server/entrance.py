@@ -5,8 +5,9 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -14,10 +15,12 @@ from typing import Final
 import psutil
 
 from asr_ws.config import Settings, is_loopback
-from asr_ws.core.access import MAX_TOKEN_FILE_BYTES, Origins, Tokens
+from asr_ws.core.access import Origins, Tokens
 from asr_ws.errors import UsageError
 from asr_ws.metrics import Metrics
+from asr_ws.server import tls
 from asr_ws.server.reception import Reception
+from asr_ws.server.reload import Contents, Reloaded, T
 from asr_ws.server.tls import Certificate
 
 OPEN_WARNING: Final = "anybody who reaches the port can use it: give it an --auth-token-file"
@@ -27,10 +30,8 @@ ANY_PAGE_WARNING: Final = (
 CLEAR_WARNING: Final = "tokens and speech are sent in clear: --tls-cert, --tls-self-signed, or a proxy that encrypts"
 
 
-def reception(settings: Settings, metrics: Metrics) -> Reception:
-    """Raises: UsageError: the tokens are not usable."""
+def reception(settings: Settings, metrics: Metrics, valid: Tokens | None) -> Reception:
     access = settings.access
-    valid = tokens(Path(access.auth_token_file)) if access.auth_token_file else None
     name = socket.gethostname().lower()
     own_names = frozenset({name, f"{name.partition('.')[0]}.local", settings.listen.host.lower()})
     proxies = tuple(ipaddress.ip_network(network) for network in access.trusted_proxy)
@@ -38,19 +39,36 @@ def reception(settings: Settings, metrics: Metrics) -> Reception:
     return Reception(origins, valid, proxies, metrics, open_stats=access.open_stats)
 
 
-def tokens(file: Path) -> Tokens:
-    """Raises: UsageError: the file cannot be read, or has no tokens."""
-    if file.exists() and not file.is_file():  # a pipe would be waited for, and be empty the next time
-        raise UsageError(f"--auth-token-file: {file} is no regular file")
+def tokens(settings: Settings) -> Reloaded[Tokens] | None:
+    """None: nobody needs one. Raises: UsageError: the file cannot be read, or has no tokens."""
+    if not settings.access.auth_token_file:
+        return None
+    file = Path(settings.access.auth_token_file)
+
+    def parsed(contents: Contents) -> Tokens:
+        try:
+            return Tokens(contents[0].decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{file} is no text") from error
+        except UsageError as error:
+            raise UsageError(f"{file}: {error.message}", error.hint) from error
+
+    return _of("--auth-token-file", lambda: Reloaded([file], parsed))
+
+
+def encryption(certificate: Certificate | None) -> Reloaded[ssl.SSLContext] | None:
+    """None: there is none. Raises: UsageError: the certificate's files are not usable."""
+    if certificate is None:
+        return None
+    files = [certificate.cert, certificate.key]
+    return _of("--tls-cert, --tls-key", lambda: Reloaded(files, lambda _: tls.context_for(certificate)))
+
+
+def _of(options: str, read: Callable[[], Reloaded[T]]) -> Reloaded[T]:
     try:
-        with file.open("rb") as opened:
-            return Tokens(opened.read(MAX_TOKEN_FILE_BYTES).decode("utf-8-sig"))
-    except OSError as error:
-        raise UsageError(f"--auth-token-file: cannot read {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--auth-token-file: {file} is no text") from error
+        return read()
     except UsageError as error:
-        raise UsageError(f"--auth-token-file: {file}: {error.message}", error.hint) from error
+        raise UsageError(f"{options}: {error.message}", error.hint) from error
 
 
 def certificate(settings: Settings) -> Certificate | None:

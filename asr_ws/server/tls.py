@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,25 +20,43 @@ class Certificate:
 
 
 def context_for(certificate: Certificate) -> ssl.SSLContext:
-    """Raises: UsageError: the files cannot be read, do not belong together, or the key has a passphrase."""
+    """Raises: UsageError: the files do not belong together, or the key has a passphrase."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    load(context, certificate)
+    try:
+        context.load_cert_chain(certificate.cert, certificate.key, password=lambda: "")  # else it asks at a terminal
+    except (OSError, ValueError) as error:  # of which ssl.SSLError is one
+        hint = "PEM files: the certificate with its chain, and its private key without a passphrase"
+        raise UsageError(
+            f"{certificate.cert} and {certificate.key} are no certificate and its key: {_reason(error)}", hint
+        ) from error
     return context
 
 
-def load(context: ssl.SSLContext, certificate: Certificate) -> None:
-    """Let connections from now on have this certificate. Raises: UsageError: as `context_for`."""
-    for file in (certificate.cert, certificate.key):
-        try:
-            file.read_bytes()
-        except OSError as error:
-            raise UsageError(f"cannot read {file}: {error.strerror}") from error
-    try:
-        context.load_cert_chain(certificate.cert, certificate.key, password=lambda: "")  # else it asks at a terminal
-    except (ssl.SSLError, ValueError) as error:
-        reason = getattr(error, "reason", None) or str(error)
-        hint = "PEM files: the certificate with its chain, and its private key without a passphrase"
-        raise UsageError(
-            f"{certificate.cert} and {certificate.key} are no certificate and its key: {reason}", hint
-        ) from error
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+    return REASONS.get(reason, reason)
+
+
+# What OpenSSL says, by what it means here.
+REASONS = {
+    "KEY_VALUES_MISMATCH": "the key is another certificate's",
+    "NO_START_LINE": "one of them is not PEM",
+    "PEM lib": "one of them is not PEM, or the key has a passphrase",
+    "BAD_DECRYPT": "the key has a passphrase",
+}
+
+
+def renewable(context: ssl.SSLContext) -> Callable[[ssl.SSLContext], None]:
+    """Returns: a function that has connections from now on served by another context, whole or not at all."""
+    newest = context
+
+    def choose(connection: ssl.SSLSocket | ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        connection.context = newest
+
+    def renew(renewed: ssl.SSLContext) -> None:
+        nonlocal newest
+        newest = renewed
+
+    context.sni_callback = choose  # called for each, also those that ask for no name
+    return renew

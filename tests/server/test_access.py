@@ -15,7 +15,6 @@ from websockets.exceptions import InvalidStatus
 
 from asr_ws import log
 from asr_ws.errors import UsageError
-from asr_ws.metrics import Metrics
 from asr_ws.server import entrance, listener, reception, reload
 from asr_ws.server.app import App
 from asr_ws.testing.recognizer import Gate
@@ -309,7 +308,7 @@ async def test_tokens_are_read_again_and_the_sessions_of_a_revoked_one_end(
             write(token_file, f"{new}\n")
             assert await kept.rest() == 1008
     (said, _) = (entry for entry in logs if entry["event"] == "file.not_reloaded")
-    assert said["message"] == f"--auth-token-file: {token_file}: no token in it"
+    assert said["message"] == f"{token_file}: no token in it"
 
 
 @pytest.mark.parametrize(
@@ -319,6 +318,7 @@ async def test_tokens_are_read_again_and_the_sessions_of_a_revoked_one_end(
         (b"", "{file}: no token in it"),
         (b"secret", "{file}: line 1: a token has at least 16 characters"),
         (b"\xff\xfe\x00", "{file} is no text"),
+        (b"#" * (1 << 20) + b"\n", "{file} is longer than 1024 KiB"),
     ],
 )
 def test_a_token_file_that_cannot_be_used_stops_the_start(tmp_path: Path, content: bytes | None, message: str) -> None:
@@ -326,13 +326,13 @@ def test_a_token_file_that_cannot_be_used_stops_the_start(tmp_path: Path, conten
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(UsageError) as caught:
-        entrance.reception(settings(auth_token_file=str(file)), Metrics())
+        entrance.tokens(settings(auth_token_file=str(file)))
     assert caught.value.message == f"--auth-token-file: {message.format(file=file)}"
 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no regular file"):
-        entrance.reception(settings(auth_token_file=str(tmp_path)), Metrics())
+    with pytest.raises(UsageError, match=r"cannot read|is no regular file"):
+        entrance.tokens(settings(auth_token_file=str(tmp_path)))
 
 
 # ---------------------------------------------------------------- addresses and limits

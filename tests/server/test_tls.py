@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import ipaddress
 import os
 import ssl
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
+from structlog.testing import capture_logs
 
 from asr_ws.errors import UsageError
 from asr_ws.server import reload, self_signed, tls
@@ -29,11 +32,6 @@ def read(made: tls.Certificate) -> x509.Certificate:
 
 def trusting(made: tls.Certificate) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=made.cert)
-
-
-def rename(source: tls.Certificate, target: tls.Certificate) -> None:
-    for old, new in ((source.cert, target.cert), (source.key, target.key)):
-        os.replace(old, new)
 
 
 # ---------------------------------------------------------------- our own
@@ -110,6 +108,10 @@ async def test_what_is_no_tls_costs_nobody_else_anything(scripted: WorkerSpec, t
 # ---------------------------------------------------------------- given
 
 
+def of_the_files(logs: list[Any]) -> list[Any]:
+    return [log for log in logs if log["event"].startswith("file.")]
+
+
 async def test_a_given_certificate_is_read_again_when_it_changes(
     scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,15 +122,23 @@ async def test_a_given_certificate_is_read_again_when_it_changes(
         serving(scripted, ready=False, tls_cert=str(given.cert), tls_key=str(given.key)) as app,
         Client(app, ssl=old) as before,
     ):
-        rename(renewed, given)
-        while True:
-            try:
-                async with Client(app, ssl=new) as after:
-                    assert (await after.next())["type"] == "ready"
-                    break
-            except ssl.SSLCertVerificationError:
-                continue
+        with capture_logs() as logs:
+            os.replace(renewed.cert, given.cert)
+            while not (said := of_the_files(logs)):
+                await asyncio.sleep(0)
+            async with Client(app, ssl=old) as meanwhile:
+                assert (await meanwhile.next())["type"] == "ready", "its key is not there yet"
+            os.replace(renewed.key, given.key)
+            while len(said) < 2:
+                await asyncio.sleep(0)
+                said = of_the_files(logs)
+        async with Client(app, ssl=new) as after:
+            assert (await after.next())["type"] == "ready"
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await Client(app, ssl=old).__aenter__()
         assert (await before.next())["type"] == "ready", "what is open stays open"
+    assert [log["event"] for log in said] == ["file.not_reloaded", "file.reloaded"]
+    assert said[0]["message"].endswith("the key is another certificate's")
 
 
 ENCRYPTED_KEY = """-----BEGIN ENCRYPTED PRIVATE KEY-----
@@ -144,6 +154,7 @@ def test_files_that_are_no_certificate_and_its_key_are_said(tmp_path: Path) -> N
     encrypted.write_text(ENCRYPTED_KEY, "utf-8")
     for wrong in (
         tls.Certificate(tmp_path / "missing.pem", made.key),
+        tls.Certificate(made.cert, tmp_path / "missing.key"),
         tls.Certificate(made.cert, other.key),
         tls.Certificate(made.key, made.cert),
         tls.Certificate(empty, made.key),
