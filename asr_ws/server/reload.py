@@ -75,9 +75,11 @@ class Reloaded(Generic[T]):
 def read(file: Path) -> bytes:
     """All of a regular file. Raises: UsageError: it is none, cannot be read, or is too long to be what it should be."""
     try:
-        with open(os.open(file, os.O_RDONLY | AT_ONCE), "rb") as opened:
-            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
-                raise UsageError(f"{file} is no regular file")
+        fd = os.open(file, os.O_RDONLY | AT_ONCE)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise UsageError(f"{file} is no regular file")
+        with open(fd, "rb") as opened:
             content = opened.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:  # a NUL in its name
         reason = getattr(error, "strerror", None) or str(error)

@@ -84,7 +84,7 @@ async def test_whatever_is_wrong_with_a_file_the_last_good_one_stays(tmp_path: P
         await until(lambda: told)
     assert told == ["two"]
     assert {log["event"] for log in logs[:4]} == {"file.not_reloaded"}
-    reasons = "is longer than 1024 KiB", "No such file or directory", "Is a directory"
+    reasons = "is longer than 1024 KiB", "No such file or directory", "is no regular file"
     assert all(reason in log["message"] for reason, log in zip(reasons, logs[1:4], strict=True))
 
 
