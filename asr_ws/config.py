@@ -39,7 +39,7 @@ def origin(text: str) -> str:
     if text in ("null", "*"):
         return text
     match = re.fullmatch(
-        r"([a-z][a-z\d+.-]*)://(\[[\da-f:.]+\]|[^\s/?#@:\[\]\\]+)(?::(\d{1,5}))?", text.lower(), re.ASCII
+        r"([a-z][a-z\d+.-]*)://(\[[\da-f:.]+\]|[^\s/?#@:\[\]\\*]+)(?::(\d{1,5}))?", text.lower(), re.ASCII
     )
     if match is None:
         raise ValueError(f"{text!r} is not an origin")
@@ -311,7 +311,7 @@ class Setting:
         return self.type not in (int, float, str, bool)
 
     def _text(self, raw: object) -> str:
-        if not isinstance(raw, str) or (self.several and not raw.strip()):
+        if not isinstance(raw, str) or (self.several and not raw.strip()) or "\0" in raw:
             raise ValueError(raw)
         return str(self.normalise(raw.strip() if self.several else raw))
 

@@ -201,6 +201,8 @@ def test_each_source_is_named_in_its_error(file: Path) -> None:
         ("root_path", "//evil.example/", "a path such as /asr, or nothing"),
         ("allow_origin", "www.example.com", "origins such as https://www.example.com, null or *"),
         ("allow_origin", "https://www.example.com/page", "origins such as https://www.example.com, null or *"),
+        ("allow_origin", "https://*.example.com", "origins such as https://www.example.com, null or *"),
+        ("state_dir", "a\0b", "text"),
         ("allow_origin", "https://a.example,,", "origins such as https://www.example.com, null or *"),
         ("trusted_proxy", "10.0.0.1/8", "networks such as 127.0.0.1 or 10.0.0.0/8"),
         ("trusted_proxy", "proxy.example.com", "networks such as 127.0.0.1 or 10.0.0.0/8"),

@@ -77,7 +77,10 @@ def certificate(settings: Settings) -> Certificate | None:
     if listen.tls_self_signed:
         from asr_ws.server.self_signed import self_signed  # only then is the library needed
 
-        return self_signed(_state_dir(settings))
+        try:
+            return self_signed(_state_dir(settings))
+        except RuntimeError as error:  # of pathlib
+            raise UsageError(f"no folder to keep a certificate in: {error}", "choose a --state-dir") from error
     return Certificate(Path(listen.tls_cert), Path(listen.tls_key)) if listen.tls_cert else None
 
 

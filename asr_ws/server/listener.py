@@ -139,8 +139,9 @@ class Listener:
         try:
             for listening in await door.open(self._host, self._asked_port):
                 self.servers.append(await self._serve(listening))
-        except OSError as error:
-            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        except (OSError, UnicodeError) as error:  # that name is none
+            number = getattr(error, "errno", None)
+            reason = os.strerror(number) if number and number > 0 else str(error)
             message = f"cannot listen on {self._host}:{self._asked_port}: {reason}"
             raise UsageError(message, "choose another host or port") from error
         if door.max_connections < limits.in_all or door.max_per_address < limits.per_address:

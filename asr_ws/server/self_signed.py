@@ -1,7 +1,8 @@
 """A certificate of our own, for where no authority gives one, as on a local network.
 
-It bears this machine's names and addresses, is kept in the state folder, and is used again as long as it bears them and
-lives: who trusted it once (a phone) is not asked again.
+It bears this machine's names and addresses, is kept in the state folder, and is used again at each start as long as it
+lives and bears the names and the IPv4 addresses of then: who trusted it once (a phone) is not asked again. Of IPv6 a
+machine has new ones every day.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ def self_signed(folder: Path) -> Certificate:
     """The one that is kept in the folder, or a new one. Raises: UsageError: the folder cannot be written."""
     names = machine_names()
     kept = Certificate(folder / "self-signed.pem", folder / "self-signed.key")
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, TypeError, x509.ExtensionNotFound):  # TypeError: the key has a passphrase
         found = x509.load_pem_x509_certificate(kept.cert.read_bytes())
         lives = found.not_valid_after_utc - RENEW_BEFORE > datetime.datetime.now(datetime.UTC)
-        if lives and set(names) <= _names_of(found) and _owns(kept.key, found):
+        if lives and {name for name in names if ":" not in name} <= _names_of(found) and _owns(kept.key, found):
             return Certificate(kept.cert, kept.key, _fingerprint(found))
     made, key = _make(names)
     try:

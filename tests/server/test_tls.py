@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
 from structlog.testing import capture_logs
 
 from asr_ws.errors import UsageError
-from asr_ws.server import reload, self_signed, tls
+from asr_ws.server import entrance, reload, self_signed, tls
 from asr_ws.worker.supervisor import WorkerSpec
 from tests.server.raw import raw
-from tests.server.running import MANUAL, SECOND, Client, serving
+from tests.server.running import MANUAL, SECOND, Client, serving, settings
 
 
 def certificate(folder: Path) -> tls.Certificate:
@@ -59,16 +62,39 @@ def test_our_own_is_made_anew_when_it_does_not_serve_any_more(tmp_path: Path, mo
     fingerprints = [certificate(tmp_path).fingerprint]
     monkeypatch.setattr(self_signed, "addresses", lambda loopback=False: ["127.0.0.1", "192.0.2.7"])
     fingerprints.append(certificate(tmp_path).fingerprint)
-    monkeypatch.setattr(self_signed, "addresses", lambda loopback=False: ["127.0.0.1"])
-    assert certificate(tmp_path).fingerprint == fingerprints[-1], "an address less is no reason"
+    for others in (["127.0.0.1"], ["127.0.0.1", "192.0.2.7", "2001:db8::7"]):
+        monkeypatch.setattr(self_signed, "addresses", lambda loopback=False, others=others: others)
+        assert certificate(tmp_path).fingerprint == fingerprints[-1], "an address less, or of IPv6, is no reason"
     monkeypatch.setattr(self_signed, "RENEW_BEFORE", self_signed.VALID)
     fingerprints.append(certificate(tmp_path).fingerprint)
     monkeypatch.undo()
     (tmp_path / "self-signed.key").write_bytes(certificate(tmp_path / "other").key.read_bytes())
     fingerprints.append(certificate(tmp_path).fingerprint)
-    (tmp_path / "self-signed.pem").write_text("damaged", "utf-8")
+    for damaged in (b"damaged", other_kind(certificate(tmp_path))):
+        (tmp_path / "self-signed.pem").write_bytes(damaged)
+        fingerprints.append(certificate(tmp_path).fingerprint)
+    key = serialization.load_pem_private_key(certificate(tmp_path).key.read_bytes(), None)
+    (tmp_path / "self-signed.key").write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"passphrase"))
+    )
     fingerprints.append(certificate(tmp_path).fingerprint)
-    assert len(set(fingerprints)) == 5
+    assert len(set(fingerprints)) == 7
+
+
+def other_kind(made: tls.Certificate) -> bytes:
+    """A certificate of the same key, without names."""
+    key = serialization.load_pem_private_key(made.key.read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    name, now = x509.Name([]), datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=800))
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no users' folders by name")
+def test_a_folder_of_nobody_is_said() -> None:
+    with pytest.raises(UsageError) as caught:
+        entrance.certificate(settings(tls_self_signed=True, state_dir="~nosuchuser"))
+    assert caught.value.hint == "choose a --state-dir"
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
