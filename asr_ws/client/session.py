@@ -12,17 +12,20 @@ events are being read.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as open_socket
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
+from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
 from asr_ws import messages
@@ -31,9 +34,12 @@ from asr_ws.errors import ClientError, ProtocolError
 
 DEFAULT_URL = f"ws://127.0.0.1:8765{messages.PATH}"
 AHEAD_S = 0.5  # audio that a source which can wait sends unacknowledged: too little for two utterances to end in
+GREETING_S = 0.5  # without `ready`: the server may wait for a token
+LAST_WORD_S = 2.0  # for the close behind a refusal, which has the limit's name
+TOKEN_HINT = "give it a token: --token-file FILE, or ASR_WS_TOKEN; in Python connect(url, token=...)"
 HOLD_MARGIN_S = 0.5  # a retry is sent this long before the server's hold ends, at the latest
 
-ACKNOWLEDGEMENT = "asr_ws.client"  # the id of pings whose pongs are not the user's
+ACKNOWLEDGEMENT, GREETING = "asr_ws.client", "asr_ws.client greeting"  # ids of pings whose pongs are not the user's
 
 Event = messages.ServerEvent | messages.Unknown
 
@@ -43,9 +49,9 @@ class SessionRefused(ClientError):
 
     code = "session_refused"
 
-    def __init__(self, busy: messages.Busy) -> None:
-        self.retry_after_s = busy.retry_after_ms / 1000
-        super().__init__(f"the server refused the session: {busy.reason}", f"try again in {self.retry_after_s:.1f} s")
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(f"the server refused the session: {reason}", f"try again in {retry_after_s:.1f} s")
 
 
 class ConnectionLost(ClientError):
@@ -72,30 +78,58 @@ async def connect(url: str = DEFAULT_URL, *, token: str | None = None, **start_f
 
     Args:
         url: ``ws://HOST:PORT/v1/stream``; also the server's plain address.
+        token: where the server wants one; sent in a header too, unless the address has a proxy's user and password.
         start_fields: those of the protocol's ``start``: language, task, audio, endpointing, words, ...
     Raises:
-        ClientError: no server there, a refused session (`SessionRefused`), or a field that is not one.
+        ClientError: no server there, a token that it does not take, a refused session (`SessionRefused`), or a field
+            that is not one.
     """
     start = _start(token, start_fields)
     url = _session_url(url)
+    in_header = token is not None and urlsplit(url).username is None
     try:
         socket = await open_socket(
-            url, subprotocols=[Subprotocol(messages.PROTOCOL)], compression=None, max_size=None, max_queue=64
+            url,
+            subprotocols=[Subprotocol(messages.PROTOCOL)],
+            additional_headers={"Authorization": f"Bearer {token}"} if in_header else None,
+            compression=None,
+            max_size=None,
+            max_queue=64,
         )
+    except InvalidStatus as refused:
+        raise _not_let_in(url, refused.response) from refused
     except (InvalidHandshake, InvalidURI) as error:
-        raise ClientError(f"no session at {url}: {error}", f"sessions are at {DEFAULT_URL} or alike") from error
+        maybe_tls = isinstance(error, InvalidMessage) and url.startswith("ws:")
+        hint = "it may want TLS: https:// or wss://" if maybe_tls else f"sessions are at {DEFAULT_URL} or alike"
+        raise ClientError(f"no session at {url}: {error}", hint) from error
     except ssl.SSLCertVerificationError as error:
         hint = "if its certificate is one of its own, name that file: SSL_CERT_FILE=self-signed.pem"
         raise ClientError(f"no session at {url}: {error.verify_message}", hint) from error
     except (OSError, TimeoutError) as error:
-        raise ClientError(f"no session at {url}: {error}", "is the server running? asr-ws serve") from error
+        is_cut_off = isinstance(error, ssl.SSLError | ConnectionResetError) and url.startswith("wss:")
+        hint = "it may speak no TLS: http:// or ws://" if is_cut_off else "is the server running? asr-ws serve"
+        raise ClientError(f"no session at {url}: {str(error) or 'the connection was cut off'}", hint) from error
     session = Session(socket, start)
     try:
-        if token is None:
+        if token is None or in_header:
             await session.wait_ready()
         yield session
     finally:
         await session.close()
+
+
+def _not_let_in(url: str, response: Response) -> ClientError:
+    """What an answer to the handshake means that is none of a WebSocket server."""
+    said = bytes(response.body or b"").decode(errors="replace").partition("\n")[0]
+    is_text = response.headers.get("Content-Type", "").startswith("text/plain")
+    message = f"no session at {url}: HTTP {response.status_code}" + (f": {said}" if said and is_text else "")
+    match response.status_code:
+        case HTTPStatus.UNAUTHORIZED:
+            return ClientError(message, TOKEN_HINT)
+        case HTTPStatus.SERVICE_UNAVAILABLE if (after := response.headers.get("Retry-After", "")).isdecimal():
+            return SessionRefused(said if is_text else response.reason_phrase, float(after))
+        case _:
+            return ClientError(message, f"sessions are at {DEFAULT_URL} or alike")
 
 
 def _session_url(url: str) -> str:
@@ -108,6 +142,8 @@ def _session_url(url: str) -> str:
 
 
 def _start(token: str | None, fields: dict[str, Any]) -> messages.Start:
+    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+        raise ClientError("a token is letters, digits and -._~+/", TOKEN_HINT)
     try:
         start = msgspec.convert({"type": "start", "token": token, **msgspec.to_builtins(fields)}, messages.Start)
         start.audio.check()
@@ -128,6 +164,7 @@ class Session:
         self._socket = socket
         self._start = start
         self._started = False
+        self._is_asked = False  # whether it is there at all
         self._source_error: Exception | None = None
         self._early: list[Event] = []  # read while waiting for `ready`
         self._retries: dict[str, asyncio.Task[None]] = {}  # of the utterances refused and not yet settled, by id
@@ -138,9 +175,15 @@ class Session:
     async def wait_ready(self) -> messages.Ready:
         """Raises: SessionRefused, ConnectionLost; ClientError: the server told why not."""
         while self.ready is None:
-            event = await self._receive()
+            try:
+                event = await self._receive(None if self._is_asked else GREETING_S)
+            except TimeoutError:
+                self._is_asked = True
+                await self.ping(GREETING)  # one that waits for a token says so at once, to anything else
+                continue
             if isinstance(event, messages.Error) and event.fatal:
-                raise ClientError(f"{event.code}: {event.message}", event.hint)
+                hint = TOKEN_HINT if event.code == "unauthorized" else event.hint
+                raise ClientError(f"{event.code}: {event.message}", hint)
             self._early.append(event)
         return self.ready
 
@@ -181,8 +224,9 @@ class Session:
                 if fatal:
                     return
                 raise
-            if isinstance(event, messages.Pong) and event.id == ACKNOWLEDGEMENT:
-                self._acknowledged.set()
+            if isinstance(event, messages.Pong) and event.id in (ACKNOWLEDGEMENT, GREETING):
+                if event.id == ACKNOWLEDGEMENT:
+                    self._acknowledged.set()
                 continue
             self._note(event)
             yield event
@@ -270,9 +314,11 @@ class Session:
         except ConnectionClosed as error:
             raise ConnectionLost(error) from error
 
-    async def _receive(self) -> Event:
+    async def _receive(self, timeout_s: float | None = None) -> Event:
         try:
-            event = messages.decode_event(await self._socket.recv())
+            async with asyncio.timeout(timeout_s):
+                received = await self._socket.recv()
+            event = messages.decode_event(received)
         except ConnectionClosed as error:
             raise ConnectionLost(error) from error
         except ProtocolError as error:
@@ -280,7 +326,10 @@ class Session:
         if isinstance(event, messages.Ready):
             self.ready = event
         elif isinstance(event, messages.Busy) and event.utterance is None:
-            raise SessionRefused(event)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORD_S):
+                    await self._socket.wait_closed()
+            raise SessionRefused(self._socket.close_reason or event.reason, event.retry_after_ms / 1000)
         return event
 
     def _note(self, event: Event) -> None:

@@ -195,24 +195,61 @@ async def test_source_that_fails_in_the_middle_is_told_and_ends_the_session(scri
 # ---------------------------------------------------------------- servers that want to know who it is
 
 
+async def refused(url: str, **options: Any) -> ClientError:
+    with pytest.raises(ClientError) as caught:
+        async with connect(url, **options):
+            pass
+    return caught.value
+
+
 async def test_a_token_opens_the_session_and_one_that_is_not_valid_is_told(
     scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = "client-token-of-enough-letters"
     (tmp_path / "tokens").write_text(token, "utf-8")
-    monkeypatch.setattr(reception, "TOKEN_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(reception, "TOKEN_TIMEOUT_S", 1e6)
     async with serving(scripted, auth_token_file=str(tmp_path / "tokens")) as app:
-        async with connect(app.url, token=token, **MANUAL) as session:
-            events = [event async for event in session.stream(SECOND)]
-            assert isinstance(events[-1], messages.Done)
+        proxys = app.url.replace("//", "//user:password@")  # in the header that is the token's otherwise
+        for url in (app.url, proxys):
+            async with connect(url, token=token, **MANUAL) as session:
+                assert (session.ready is not None) == (url == app.url)
+                events = [event async for event in session.stream(SECOND)]
+                assert isinstance(events[-1], messages.Done)
         with pytest.raises(ClientError) as caught:
             await asyncio.to_thread(transcribe, SECOND, app.url, token="wrong" + token)
-        assert caught.value.message == "unauthorized: this token is not valid"
-        with pytest.raises(ClientError) as caught:
-            async with connect(app.url):
-                pass
-        assert caught.value.message == "unauthorized: no token came within 0.1 s"
-        assert "`token`" in caught.value.hint
+        assert ": HTTP 401: no valid token" in caught.value.message
+        told = await refused(app.url)
+        assert told.message == "unauthorized: the first message must be `start`, with a token"
+        for error in (told, caught.value, await refused(app.url, token="two words")):
+            assert error.hint.startswith("give it a token: --token-file FILE, or ASR_WS_TOKEN")
+
+
+async def test_a_limit_of_ones_own_is_told_by_its_name(scripted: WorkerSpec) -> None:
+    async with serving(scripted, ready=False, max_sessions_per_address=1) as app, connect(app.url):
+        error = await refused(app.url)
+    assert error.message == "the server refused the session: max_sessions_per_address"
+
+
+async def test_what_answers_the_handshake_otherwise_is_told(unused_tcp_port: int) -> None:
+    answer = b""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4096)
+        writer.write(b"HTTP/1.1 " + answer)
+        writer.close()
+
+    url = f"http://127.0.0.1:{unused_tcp_port}/"
+    async with await asyncio.start_server(handle, "127.0.0.1", unused_tcp_port):
+        answer = b"503 Service Unavailable\r\nRetry-After: 1\r\nContent-Type: text/plain\r\n\r\ntoo many sessions\n"
+        error = await refused(url)
+        assert isinstance(error, SessionRefused)
+        assert (error.message, error.retry_after_s) == ("the server refused the session: too many sessions", 1.0)
+        for answer in (b"502 Bad Gateway\r\n\r\n<h1>nginx", b"503 Service Unavailable\r\n\r\n"):
+            error = await refused(url)
+            assert error.message == f"no session at ws{url[4:]}v1/stream: HTTP {answer[:3].decode()}"
+        answer = b"garbage"
+        assert (await refused(url)).hint == "it may want TLS: https:// or wss://"
+        assert (await refused(url.replace("http", "https"))).hint == "it may speak no TLS: http:// or ws://"
 
 
 async def test_a_certificate_that_is_not_trusted_is_told_with_what_to_do(scripted: WorkerSpec, tmp_path: Path) -> None:
