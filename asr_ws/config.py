@@ -70,7 +70,7 @@ def _setting(
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 or :: is every interface")
+    host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 is every interface, :: every one by IPv6")
     port: int = _setting(8765, "TCP port; 0 takes a free one", low=0, high=65535)
     root_path: str = _setting(
         "",

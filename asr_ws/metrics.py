@@ -31,7 +31,7 @@ class Metrics:
         self.finals_speculated = 0
         self.refusals: Counter[str] = Counter()  # `busy`, by reason
         self.access_refused: Counter[str] = Counter()  # who may not come in, or finds no room, by why
-        self.last_refused = ""  # the last one's address
+        self.last_refused: dict[str, str] = {}  # the last one's address, and its page's origin where that was why
         self.unfinished: Counter[str] = Counter()  # `retry`, by reason
         self.decode_failures: Counter[str] = Counter()  # by the error's code
         self.wait_s = Histogram()

@@ -64,8 +64,9 @@ class App:
 
     @property
     def url(self) -> str:
-        """Where sessions are opened."""
-        return self.listener.url.replace("http", "ws", 1) + messages.PATH
+        """Where sessions are opened, from this machine."""
+        [host, *_] = entrance.hosts(self.settings.listen.host)
+        return self.listener.url_at(host).replace("http", "ws", 1) + messages.PATH
 
     async def drain(self) -> None:
         """Admit nothing more; each session closes once what it admitted is told: waits for that, at most GRACE_S."""
@@ -246,7 +247,7 @@ async def _serve(settings: Settings, spec: WorkerSpec | None, visitor: Visitor |
             if settings.worker.fault_injection:
                 logger.warning("faults.enabled", hint="every client can break the worker: not for service")
             for warning in entrance.warnings(settings):
-                logger.warning("access.open", hint=warning)
+                logger.warning("access.warned", hint=warning)
             announce(app)
             loaded = asyncio.create_task(announce_loaded(app), name="announcement")
             told = asyncio.create_task(signals.get(), name="signal")
@@ -308,12 +309,13 @@ def _signals_into(queue: asyncio.Queue[str]) -> Iterator[None]:
 
 def announce(app: App) -> None:
     """Tell a person, on standard output, what runs and where. The first line is for programs. Nobody has to read it."""
-    settings, url = app.settings, app.listener.url
+    settings, hosts = app.settings, entrance.hosts(app.settings.listen.host)
+    url = app.listener.url_at(hosts[0])
     out = log.Writer(sys.stdout)
-    out.put(f"listening on {url}")
+    out.put(f"listening on {app.listener.url}")
     own = [app.certificate] if app.certificate is not None and app.certificate.fingerprint else []
     for what, where in (
-        *(("page", f"{app.listener.url_at(host)}/") for host in entrance.hosts(settings.listen.host)),
+        *(("page", f"{app.listener.url_at(host)}/") for host in hosts),
         ("sessions", app.url),
         ("numbers", f"{url}/v1/stats  {url}/metrics"),
         ("health", f"{url}/readyz  {url}/livez  {url}/healthz"),

@@ -27,6 +27,7 @@ OPEN_WARNING: Final = "anybody who reaches the port can use it: give it an --aut
 ANY_PAGE_WARNING: Final = (
     "any web page that somebody here has open can use it: --allow-origin * without an --auth-token-file"
 )
+PROXY_WARNING: Final = "anybody who reaches the proxy can use it: give it an --auth-token-file"
 CLEAR_WARNING: Final = "tokens and speech are sent in clear: --tls-cert, --tls-self-signed, or a proxy that encrypts"
 
 
@@ -99,7 +100,7 @@ def warnings(settings: Settings) -> list[str]:
     listen, access = settings.listen, settings.access
     any_page = [ANY_PAGE_WARNING] * ("*" in access.allow_origin and not access.auth_token_file)
     if is_loopback(listen.host):
-        return any_page
+        return any_page + [PROXY_WARNING] * bool(access.trusted_proxy and not access.auth_token_file)
     encrypted = listen.tls_cert or listen.tls_self_signed or access.trusted_proxy
     return any_page + [OPEN_WARNING] * (not access.auth_token_file) + [CLEAR_WARNING] * (not encrypted)
 

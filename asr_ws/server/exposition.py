@@ -79,6 +79,9 @@ class Exposition(Collector):
         refusals = dict.fromkeys(RefusalReason, 0) | metrics.refusals + metrics.unfinished
         yield _counter("asr_ws_refusals", "Attempts and sessions that were told busy or retry", "reason", refusals)
 
+        refused = metrics.access_refused
+        yield _counter("asr_ws_access_refused", "Connections and requests that were not let in", "reason", refused)
+
     def _sessions(self) -> Iterator[Metric]:
         tally = self.listener.tally
         yield GaugeMetricFamily("asr_ws_sessions", "Open sessions", self.listener.n_sessions)

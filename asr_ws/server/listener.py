@@ -245,7 +245,8 @@ class Listener:
         except ConnectionClosed:
             return None
         if (full := self._full(client, token)) is not None:
-            self._reception.count(full.limit, client)
+            if full.status is not None:  # else it is told with the refusals of utterances
+                self._reception.count(full.limit, client)
             await self._turn_away(socket, self._busy(full), 1013, full.limit)
             return None
         return token, start

@@ -21,9 +21,9 @@ _FRONT = """<!doctype html>
 <h1>asr_ws {version}</h1>
 <p>A streaming speech-recognition server: audio in over a WebSocket, text out, and a clear word when it is busy.</p>
 <p>The model is <b>{model}</b>; the server is <b>{state}</b>.</p>
-<ul><li>It listens at <code>{url}</code>; sessions are WebSockets at <code>{path}</code> (<code>{protocol}</code>)
+<ul><li>Sessions are WebSockets at <code>{path}</code> below this page's address (<code>{protocol}</code>)
 <li><a href="v1/stats">v1/stats</a>: queue, waits and outcomes as JSON
-<li><a href="metrics">metrics</a>: the same and more, for Prometheus
+<li><a href="metrics">metrics</a>: the same and more, for Prometheus; a server that wants tokens wants one for both
 <li><a href="readyz">readyz</a>: whether it can decode now · <a href="livez">livez</a>: whether it lives</ul>
 <p>From a shell: <code>asr-ws transcribe FILE</code></p></html>
 """
@@ -96,8 +96,7 @@ class Pages:
             "version": __version__,
             "model": self._model,
             "state": self._dispatcher.queue.state.value,
-            "url": self.listener.url,
-            "path": messages.PATH,
+            "path": messages.PATH.removeprefix("/"),
             "protocol": messages.PROTOCOL,
         }
         return HTTPStatus.OK, "text/html", _FRONT.format(**{key: html.escape(text) for key, text in values.items()})

@@ -22,6 +22,7 @@ from asr_ws.metrics import Metrics
 
 TOKEN_TIMEOUT_S: Final = 10.0  # for `start`, where a token is needed
 TOKEN_HINT: Final = "send it as `token` in the first message, `start`, or in the header Authorization: Bearer"
+MAX_LOGGED: Final = 200  # characters of what a stranger sent
 GUARDED: Final = ("/metrics", "/v1/stats")
 
 
@@ -75,7 +76,7 @@ class Reception:
         if path == messages.PATH:
             hosts, origins = request.headers.get_all("Host"), request.headers.get_all("Origin")
             if not self._origins.admit(origins, hosts[0] if len(hosts) == 1 else None):
-                self.count("origin", client)
+                self.count("origin", client, origin=", ".join(origins)[:MAX_LOGGED])
                 return Answer(
                     HTTPStatus.FORBIDDEN,
                     "web pages of this origin may not open sessions here; the server's --allow-origin says which may\n",
@@ -132,10 +133,10 @@ class Reception:
     def _valid(self, candidate: str | None) -> Token | None:
         return None if candidate is None or self.tokens is None else self.tokens.find(candidate)
 
-    def count(self, reason: str, client: Client) -> None:
-        """It was refused; the log says so in one line a second, with the last one's address."""
+    def count(self, reason: str, client: Client, **facts: str) -> None:
+        """It was refused; the log says so in one line a second, with the last one's address and facts."""
         self._metrics.access_refused[reason] += 1
-        self._metrics.last_refused = client.address
+        self._metrics.last_refused = {"last": client.address, **facts}
 
 
 def _bearer(request: Request) -> str | None:

@@ -81,9 +81,8 @@ class Watch:
             self._log.info("utterance.shed", n=shed.total(), reasons={str(reason): n for reason, n in shed.items()})
             self._refusals += shed
         if refused:
-            self._log.warning(
-                "access.refused", n=refused.total(), reasons=dict(refused), last=self._metrics.last_refused
-            )
+            last = self._metrics.last_refused
+            self._log.warning("access.refused", n=refused.total(), reasons=dict(refused), **last)
             self._access_refused += refused
         if n_expired:
             self._log.info("utterance.expired", n=n_expired)

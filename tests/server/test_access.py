@@ -52,6 +52,14 @@ def forwarded(address: str) -> dict[str, Any]:
 
 
 async def test_pages_of_this_server_and_of_listed_origins_open_sessions_and_no_others(scripted: WorkerSpec) -> None:
+    with structlog.testing.capture_logs() as logs:
+        await _try_origins(scripted)
+    refused = [entry for entry in logs if entry["event"] == "access.refused"]
+    assert sum(entry["n"] for entry in refused) == 6
+    assert refused[-1]["origin"] == "https://www.example.com:8443"
+
+
+async def _try_origins(scripted: WorkerSpec) -> None:
     async with serving(scripted, ready=False, allow_origin=("https://www.example.com",)) as app:
         own = app.listener.url
         statuses = {
@@ -515,6 +523,8 @@ async def test_no_path_leads_anywhere_but_to_the_pages(scripted: WorkerSpec, pat
     [
         ({}, []),
         ({"host": "localhost"}, []),
+        ({"trusted_proxy": ("127.0.0.1/32",)}, [entrance.PROXY_WARNING]),
+        ({"trusted_proxy": ("127.0.0.1/32",), "auth_token_file": "f"}, []),
         ({"allow_origin": ("*",)}, [entrance.ANY_PAGE_WARNING]),
         ({"allow_origin": ("*",), "auth_token_file": "f"}, []),
         ({"host": "0.0.0.0"}, [entrance.OPEN_WARNING, entrance.CLEAR_WARNING]),
