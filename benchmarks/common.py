@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import socket
 import subprocess
 import sys
 import time
@@ -273,3 +274,13 @@ def _cpu_model() -> str:
     except (OSError, StopIteration, subprocess.CalledProcessError):  # such as ARM boards, which name no model there
         pass
     return platform.processor() or platform.machine()
+
+
+async def narrow_socket(url: str) -> socket.socket:
+    """Connected, with room for little that is not read."""
+    host, _, port = url.rpartition("/")[2].rpartition(":")
+    narrow = socket.socket()
+    narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    narrow.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(narrow, (host, int(port)))
+    return narrow

@@ -25,7 +25,7 @@ from asr_ws import messages
 from asr_ws.client import ConnectionLost, Event, Session, SessionRefused, connect
 from asr_ws.errors import ClientError
 from asr_ws.testing.conservation import Conservation, Place
-from benchmarks.common import PCM_BYTES_PER_S
+from benchmarks.common import PCM_BYTES_PER_S, narrow_socket
 
 SESSION_LIMIT_S: Final = 180.0  # more than MAX_UTTERANCES, offered again PATIENCE times, may take
 PATIENCE: Final = 12  # attempts; the protocol has no bound, and at five times the load somebody is always unlucky
@@ -36,6 +36,7 @@ RECONNECT_S: Final = 0.5
 FRAME_BYTES: Final = PCM_BYTES_PER_S // 5
 PAUSE: Final = bytes(PCM_BYTES_PER_S)  # a second of it ends an utterance
 MAX_UTTERANCES: Final = 4  # of a session
+REFUSES: Final = (1012, 1013)  # the closes of a server that stops, and that has no room for a session
 FATAL: Final = 1008  # the close after an error that is
 
 # What sessions do, and how many of a hundred. All but the first are faults of the client's.
@@ -221,7 +222,7 @@ class Crowd:
             finally:
                 speaking.cancel()
                 await asyncio.wait([speaking])
-        n_bytes, n_commits = self._said.pop(session, (0, 0))
+                n_bytes, n_commits = self._said.pop(session, (0, 0))
         self.account.settle(law, code, allowed=allowed)
         if law.done is not None:
             self.account.compare(law, law.done, n_bytes, n_commits)
@@ -247,7 +248,7 @@ class Crowd:
         start = messages.Start(prompt=prompt, partials=prompt is None, endpointing=manual)
         options: dict[str, Any] = {"compression": None, "ping_interval": None}
         if way == NEVER_READS:
-            options |= {"sock": await _narrow_socket(self._url()), "max_queue": 1}
+            options |= {"sock": await narrow_socket(self._url()), "max_queue": 1}
         async with open_socket(_session_url(self._url()), **options) as socket:
             await socket.send(messages.encode(start))
             cuts = rng.choices(self._cuts, k=2)
@@ -264,6 +265,8 @@ class Crowd:
             except TimeoutError:  # the moment did not come
                 pass
             except ConnectionClosed as closed:
+                if closed.rcvd is not None and closed.rcvd.code in REFUSES:
+                    raise SessionRefused(closed.rcvd.reason, RECONNECT_S) from closed
                 self.account.breaches.append(f"a session that did nothing wrong was closed: {closed}")
             finally:
                 _reset(socket)
@@ -293,6 +296,8 @@ class Crowd:
                 if moment(event):
                     return
                 match event:
+                    case messages.Busy(utterance=None):
+                        raise SessionRefused(event.reason, event.retry_after_ms / 1000)
                     case messages.Busy() | messages.Retry():
                         await asyncio.sleep(event.retry_after_ms / 1000)
                         await socket.send(messages.encode(messages.RetryUtterance(str(event.utterance))))
@@ -320,16 +325,6 @@ async def _never_read(socket: ClientConnection) -> None:
 
 def _session_url(url: str) -> str:
     return url.replace("http", "ws", 1) + messages.PATH
-
-
-async def _narrow_socket(url: str) -> sockets.socket:
-    """Connected, with room for little that is not read."""
-    host, _, port = url.rpartition("/")[2].rpartition(":")
-    socket = sockets.socket()
-    socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)
-    socket.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(socket, (host, int(port)))
-    return socket
 
 
 def _reset(socket: ClientConnection) -> None:

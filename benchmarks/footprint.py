@@ -23,7 +23,7 @@ What bounds them, as the code has it, from the socket inwards:
 - `Intake`: what asyncio read at once, 256 KiB at most and no more than the system had; nothing more is read while it
   lasts, while websockets has enough, or while what was written is not taken off.
 - websockets: the frame that is coming (256 KiB, and once more as it is copied out), and frames that were not taken yet:
-  it stops above 4, so there are 5 of 256 KiB, or those that one slice of 4 KiB had too, 600 at most. A message in
+  it stops above 4, so there are 5 of 256 KiB, or those that one slice of 1 KiB had too, 170 at most. A message in
   fragments has 4096 of them, and 256 KiB, at most.
 - the connection: the message whose audio is being taken (256 KiB), its slices as samples, and 256 events that are
   not read yet; then, or after 10 s, who does not read is cut off. What is written lies in the transport, where no more
@@ -59,7 +59,7 @@ from asr_ws.server.door import descriptors_for
 from asr_ws.server.memory import EVERY_S
 from benchmarks.blast import flood, session_url
 from benchmarks.chaos import BUGS
-from benchmarks.common import PCM_BYTES_PER_S, progress, report, told_plainly, within
+from benchmarks.common import PCM_BYTES_PER_S, narrow_socket, progress, report, told_plainly, within
 from benchmarks.served import POLL_S, READY_LIMIT_S, Served
 
 MAX_IDLE_KIB: Final = 20.0
@@ -77,9 +77,11 @@ class Address:
     url: str
     trusts: ssl.SSLContext | None = None
 
-    async def session(self) -> ClientConnection:
-        """One that has been told `ready`."""
-        socket = await open_socket(session_url(self.url), ssl=self.trusts, compression=None, ping_interval=None)
+    async def session(self, *, narrow: bool = False) -> ClientConnection:
+        """One that has been told `ready`. Args: narrow: with no room in the system for what it does not read."""
+        options: dict[str, Any] = {"sock": await narrow_socket(self.url)} if narrow else {}
+        options |= {"ssl": self.trusts, "compression": None, "ping_interval": None}
+        socket = await open_socket(session_url(self.url), **options)
         await socket.recv()
         return socket
 
@@ -117,7 +119,7 @@ async def heard(at: Address, seconds: float) -> asyncio.BaseTransport:
 
 
 async def flooded(at: Address, seconds: float, *, opcode: Opcode, payload: bytes, reads: bool) -> asyncio.BaseTransport:
-    socket = await at.session()
+    socket = await at.session(narrow=not reads)
     if not reads:
         socket.transport.pause_reading()
     n_frames = max(1, min(FRAMES_AT_ONCE, messages.MAX_BINARY_BYTES // len(payload)))

@@ -254,8 +254,9 @@ async def test_no_token_gets_into_the_log(
                     {"type": "start", "token": token, "tokn": token},
                     token,
                 ):
-                    async with Client(app) as client:
-                        client.url += f"?token={token}"
+                    client = Client(app)
+                    client.url += f"?token={token}"
+                    async with client:
                         await client.send(first)
                         await client.send(END)
                         await client.rest()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import ssl
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 
 import pytest
 from websockets.server import ServerProtocol
@@ -126,13 +128,19 @@ async def test_utterance_without_end_is_cut_and_no_sample_is_lost_or_doubled(scr
 # ---------------------------------------------------------------- those that do not send
 
 
-async def test_handshakes_that_never_end_are_ended(scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "HANDSHAKE_TIMEOUT_S", 0.5)
-    async with serving(scripted, ready=False) as app, AsyncExitStack() as stack:
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_handshakes_that_never_end_are_ended(
+    scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encrypted: bool
+) -> None:
+    monkeypatch.setattr(listener, "HANDSHAKE_TIMEOUT_S", 2.0)  # for the neighbour too
+    options = {"tls_self_signed": encrypted, "state_dir": str(tmp_path)}
+    hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" if encrypted else b"GET /v1/stream HTTP/1.1\r\nHost: x\r\n"
+    async with serving(scripted, ready=False, **options) as app, AsyncExitStack() as stack:
         slow = [await stack.enter_async_context(raw(app)) for _ in range(50)]
         for at, socket in enumerate(slow):
-            await socket.send(b"GET /v1/stream HTTP/1.1\r\nHost: x\r\n"[: at or 1])
-        async with Client(app) as neighbour:
+            await socket.send(hello[: at or 1])
+        trusts = ssl.create_default_context(cafile=app.certificate.cert) if app.certificate is not None else None
+        async with Client(app, ssl=trusts) as neighbour:
             await exchange_pings(neighbour)
             assert [await socket.rest() for socket in slow] == [b""] * 50
             await exchange_pings(neighbour)
@@ -152,7 +160,7 @@ async def test_half_open_connection_is_ended_by_the_keepalive(
             await exchange_pings(neighbour)
 
 
-IMPATIENT = listener.ConnectionLimits(0, 1000.0, ping_interval_s=0.05, ping_timeout_s=0.2)
+IMPATIENT = listener.ConnectionLimits(0, 1000.0, ping_interval_s=0.05, ping_timeout_s=1.0)
 
 
 # ---------------------------------------------------------------- those that are too many
