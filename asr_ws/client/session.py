@@ -37,6 +37,7 @@ AHEAD_S = 0.5  # audio that a source which can wait sends unacknowledged: too li
 GREETING_S = 0.5  # without `ready`: the server may wait for a token
 LAST_WORD_S = 2.0  # for the close behind a refusal, which has the limit's name
 TOKEN_HINT = "give it a token: --token-file FILE, or ASR_WS_TOKEN; in Python connect(url, token=...)"
+OTHER_NAME = (62, 64)  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH, _IP_ADDRESS_MISMATCH
 HOLD_MARGIN_S = 0.5  # a retry is sent this long before the server's hold ends, at the latest
 
 ACKNOWLEDGEMENT, GREETING = "asr_ws.client", "asr_ws.client greeting"  # ids of pings whose pongs are not the user's
@@ -104,6 +105,8 @@ async def connect(url: str = DEFAULT_URL, *, token: str | None = None, **start_f
         raise ClientError(f"no session at {url}: {error}", hint) from error
     except ssl.SSLCertVerificationError as error:
         hint = "if its certificate is one of its own, name that file: SSL_CERT_FILE=self-signed.pem"
+        if error.verify_code in OTHER_NAME:
+            hint = "call it by a name or an address that its certificate is for"
         raise ClientError(f"no session at {url}: {error.verify_message}", hint) from error
     except (OSError, TimeoutError) as error:
         is_cut_off = isinstance(error, ssl.SSLError | ConnectionResetError) and url.startswith("wss:")
