@@ -45,7 +45,7 @@ from asr_ws.testing.faults import PREFIX
 from benchmarks.common import progress, report, speech_pcm, told_plainly, until, within
 from benchmarks.crowd import STAYS, WAYS, Account, Crowd
 from benchmarks.offered import spoken_cuts
-from benchmarks.served import LIBRARY_ERROR, STACKS, TRACEBACK, Sample, Served, send_signal
+from benchmarks.served import LIBRARY_ERROR, STACKS, TRACEBACK, Sample, Served, send_signal, stats_with
 
 SEGV_EVERY_S: Final = 20.0
 N_WARM_UP: Final = 6  # decodes: the server knows after three how long one may take
@@ -335,7 +335,7 @@ class Run:
 
     async def _quiet(self, *, no_more_than: Sample | None = None) -> Sample:
         """A moment without sessions, when all that they had has been taken apart, as far as that happens."""
-        await self._server.until(sessions=0, state="ready", in_flight_tasks=0)
+        await stats_with(lambda: self._server, sessions=0, state="ready", in_flight_tasks=0)
         sample = self._server.sample()
         with suppress(TimeoutError):
             async with asyncio.timeout(FLAT_LIMIT_S):
@@ -402,7 +402,7 @@ class Run:
     async def _worker(self) -> int:
         """The pid of one that is ready. Raises: TimeoutError: there is none for long."""
         async with asyncio.timeout(WORKER_LIMIT_S):
-            pid: int = (await self._server.until(state="ready"))["worker_pid"]
+            pid: int = (await stats_with(lambda: self._server, state="ready"))["worker_pid"]
             return pid
 
     async def _keep(self) -> None:

@@ -9,7 +9,7 @@ import signal
 import sys
 import urllib.request
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -105,13 +105,8 @@ class Served:
         return await asyncio.to_thread(fetch)
 
     async def until(self, **values: object) -> dict[str, Any]:
-        """The first stats that have these values. Raises: click.ClickException: they never do."""
-        async with within(READY_LIMIT_S, f"the server's {values}"):
-            while True:
-                with suppress(OSError):  # it ended: another one may come
-                    if values.items() <= (stats := await self.stats()).items():
-                        return stats
-                await asyncio.sleep(POLL_S)
+        """As `stats_with`, of this one."""
+        return await stats_with(lambda: self, **values)
 
     def sample(self) -> Sample:
         """Raises: psutil.NoSuchProcess: it has ended."""
@@ -191,3 +186,17 @@ def send_signal(pid: int, name: str) -> None:
                 os.kill(pid, signal.Signals[f"SIG{name}"])
     except psutil.NoSuchProcess as error:
         raise ProcessLookupError(pid) from error
+
+
+async def stats_with(server: Callable[[], Served], **values: object) -> dict[str, Any]:
+    """The first stats that have these values. Raises: click.ClickException: they never do.
+
+    Args:
+        server: the one that there is by then; it may end, and be replaced.
+    """
+    async with within(READY_LIMIT_S, f"the server's {values}"):
+        while True:
+            with suppress(OSError):
+                if values.items() <= (stats := await server().stats()).items():
+                    return stats
+            await asyncio.sleep(POLL_S)

@@ -87,12 +87,12 @@ async def connect(url: str = DEFAULT_URL, *, token: str | None = None, **start_f
     """
     start = _start(token, start_fields)
     url = _session_url(url)
-    in_header = token is not None and urlsplit(url).username is None
+    bearer = f"Bearer {token}" if token is not None and urlsplit(url).username is None else None
     try:
         socket = await open_socket(
             url,
             subprotocols=[Subprotocol(messages.PROTOCOL)],
-            additional_headers={"Authorization": f"Bearer {token}"} if in_header else None,
+            additional_headers={"Authorization": bearer} if bearer is not None else None,
             compression=None,
             max_size=None,
             max_queue=64,
@@ -114,7 +114,8 @@ async def connect(url: str = DEFAULT_URL, *, token: str | None = None, **start_f
         raise ClientError(f"no session at {url}: {str(error) or 'the connection was cut off'}", hint) from error
     session = Session(socket, start)
     try:
-        if token is None or in_header:
+        # A redirect to another host or scheme takes the header away: then the server waits for `start`.
+        if token is None or (socket.request is not None and socket.request.headers.get("Authorization") == bearer):
             await session.wait_ready()
         yield session
     finally:
