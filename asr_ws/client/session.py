@@ -37,6 +37,7 @@ AHEAD_S = 0.5  # audio that a source which can wait sends unacknowledged: too li
 GREETING_S = 0.5  # without `ready`: the server may wait for a token
 LAST_WORD_S = 2.0  # for the close behind a refusal, which has the limit's name
 TOKEN_HINT = "give it a token: --token-file FILE, or ASR_WS_TOKEN; in Python connect(url, token=...)"
+OTHER_TOKEN_HINT = "the token that was given is none of the server's: ask whoever runs it"
 OTHER_NAME = (62, 64)  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH, _IP_ADDRESS_MISMATCH
 HOLD_MARGIN_S = 0.5  # a retry is sent this long before the server's hold ends, at the latest
 
@@ -85,6 +86,7 @@ async def connect(url: str = DEFAULT_URL, *, token: str | None = None, **start_f
         ClientError: no server there, a token that it does not take, a refused session (`SessionRefused`), or a field
             that is not one.
     """
+    token = token.strip() if token is not None else None  # the end of the line that it was read from
     start = _start(token, start_fields)
     url = _session_url(url)
     bearer = f"Bearer {token}" if token is not None and urlsplit(url).username is None else None
@@ -98,8 +100,12 @@ async def connect(url: str = DEFAULT_URL, *, token: str | None = None, **start_f
             max_queue=64,
         )
     except InvalidStatus as refused:
-        raise _not_let_in(url, refused.response) from refused
-    except (InvalidHandshake, InvalidURI) as error:
+        raise _not_let_in(url, refused.response, token) from refused
+    except InvalidURI as error:
+        raise ClientError(
+            f"{url} is no address of a server", f"such as http://127.0.0.1:8765 or {DEFAULT_URL}"
+        ) from error
+    except InvalidHandshake as error:
         maybe_tls = isinstance(error, InvalidMessage) and url.startswith("ws:")
         hint = "it may want TLS: https:// or wss://" if maybe_tls else f"sessions are at {DEFAULT_URL} or alike"
         raise ClientError(f"no session at {url}: {error}", hint) from error
@@ -122,18 +128,26 @@ async def connect(url: str = DEFAULT_URL, *, token: str | None = None, **start_f
         await session.close()
 
 
-def _not_let_in(url: str, response: Response) -> ClientError:
+# What else an answer to the handshake says of the address, by its status.
+ADDRESS_HINTS: dict[int, str] = {
+    HTTPStatus.NOT_FOUND: "behind a proxy its prefix belongs to the address, such as https://example.com/asr/",
+    HTTPStatus.BAD_GATEWAY: "the proxy answers, the server behind it does not",
+    HTTPStatus.GATEWAY_TIMEOUT: "the proxy answers, the server behind it does not",
+}
+
+
+def _not_let_in(url: str, response: Response, token: str | None) -> ClientError:
     """What an answer to the handshake means that is none of a WebSocket server."""
     said = bytes(response.body or b"").decode(errors="replace").partition("\n")[0]
     is_text = response.headers.get("Content-Type", "").startswith("text/plain")
     message = f"no session at {url}: HTTP {response.status_code}" + (f": {said}" if said and is_text else "")
     match response.status_code:
         case HTTPStatus.UNAUTHORIZED:
-            return ClientError(message, TOKEN_HINT)
+            return ClientError(message, TOKEN_HINT if token is None else OTHER_TOKEN_HINT)
         case HTTPStatus.SERVICE_UNAVAILABLE if (after := response.headers.get("Retry-After", "")).isdecimal():
             return SessionRefused(said if is_text else response.reason_phrase, float(after))
-        case _:
-            return ClientError(message, f"sessions are at {DEFAULT_URL} or alike")
+        case status:
+            return ClientError(message, ADDRESS_HINTS.get(status, f"sessions are at {DEFAULT_URL} or alike"))
 
 
 def _session_url(url: str) -> str:
@@ -146,8 +160,8 @@ def _session_url(url: str) -> str:
 
 
 def _start(token: str | None, fields: dict[str, Any]) -> messages.Start:
-    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
-        raise ClientError("a token is letters, digits and -._~+/", TOKEN_HINT)
+    if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
+        raise ClientError("a token is letters, digits and -._~+/", "the token alone: no name behind it, no second line")
     try:
         start = msgspec.convert({"type": "start", "token": token, **msgspec.to_builtins(fields)}, messages.Start)
         start.audio.check()
@@ -186,7 +200,7 @@ class Session:
                 await self.ping(GREETING)  # one that waits for a token says so at once, to anything else
                 continue
             if isinstance(event, messages.Error) and event.fatal:
-                hint = TOKEN_HINT if event.code == "unauthorized" else event.hint
+                hint = TOKEN_HINT if event.code == "unauthorized" and self._start.token is None else event.hint
                 raise ClientError(f"{event.code}: {event.message}", hint)
             self._early.append(event)
         return self.ready

@@ -65,7 +65,10 @@ class App:
     @property
     def url(self) -> str:
         """Where sessions are opened, from this machine."""
-        [host, *_] = entrance.hosts(self.settings.listen.host)
+        return self.url_at(entrance.hosts(self.settings.listen.host)[0])
+
+    def url_at(self, host: str) -> str:
+        """The same by another name of this machine."""
         return self.listener.url_at(host).replace("http", "ws", 1) + messages.PATH
 
     async def drain(self) -> None:
@@ -316,7 +319,7 @@ def announce(app: App) -> None:
     own = [app.certificate] if app.certificate is not None and app.certificate.fingerprint else []
     for what, where in (
         *(("page", f"{app.listener.url_at(host)}/") for host in hosts),
-        ("sessions", app.url),
+        *(("sessions", app.url_at(host)) for host in hosts),
         ("numbers", f"{url}/v1/stats  {url}/metrics"),
         ("health", f"{url}/readyz  {url}/livez  {url}/healthz"),
         (

@@ -301,18 +301,20 @@ class Listener:
         path, client = self._route(request), self._reception.client(connection)
         answer = self._reception.refusal(path, request, client)
         if answer is None and path == messages.PATH:
-            if not self._is_too_many(client, self._reception.token(request)):
+            if (too_many := self._too_many(client, self._reception.token(request))) is None:
                 return None
             self._reception.count("handshakes", client)
-            answer = Answer(HTTPStatus.SERVICE_UNAVAILABLE, "too many sessions\n", RETRY_AFTER)
+            answer = Answer(HTTPStatus.SERVICE_UNAVAILABLE, f"too many {too_many}\n", RETRY_AFTER)
         return _response(answer or self._page(path, request.method), with_body=request.method != "HEAD")
 
-    def _is_too_many(self, client: Client, token: Token | None) -> bool:
-        """Whether there is no time to tell him in band what he may not, or to wait for who he is."""
+    def _too_many(self, client: Client, token: Token | None) -> str | None:
+        """Of what, if there is no time to tell him in band what he may not, or to wait for who he is."""
         is_unknown = self._reception.tokens is not None and token is None
         if is_unknown and self._beside[owner(client.address)] >= UNKNOWN_OF_ADDRESS:
-            return True
-        return self._beside.total() >= REFUSALS_AT_ONCE and self._full(client, token) is not None
+            return "connections of this address that have said no token yet"
+        if self._beside.total() >= REFUSALS_AT_ONCE and self._full(client, token) is not None:
+            return "sessions"
+        return None
 
     def _page(self, path: str, method: str) -> Answer:
         if method not in ("GET", "HEAD"):

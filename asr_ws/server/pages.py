@@ -25,7 +25,8 @@ _FRONT = """<!doctype html>
 <li><a href="v1/stats">v1/stats</a>: queue, waits and outcomes as JSON
 <li><a href="metrics">metrics</a>: the same and more, for Prometheus; a server that wants tokens wants one for both
 <li><a href="readyz">readyz</a>: whether it can decode now · <a href="livez">livez</a>: whether it lives</ul>
-<p>From a shell: <code>asr-ws transcribe FILE</code></p></html>
+<p>From a shell: <code>asr-ws transcribe FILE --url ADDRESS</code>, this page's address; with
+<code>--token-file FILE</code> where tokens are wanted</p></html>
 """
 
 # Apart, because the Content-Security-Policy allows no style within the page.

@@ -21,6 +21,7 @@ from asr_ws.errors import ProtocolError
 from asr_ws.metrics import Metrics
 
 TOKEN_TIMEOUT_S: Final = 10.0  # for `start`, where a token is needed
+OTHER_TOKEN_HINT: Final = "ask whoever runs the server for another one"
 TOKEN_HINT: Final = "send it as `token` in the first message, `start`, or in the header Authorization: Bearer"
 MAX_LOGGED: Final = 200  # characters of what a stranger sent
 GUARDED: Final = ("/metrics", "/v1/stats")
@@ -127,7 +128,7 @@ class Reception:
         if not isinstance(message, messages.Start) or message.token is None:
             raise _unauthorized("the first message must be `start`, with a token")
         if (token := self._valid(message.token)) is None:
-            raise _unauthorized("this token is not valid")
+            raise _unauthorized("this token is not valid", OTHER_TOKEN_HINT)
         return token
 
     def _valid(self, candidate: str | None) -> Token | None:
@@ -145,10 +146,10 @@ def _bearer(request: Request) -> str | None:
     return bearer(sent[0]) if len(sent) == 1 else "" if sent else None
 
 
-def _unauthorized(message: str) -> ProtocolError:
-    return ProtocolError("unauthorized", message, TOKEN_HINT, close_code=1008)
+def _unauthorized(message: str, hint: str = TOKEN_HINT) -> ProtocolError:
+    return ProtocolError("unauthorized", message, hint, close_code=1008)
 
 
 def revoked() -> ProtocolError:
     """What a session is told whose token has been taken out of the file."""
-    return _unauthorized("this token is not valid any more")
+    return _unauthorized("this token is not valid any more", OTHER_TOKEN_HINT)

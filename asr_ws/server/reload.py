@@ -59,7 +59,7 @@ class Reloaded(Generic[T]):
                 use(await asyncio.to_thread(self._make, found))
                 log.info("file.reloaded")
             except UsageError as error:
-                log.error("file.not_reloaded", message=error.message, hint=error.hint)
+                log.error("file.not_reloaded", message=error.message, hint=error.hint, in_force="the last good one")
             except Exception:
                 # The boundary of a look: whatever is wrong with a file, the server goes on with the last good one.
                 log.exception("file.not_reloaded")

@@ -35,7 +35,7 @@ def context_for(certificate: Certificate) -> ssl.SSLContext:
 
 def _reason(error: Exception) -> str:
     reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
-    return REASONS.get(reason, reason)
+    return next((said for part, said in REASONS.items() if part in reason), reason)
 
 
 # What OpenSSL says, by what it means here.

@@ -221,8 +221,12 @@ async def test_a_token_opens_the_session_and_one_that_is_not_valid_is_told(
         assert ": HTTP 401: no valid token" in caught.value.message
         told = await refused(app.url)
         assert told.message == "unauthorized: the first message must be `start`, with a token"
-        for error in (told, caught.value, await refused(app.url, token="two words")):
-            assert error.hint.startswith("give it a token: --token-file FILE, or ASR_WS_TOKEN")
+        assert told.hint.startswith("give it a token: --token-file FILE, or ASR_WS_TOKEN")
+        assert caught.value.hint == "the token that was given is none of the server's: ask whoever runs it"
+        for none in ("two words", ""):
+            assert (await refused(app.url, token=none)).hint == "the token alone: no name behind it, no second line"
+        async with connect(app.url, token=f"{token}\n") as session:
+            assert session.ready is not None
 
 
 async def test_a_limit_of_ones_own_is_told_by_its_name(scripted: WorkerSpec) -> None:
@@ -248,6 +252,9 @@ async def test_what_answers_the_handshake_otherwise_is_told(unused_tcp_port: int
         for answer in (b"502 Bad Gateway\r\n\r\n<h1>nginx", b"503 Service Unavailable\r\n\r\n"):
             error = await refused(url)
             assert error.message == f"no session at ws{url[4:]}v1/stream: HTTP {answer[:3].decode()}"
+        answer = b"404 Not Found\r\n\r\n"
+        assert (await refused(url)).hint.startswith("behind a proxy its prefix belongs to the address")
+        assert (await refused("127.0.0.1:8765")).hint.startswith("such as http://")
         answer = b"garbage"
         assert (await refused(url)).hint == "it may want TLS: https:// or wss://"
         assert (await refused(url.replace("http", "https"))).hint == "it may speak no TLS: http:// or ws://"

@@ -155,7 +155,7 @@ async def test_anything_else_first_is_unauthorized(
                 "type": "error",
                 "code": "unauthorized",
                 "message": message,
-                "hint": "send it as `token` in the first message, `start`, or in the header Authorization: Bearer",
+                "hint": reception.OTHER_TOKEN_HINT if "not valid" in message else reception.TOKEN_HINT,
                 "fatal": True,
                 "utterance": None,
                 "commit": None,
