@@ -177,6 +177,10 @@ class _QueueLogger:
     debug = info = warning = error = critical = msg
 
 
+# To a peer that has gone: asyncio says it of each write, as often as a stranger likes.
+WRITTEN_IN_VAIN = ("socket.send() raised exception.", "SSL connection is closed")
+
+
 class _LibraryLog(logging.Handler):
     """asyncio and websockets log by the standard library, which would write to standard error at once."""
 
@@ -185,6 +189,8 @@ class _LibraryLog(logging.Handler):
             message = record.getMessage()
         except (TypeError, ValueError):  # its arguments do not fit its format
             message = str(record.msg)
+        if record.name == "asyncio" and message in WRITTEN_IN_VAIN:
+            return
         log = structlog.get_logger()
         tell = log.error if record.levelno >= logging.ERROR else log.warning
         tell("library.logged", logger=record.name, message=message, exc_info=record.exc_info)

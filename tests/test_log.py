@@ -127,6 +127,7 @@ def test_libraries_log_the_same_way_from_warnings_on(capsys: pytest.CaptureFixtu
     library = logging.getLogger("websockets.server")
     library.info("connection open")
     library.warning("odd: %s", "this")
+    logging.getLogger("asyncio").warning("SSL connection is closed")
     try:
         raise ValueError("broken")
     except ValueError:

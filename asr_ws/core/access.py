@@ -11,6 +11,7 @@ Addresses follow nginx' real_ip_recursive: from the right, the first that is no 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import ipaddress
@@ -150,6 +151,7 @@ class Client:
         return not self.by_proxy and is_loopback(self.address)
 
 
+@functools.lru_cache(maxsize=1024)  # asked of every session at each newcomer
 def owner(address: str) -> str:
     """The address, or of IPv6 the network, that one party has to itself."""
     with suppress(ValueError):

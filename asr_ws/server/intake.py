@@ -22,6 +22,8 @@ from websockets.protocol import State
 
 SLICE_BYTES: Final = 1024  # looked through at once: at worst 170 pings, which are to be answered
 TURN_S: Final = 0.002  # before the loop sees to other things
+ENTRY_S: Final = 0.005  # of the loop's time, that who has just come waits behind others with
+DECRYPTED_AHEAD: Final = 16 * 1024  # bytes that asyncio's TLS reads on for: at worst 700 records
 
 
 class Turns:
@@ -36,6 +38,10 @@ class Turns:
         self._number = itertools.count()  # of those who had equally much, the first
         self._had_s = 0.0  # by who was looked at last
         self._is_called = False
+
+    @property
+    def entry_s(self) -> float:
+        return self._had_s + ENTRY_S
 
     def enter(self, intake: Intake) -> None:
         intake.had_s = max(intake.had_s, self._had_s)
@@ -68,7 +74,7 @@ class Intake(ServerConnection):
 
     def __init__(self, turns: Turns, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.had_s = 0.0  # of the loop's time
+        self.had_s = turns.entry_s  # of the loop's time
         self._turns = turns
         self._unread = bytearray()
         self._behind: list[Callable[[], None]] = []  # it: the end of file (over TLS; plain, we pause), and the loss
@@ -80,6 +86,8 @@ class Intake(ServerConnection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._source = cast(asyncio.Transport, transport)
         self._tap = _Tap(self._source, self)
+        if (limit := getattr(transport, "set_read_buffer_limits", None)) is not None:
+            limit(DECRYPTED_AHEAD)
         super().connection_made(cast(asyncio.Transport, self._tap))
 
     async def handshake(self, *args: Any, **kwargs: Any) -> None:

@@ -266,12 +266,12 @@ class Listener:
         """Why there is no room for one more session, if there is none."""
         limits = self._max_sessions
         per_address = limits.per_address or (limits.in_all if client.is_this_machine else max(1, limits.in_all // 2))
-        n_of_address = sum(owner(other.address) == owner(client.address) for other, _ in self._open.values())
-        n_of_token = sum(token == other for _, other in self._open.values())
         if self._dispatcher.queue.draining:
             return _Full(RefusalReason.DRAINING, RefusalReason.DRAINING.value)
         if self.n_sessions >= limits.in_all:
             return _Full(RefusalReason.MAX_SESSIONS, RefusalReason.MAX_SESSIONS.value)
+        n_of_address = sum(owner(other.address) == owner(client.address) for other, _ in self._open.values())
+        n_of_token = sum(token == other for _, other in self._open.values())
         for is_over, limit in (
             (n_of_address >= per_address, "max_sessions_per_address"),
             (token is not None and n_of_token >= (limits.per_token or limits.in_all), "max_sessions_per_token"),
@@ -290,7 +290,12 @@ class Listener:
         try:
             async with asyncio.timeout(TURN_AWAY_TIMEOUT_S):
                 await socket.send(messages.encode(event))
-                await socket.close(code, reason)
+                closing = asyncio.create_task(socket.close(code, reason), name="turned away")
+                try:
+                    while True:  # the peer's close may stand behind messages
+                        await socket.recv()
+                finally:
+                    closing.cancel()
         except (ConnectionClosed, TimeoutError):
             socket.transport.abort()
 

@@ -19,7 +19,7 @@ from asr_ws.server import entrance, listener, reception, reload
 from asr_ws.server.app import App
 from asr_ws.testing.recognizer import Gate
 from asr_ws.worker.supervisor import WorkerSpec
-from benchmarks.wire import BINARY
+from benchmarks.wire import BINARY, CLOSE
 from tests.server.raw import frame, raw, request
 from tests.server.running import MANUAL, SECOND, Client, serving, settings
 
@@ -423,6 +423,19 @@ async def test_who_keeps_others_waiting_at_the_door_keeps_out_his_own_address_on
         async with Client(app, **forwarded("203.0.113.5")) as other:
             await other.send({"type": "start", "token": KITCHEN})
             assert (await other.next())["type"] == "ready"
+
+
+async def test_a_refusals_close_is_seen_behind_messages_that_nobody_takes(
+    scripted: WorkerSpec, token_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "TURN_AWAY_TIMEOUT_S", 1e6)
+    monkeypatch.setattr(listener, "CLOSE_TIMEOUT_S", 1e6)
+    async with serving(scripted, ready=False, auth_token_file=str(token_file)) as app, raw(app) as stranger:
+        await stranger.upgrade()
+        await stranger.send(frame(BINARY, b"no token") * 50 + frame(CLOSE, b"\x03\xe8"))
+        await stranger.rest()
+        while app.listener._beside:
+            await asyncio.sleep(0)
 
 
 async def test_who_does_not_take_his_refusal_is_cut_off(
