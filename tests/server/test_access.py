@@ -434,6 +434,7 @@ async def test_a_refusals_close_is_seen_behind_messages_that_nobody_takes(
         await stranger.upgrade()
         await stranger.send(frame(BINARY, b"no token") * 50 + frame(CLOSE, b"\x03\xe8"))
         await stranger.rest()
+        stranger.writer.close()
         while app.listener._beside:
             await asyncio.sleep(0)
 
