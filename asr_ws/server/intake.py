@@ -120,8 +120,8 @@ class Intake(ServerConnection):
         self.regulate()
 
     def set_full(self, is_full: bool) -> None:
-        """Websockets has enough for now, or wants more."""
-        self._is_full = is_full
+        """Websockets has enough for now, or wants more: of what is dropped it only has what came before."""
+        self._is_full = is_full and not self._is_dropped
         self.regulate()
 
     def drop(self) -> None:
