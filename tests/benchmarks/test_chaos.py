@@ -199,8 +199,8 @@ def test_half_a_minute_of_faults_harms_nobody(tiny_en: Path, tmp_path: Path) -> 
 
 @posix
 @pytest.mark.model
-def test_half_a_minute_of_overload_harms_nobody(tiny_en: Path) -> None:
-    lines, told = run("chaos", "--clean", "--seconds", "30", "--sessions", "24")
+def test_a_quarter_of_a_minute_of_overload_harms_nobody(tiny_en: Path) -> None:
+    lines, told = run("chaos", "--clean", "--seconds", "15", "--sessions", "24")
     assert (told["ok"], told["failures"], told["breaches"]) == (True, [], []), lines
     assert (told["faults"], told["worker_restarts"]) == ({}, 0)
     assert told["refusals"].keys() & {"queue_full", "predicted_wait"}, "it was no overload"
