@@ -158,6 +158,7 @@ async def stream_to(
     """One session a recording, one after the other."""
     async with connect(url) as session:
         ready = await session.wait_ready()
+        assert ready is not None
     texts = {}
     for each in choose(recordings, ready.languages)[0]:
         transcript = Transcript()

@@ -39,6 +39,7 @@ LAST_WORD_S = 2.0  # for the close behind a refusal, which has the limit's name
 TOKEN_HINT = "give it a token: --token-file FILE, or ASR_WS_TOKEN; in Python connect(url, token=...)"
 OTHER_TOKEN_HINT = "the token that was given is none of the server's: ask whoever runs it"
 OTHER_NAME = (62, 64)  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH, _IP_ADDRESS_MISMATCH
+NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")  # OpenSSL's reasons for a plain answer
 HOLD_MARGIN_S = 0.5  # a retry is sent this long before the server's hold ends, at the latest
 
 ACKNOWLEDGEMENT, GREETING = "asr_ws.client", "asr_ws.client greeting"  # ids of pings whose pongs are not the user's
@@ -115,14 +116,15 @@ async def connect(url: str = DEFAULT_URL, *, token: str | None = None, **start_f
             hint = "call it by a name or an address that its certificate is for"
         raise ClientError(f"no session at {url}: {error.verify_message}", hint) from error
     except (OSError, TimeoutError) as error:
-        is_cut_off = isinstance(error, ssl.SSLError | ConnectionResetError) and url.startswith("wss:")
-        hint = "it may speak no TLS: http:// or ws://" if is_cut_off else "is the server running? asr-ws serve"
+        hint = "is the server running? asr-ws serve"
+        if getattr(error, "reason", None) in NO_TLS:
+            hint = "it may speak no TLS: http:// or ws://"
+        elif isinstance(error, ConnectionResetError):
+            hint = "it may have too many connections, or speak no TLS"
         raise ClientError(f"no session at {url}: {str(error) or 'the connection was cut off'}", hint) from error
     session = Session(socket, start)
     try:
-        # A redirect to another host or scheme takes the header away: then the server waits for `start`.
-        if token is None or (socket.request is not None and socket.request.headers.get("Authorization") == bearer):
-            await session.wait_ready()
+        await session.wait_ready()
         yield session
     finally:
         await session.close()
@@ -190,12 +192,17 @@ class Session:
         self._changed = asyncio.Event()  # one of these two
         self._acknowledged = asyncio.Event()
 
-    async def wait_ready(self) -> messages.Ready:
-        """Raises: SessionRefused, ConnectionLost; ClientError: the server told why not."""
+    async def wait_ready(self) -> messages.Ready | None:
+        """None: with a token it may come after `start` only: a proxy, or a redirect, may have taken the header away.
+
+        Raises: SessionRefused, ConnectionLost; ClientError: the server told why not.
+        """
         while self.ready is None:
             try:
                 event = await self._receive(None if self._is_asked else GREETING_S)
             except TimeoutError:
+                if self._start.token is not None:
+                    break
                 self._is_asked = True
                 await self.ping(GREETING)  # one that waits for a token says so at once, to anything else
                 continue

@@ -229,6 +229,20 @@ async def test_a_token_opens_the_session_and_one_that_is_not_valid_is_told(
             assert session.ready is not None
 
 
+async def test_a_token_is_in_start_too_where_a_proxy_takes_the_header_away(
+    scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = "client-token-of-enough-letters"
+    (tmp_path / "tokens").write_text(token, "utf-8")
+    monkeypatch.setattr(reception, "_bearer", lambda request: None)
+    async with (
+        serving(scripted, auth_token_file=str(tmp_path / "tokens")) as app,
+        connect(app.url, token=token, **MANUAL) as session,
+    ):
+        events = [event async for event in session.stream(SECOND)]
+    assert [type(event) for event in (events[0], events[-1])] == [messages.Ready, messages.Done]
+
+
 async def test_a_limit_of_ones_own_is_told_by_its_name(scripted: WorkerSpec) -> None:
     async with serving(scripted, ready=False, max_sessions_per_address=1) as app, connect(app.url):
         error = await refused(app.url)
