@@ -20,6 +20,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Final
 
 from asr_ws.config import DEFAULT_PORTS, is_loopback, origin
@@ -32,6 +33,18 @@ NEW_TOKEN_HINT: Final = "make one: python -c 'import secrets; print(secrets.toke
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, b64token: fits into a header
 MAX_PROXIES: Final = 16  # that a request comes through: what is claimed beyond is not looked at
 NEIGHBOURHOOD: Final = 64  # bits of an IPv6 address that its owner does not choose: the rest he changes at will
+
+
+class AccessRefusal(StrEnum):
+    """Why somebody was not let in, for the log and the metrics."""
+
+    ORIGIN = "origin"
+    UNAUTHORIZED = "unauthorized"  # no token, or none that is valid
+    PER_ADDRESS = "max_sessions_per_address"
+    PER_TOKEN = "max_sessions_per_token"
+    UNIDENTIFIED = "unidentified"  # too many of one address that have said no token yet
+    HANDSHAKES = "handshakes"  # too many that are being told why not
+    CONNECTIONS = "connections"  # too many of any kind
 
 
 # ---------------------------------------------------------------- tokens

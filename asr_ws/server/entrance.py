@@ -62,7 +62,8 @@ def encryption(certificate: Certificate | None) -> Reloaded[ssl.SSLContext] | No
     if certificate is None:
         return None
     files = [certificate.cert, certificate.key]
-    return _of("--tls-cert, --tls-key", lambda: Reloaded(files, lambda _: tls.context_for(certificate)))
+    options = "--tls-self-signed" if certificate.fingerprint else "--tls-cert, --tls-key"
+    return _of(options, lambda: Reloaded(files, lambda _: tls.context_for(certificate)))
 
 
 def _of(options: str, read: Callable[[], Reloaded[T]]) -> Reloaded[T]:

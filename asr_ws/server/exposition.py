@@ -23,6 +23,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from asr_ws import __version__, log
+from asr_ws.core.access import AccessRefusal
 from asr_ws.core.types import RefusalReason, ServiceState
 from asr_ws.errors import DecodeFailed, WorkerDied, WorkerHung
 from asr_ws.metrics import BOUNDS_S, Histogram, Metrics
@@ -79,7 +80,7 @@ class Exposition(Collector):
         refusals = dict.fromkeys(RefusalReason, 0) | metrics.refusals + metrics.unfinished
         yield _counter("asr_ws_refusals", "Attempts and sessions that were told busy or retry", "reason", refusals)
 
-        refused = metrics.access_refused
+        refused = dict.fromkeys(AccessRefusal, 0) | metrics.access_refused
         yield _counter("asr_ws_access_refused", "Connections and requests that were not let in", "reason", refused)
 
     def _sessions(self) -> Iterator[Metric]:

@@ -14,7 +14,7 @@ import secrets
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -29,7 +29,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from asr_ws import messages
-from asr_ws.core.access import Client, Token, owner
+from asr_ws.core.access import AccessRefusal, Client, Token, owner
 from asr_ws.core.session import Session, refusal_fields
 from asr_ws.core.types import RefusalReason, SessionId
 from asr_ws.errors import ProtocolError, UsageError
@@ -49,6 +49,10 @@ BACKLOG = 1024  # that the system takes before we do: one more would try again a
 REFUSALS_AT_ONCE = 32  # that are told in band; who is one more, and would be refused too, is told by HTTP
 UNKNOWN_OF_ADDRESS = 32  # who may yet say who they are, or are being told that they may not come in
 TURN_AWAY_TIMEOUT_S = 2.0  # to take that, and go
+TOO_MANY: Final = {
+    AccessRefusal.UNIDENTIFIED: "too many connections of this address that have said no token yet\n",
+    AccessRefusal.HANDSHAKES: "too many sessions\n",
+}
 RETRY_AFTER: Final = (("Retry-After", "1"),)
 # Of every response. Nothing of ours is for other sites' pages, and a page of ours has its parts from here only.
 HEADERS: Final = {
@@ -76,11 +80,10 @@ class SessionLimits:
 
 @dataclass(frozen=True, slots=True)
 class _Full:
-    """No room for a session: the reason, the limit by its name, and the status if it is not the reason's."""
+    """No room for a session: why, and which limit of the caller's own it is, whatever others do."""
 
-    reason: RefusalReason
-    limit: str
-    status: HTTPStatus | None = None
+    reason: RefusalReason = RefusalReason.MAX_SESSIONS
+    own: AccessRefusal | None = None
 
 
 class Listener:
@@ -117,8 +120,9 @@ class Listener:
         self._log = structlog.get_logger()
         self.servers: list[Server] = []
         self._turns = Turns()
-        self._open: dict[Connection, tuple[Client, Token | None]] = {}
-        self._beside: Counter[str] = Counter()  # connections that are no sessions, by address
+        self._open: dict[Connection, Token | None] = {}
+        self._sessions: Counter[Hashable] = Counter()  # by address, and by token
+        self._beside: Counter[Hashable] = Counter()  # connections that are no sessions, by address
         self._empty = asyncio.Event()
         self._empty.set()
         self.tally = Tally()
@@ -200,7 +204,7 @@ class Listener:
     def end_revoked(self) -> None:
         """End the sessions whose token is valid no more."""
         tokens = self._reception.tokens
-        for connection, (_, token) in list(self._open.items()):
+        for connection, token in list(self._open.items()):
             if tokens is not None and (token is None or token not in tokens):
                 connection.fail(revoked())
 
@@ -213,17 +217,17 @@ class Listener:
         for kept in (socket.request, socket.response):  # for nobody, and 3 KiB of each session; the token is among them
             if kept is not None:
                 kept.headers.clear()
-        with self._beside_sessions(client):
+        with _counted(self._beside, owner(client.address)):
             if (let_in := await self._let_in(socket, client, token)) is None:
                 return
         token, start = let_in
         session = self._make_session(SessionId(f"s-{secrets.token_hex(4)}"))
         who = {"client": client.address, **({"token": token.name} if token is not None else {})}
         connection = Connection(socket, session, self._dispatcher, self._limits, who)
-        self._open[connection] = client, token
+        self._open[connection] = token
         self._empty.clear()
         try:
-            with self.tally.counting(session):
+            with _counted(self._sessions, owner(client.address), token), self.tally.counting(session):
                 await connection.serve(start)
         finally:
             del self._open[connection]
@@ -245,44 +249,30 @@ class Listener:
         except ConnectionClosed:
             return None
         if (full := self._full(client, token)) is not None:
-            if full.status is not None:  # else it is told with the refusals of utterances
-                self._reception.count(full.limit, client)
-            await self._turn_away(socket, self._busy(full), 1013, full.limit)
+            if full.own is not None:  # else it is told with the refusals of utterances
+                self._reception.count(full.own, client)
+            await self._turn_away(socket, self._busy(full), 1013, full.own or full.reason)
             return None
         return token, start
-
-    @contextlib.contextmanager
-    def _beside_sessions(self, client: Client) -> Iterator[None]:
-        address = owner(client.address)
-        self._beside[address] += 1
-        try:
-            yield
-        finally:
-            self._beside[address] -= 1
-            if not self._beside[address]:
-                del self._beside[address]
 
     def _full(self, client: Client, token: Token | None) -> _Full | None:
         """Why there is no room for one more session, if there is none."""
         limits = self._max_sessions
         per_address = limits.per_address or (limits.in_all if client.is_this_machine else max(1, limits.in_all // 2))
         if self._dispatcher.queue.draining:
-            return _Full(RefusalReason.DRAINING, RefusalReason.DRAINING.value)
+            return _Full(RefusalReason.DRAINING)
         if self.n_sessions >= limits.in_all:
-            return _Full(RefusalReason.MAX_SESSIONS, RefusalReason.MAX_SESSIONS.value)
-        n_of_address = sum(owner(other.address) == owner(client.address) for other, _ in self._open.values())
-        n_of_token = sum(token == other for _, other in self._open.values())
-        for is_over, limit in (
-            (n_of_address >= per_address, "max_sessions_per_address"),
-            (token is not None and n_of_token >= (limits.per_token or limits.in_all), "max_sessions_per_token"),
-        ):
-            if is_over:  # the caller's own doing, whatever others do
-                return _Full(RefusalReason.MAX_SESSIONS, limit, HTTPStatus.TOO_MANY_REQUESTS)
+            return _Full()
+        if self._sessions[owner(client.address)] >= per_address:
+            return _Full(own=AccessRefusal.PER_ADDRESS)
+        if token is not None and self._sessions[token] >= (limits.per_token or limits.in_all):
+            return _Full(own=AccessRefusal.PER_TOKEN)
         return None
 
     def _busy(self, full: _Full) -> messages.Busy:
         shed = self._dispatcher.shed(full.reason, now=asyncio.get_running_loop().time())
-        fields = refusal_fields(shed) | ({"status": full.status.value} if full.status is not None else {})
+        status = {"status": HTTPStatus.TOO_MANY_REQUESTS.value} if full.own is not None else {}
+        fields = refusal_fields(shed) | status
         return messages.Busy(utterance=None, attempt=0, commit=None, retryable=True, held_ms=0, **fields)
 
     async def _turn_away(self, socket: ServerConnection, event: messages.ServerEvent, code: int, reason: str) -> None:
@@ -308,17 +298,18 @@ class Listener:
         if answer is None and path == messages.PATH:
             if (too_many := self._too_many(client, self._reception.token(request))) is None:
                 return None
-            self._reception.count("handshakes", client)
-            answer = Answer(HTTPStatus.SERVICE_UNAVAILABLE, f"too many {too_many}\n", RETRY_AFTER)
+            self._reception.count(too_many, client)
+            answer = Answer(HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY[too_many], RETRY_AFTER)
         return _response(answer or self._page(path, request.method), with_body=request.method != "HEAD")
 
-    def _too_many(self, client: Client, token: Token | None) -> str | None:
-        """Of what, if there is no time to tell him in band what he may not, or to wait for who he is."""
+    def _too_many(self, client: Client, token: Token | None) -> AccessRefusal | None:
+        """Whether there is no time to tell him in band what he may not, or to wait for who he is."""
         is_unknown = self._reception.tokens is not None and token is None
-        if is_unknown and self._beside[owner(client.address)] >= UNKNOWN_OF_ADDRESS:
-            return "connections of this address that have said no token yet"
+        is_one_party = not self._reception.is_shared(client.address)
+        if is_unknown and is_one_party and self._beside[owner(client.address)] >= UNKNOWN_OF_ADDRESS:
+            return AccessRefusal.UNIDENTIFIED
         if self._beside.total() >= REFUSALS_AT_ONCE and self._full(client, token) is not None:
-            return "sessions"
+            return AccessRefusal.HANDSHAKES
         return None
 
     def _page(self, path: str, method: str) -> Answer:
@@ -343,7 +334,20 @@ class Listener:
 
     def _note_turned_away(self, address: str) -> None:
         self.requests["other", HTTPStatus.SERVICE_UNAVAILABLE.value] += 1
-        self._reception.count("connections", Client(address))
+        self._reception.count(AccessRefusal.CONNECTIONS, Client(address))
+
+
+@contextlib.contextmanager
+def _counted(counter: Counter[Hashable], *keys: Hashable) -> Iterator[None]:
+    """Meanwhile, and nothing is left of who has gone."""
+    counter.update(keys)
+    try:
+        yield
+    finally:
+        counter.subtract(keys)
+        for key in keys:
+            if not counter[key]:
+                del counter[key]
 
 
 def _response(answer: Answer, *, with_body: bool) -> Response:

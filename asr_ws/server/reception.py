@@ -16,7 +16,7 @@ from websockets.http11 import Request
 
 from asr_ws import messages
 from asr_ws.config import is_loopback
-from asr_ws.core.access import Client, Network, Origins, Token, Tokens, bearer, client_of, is_proxy
+from asr_ws.core.access import AccessRefusal, Client, Network, Origins, Token, Tokens, bearer, client_of, is_proxy
 from asr_ws.errors import ProtocolError
 from asr_ws.metrics import Metrics
 
@@ -77,7 +77,7 @@ class Reception:
         if path == messages.PATH:
             hosts, origins = request.headers.get_all("Host"), request.headers.get_all("Origin")
             if not self._origins.admit(origins, hosts[0] if len(hosts) == 1 else None):
-                self.count("origin", client, origin=", ".join(origins)[:MAX_LOGGED])
+                self.count(AccessRefusal.ORIGIN, client, origin=", ".join(origins)[:MAX_LOGGED])
                 return Answer(
                     HTTPStatus.FORBIDDEN,
                     "web pages of this origin may not open sessions here; the server's --allow-origin says which may\n",
@@ -87,7 +87,7 @@ class Reception:
             needed = path in self._guarded
         if self.tokens is None or not needed or self.token(request) is not None:
             return None
-        self.count("unauthorized", client)
+        self.count(AccessRefusal.UNAUTHORIZED, client)
         body = "no valid token; send one in the header Authorization: Bearer\n"
         return Answer(HTTPStatus.UNAUTHORIZED, body, (("WWW-Authenticate", "Bearer"),))
 
@@ -111,7 +111,7 @@ class Reception:
         else:
             assert isinstance(first, str)
             return token, first
-        self.count(error.code, client)
+        self.count(AccessRefusal.UNAUTHORIZED, client)
         raise error
 
     def _introduced(self, first: str | bytes) -> Token:
@@ -134,7 +134,7 @@ class Reception:
     def _valid(self, candidate: str | None) -> Token | None:
         return None if candidate is None or self.tokens is None else self.tokens.find(candidate)
 
-    def count(self, reason: str, client: Client, **facts: str) -> None:
+    def count(self, reason: AccessRefusal, client: Client, **facts: str) -> None:
         """It was refused; the log says so in one line a second, with the last one's address and facts."""
         self._metrics.access_refused[reason] += 1
         self._metrics.last_refused = {"last": client.address, **facts}

@@ -423,6 +423,9 @@ async def test_who_keeps_others_waiting_at_the_door_keeps_out_his_own_address_on
         async with Client(app, **forwarded("203.0.113.5")) as other:
             await other.send({"type": "start", "token": KITCHEN})
             assert (await other.next())["type"] == "ready"
+        for _ in range(4):
+            assert "101" in await (await stack.enter_async_context(raw(app))).upgrade(), "many come by loopback"
+        assert app.metrics.access_refused == {"unauthorized": 2, "unidentified": 1}
 
 
 async def test_a_refusals_close_is_seen_behind_messages_that_nobody_takes(

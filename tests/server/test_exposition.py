@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from asr_ws.core.access import AccessRefusal
 from asr_ws.core.types import RefusalReason
 from asr_ws.metrics import BOUNDS_S, Histogram
 from asr_ws.server import exposition as exposition_module
@@ -60,6 +61,7 @@ async def test_what_happened_is_exposed(scripted: WorkerSpec) -> None:
     assert seen["asr_ws_utterances_total"] == {("final",): 2, ("error",): 1, ("dropped",): 0}
     assert seen["asr_ws_audio_seconds_total"] == {("decoded",): 2, ("refused",): 1, ("silence",): 0, ("lost",): 0}
     assert seen["asr_ws_refusals_total"] == {(reason,): 0 for reason in RefusalReason}
+    assert seen["asr_ws_access_refused_total"] == {(reason,): 0 for reason in AccessRefusal}
     assert seen["asr_ws_decode_failures_total"] == {("worker_crashed",): 2, ("worker_hung",): 0, ("decode_failed",): 0}
     assert seen["asr_ws_decode_seconds_count"] == {("final",): 2, ("partial",): 0}
     assert seen["asr_ws_queue_wait_seconds_count"] == {(): 2}
@@ -79,7 +81,6 @@ async def test_names_types_and_labels_are_those_of_the_reference(scripted: Worke
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \|(.*?)\|", REFERENCE.read_text("utf-8"), flags=re.MULTILINE)
     assert sorted(name for name, _, _ in rows) == sorted(f"asr_ws_{name}" for name in (*PROMISED.split(), OURS))
     async with serving(scripted) as app:
-        app.metrics.access_refused["origin"] += 1
         app.supervisor.restarts["segv"] += 1  # labels are seen on a value only
         await get(app, "/livez")
         _, body = await get(app, "/metrics")
@@ -90,6 +91,8 @@ async def test_names_types_and_labels_are_those_of_the_reference(scripted: Worke
         for sample in family.samples
     }
     assert labels == {name: set(re.findall(r"`(\w+)`", described)) for name, _, described in rows}
+    [refused] = re.findall(rf"`asr_ws_{OURS}` \| \w+ \| `reason` \|(.*)\|", REFERENCE.read_text("utf-8"))
+    assert set(re.findall(r"`(\w+)`", refused)) == set(AccessRefusal)
 
 
 async def test_storm_of_scrapes_renders_once_a_second(scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch) -> None:

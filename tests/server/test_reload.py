@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,14 @@ async def watching(watched: Reloaded[str], told: list[str]) -> AsyncIterator[lis
             yield logs
         finally:
             task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
 
 
 async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0)
 
 
 async def test_what_changed_before_the_first_look_is_not_missed(tmp_path: Path) -> None:
@@ -53,12 +57,55 @@ async def test_what_changed_before_the_first_look_is_not_missed(tmp_path: Path) 
 
 
 async def test_what_is_half_written_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks: Iterator[bytes] = iter([b"old", b"ne", b"new", b"newer", b"old"])
+    looks: Iterator[bytes] = iter([b"old", b"ne", b"new", b"newer", b"old"])  # after these the newest, each time
     monkeypatch.setattr(reload, "read", lambda file: next(looks, b"newest"))
     told = list[str]()
     async with watching(Reloaded([tmp_path], text), told) as logs:
         await until(lambda: "newest" in told)
     assert (told, len(logs)) == (["newest"], 1)
+
+
+async def test_what_was_made_of_files_that_changed_meanwhile_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As OpenSSL does, who makes something of it reads the file by himself."""
+    looks = iter([b"one", b"two", b"two", b"thr", b"two", b"two", b"three"])
+    monkeypatch.setattr(reload, "read", lambda file: next(looks, b"three"))
+    of_both = iter([UsageError("of both"), "of both"])
+
+    def make(contents: Sequence[bytes]) -> str:
+        made = next(of_both) if contents[0] == b"two" else text(contents)
+        if isinstance(made, UsageError):
+            raise made
+        return made
+
+    told = list[str]()
+    async with watching(Reloaded([tmp_path], make), told) as logs:
+        await until(lambda: told)
+    assert (told, [log["event"] for log in logs]) == (["three"], ["file.reloaded"])
+    assert next(of_both, None) is None
+
+
+async def test_a_disk_that_does_not_answer_is_said_and_not_waited_for_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, found = threading.Event(), iter([b"one"])
+
+    def hung(_: Path) -> bytes:
+        return next(found, b"") or (answers.wait(60) and b"two")
+
+    monkeypatch.setattr(reload, "read", hung)
+    monkeypatch.setattr(reload, "SLOW_S", 0.001)
+    told = list[str]()
+    async with watching(Reloaded([tmp_path], text), told) as logs:
+        await until(lambda: logs)
+        assert not told
+        answers.set()
+        await until(lambda: told)
+        answers.clear()
+        await until(lambda: len(logs) == 3)
+    answers.set()
+    assert [log["event"] for log in logs] == ["file.not_answering", "file.reloaded", "file.not_answering"]
 
 
 async def test_whatever_is_wrong_with_a_file_the_last_good_one_stays(tmp_path: Path) -> None:
@@ -83,7 +130,8 @@ async def test_whatever_is_wrong_with_a_file_the_last_good_one_stays(tmp_path: P
         await until(lambda: told)
     assert told == ["two"]
     assert {log["event"] for log in logs[:4]} == {"file.not_reloaded"}
-    reasons = "is longer than 1024 KiB", "No such file or directory", "is no regular file"
+    a_folder = "Permission denied" if sys.platform == "win32" else "is no regular file"
+    reasons = "is longer than 1024 KiB", "No such file or directory", a_folder
     assert all(reason in log["message"] for reason, log in zip(reasons, logs[1:4], strict=True))
 
 
