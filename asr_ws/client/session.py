@@ -147,7 +147,7 @@ def _not_let_in(url: str, response: Response, token: str | None) -> ClientError:
         case HTTPStatus.UNAUTHORIZED:
             return ClientError(message, TOKEN_HINT if token is None else OTHER_TOKEN_HINT)
         case HTTPStatus.SERVICE_UNAVAILABLE if (after := response.headers.get("Retry-After", "")).isdecimal():
-            return SessionRefused(said if is_text else response.reason_phrase, float(after))
+            return SessionRefused((said if is_text else "") or response.reason_phrase, float(after))
         case status:
             return ClientError(message, ADDRESS_HINTS.get(status, f"sessions are at {DEFAULT_URL} or alike"))
 
@@ -163,7 +163,9 @@ def _session_url(url: str) -> str:
 
 def _start(token: str | None, fields: dict[str, Any]) -> messages.Start:
     if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
-        raise ClientError("a token is letters, digits and -._~+/", "the token alone: no name behind it, no second line")
+        raise ClientError(
+            "a token has no spaces, and letters of ASCII only", "the token alone: no name behind it, no second line"
+        )
     try:
         start = msgspec.convert({"type": "start", "token": token, **msgspec.to_builtins(fields)}, messages.Start)
         start.audio.check()

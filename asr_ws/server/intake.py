@@ -13,39 +13,56 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 from websockets.asyncio.server import ServerConnection
 from websockets.protocol import State
 
 SLICE_BYTES: Final = 1024  # looked through at once: at worst 170 pings, which are to be answered
 TURN_S: Final = 0.002  # before the loop sees to other things
-ENTRY_S: Final = 0.005  # of the loop's time, that who has just come waits behind others with
+ENTRY_S: Final = 0.005  # that who has just come is taken to have had
 DECRYPTED_AHEAD: Final = 16 * 1024  # bytes that asyncio's TLS reads on for: at worst 700 records
 
 
-class Turns:
-    """Of a server's connections: next is who has had least of the loop's time, so that floods wait behind speech.
+class Looked(Protocol):
+    """Whose bytes are looked at in turns."""
 
-    Who comes after a pause is not repaid for it: he starts where the one stands who was looked at last (start-time fair
+    looked_s: float  # spent on it so far
+
+    def look(self) -> None:
+        """At some of them."""
+
+    def regulate(self) -> None:
+        """Enter again, if there are more."""
+
+
+class Turns:
+    """Of a server's connections: next is whose bytes have taken least time so far, so that floods wait behind speech.
+
+    That is the time of looking through them, pongs included; what a session makes of its messages is not in it. Who
+    comes after a pause is not repaid for it: he starts where the one stands who was looked at last (start-time fair
     queueing).
+
+    Args: clock: seconds.
     """
 
-    def __init__(self) -> None:
-        self._waiting: list[tuple[float, int, Intake]] = []
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._waiting: list[tuple[float, int, Looked]] = []
         self._number = itertools.count()  # of those who had equally much, the first
-        self._had_s = 0.0  # by who was looked at last
+        self._last_s = 0.0  # of who was looked at last
         self._is_called = False
 
     @property
     def entry_s(self) -> float:
-        return self._had_s + ENTRY_S
+        return self._last_s + ENTRY_S
 
-    def enter(self, intake: Intake) -> None:
-        intake.had_s = max(intake.had_s, self._had_s)
-        heapq.heappush(self._waiting, (intake.had_s, next(self._number), intake))
+    def enter(self, looked: Looked) -> None:
+        looked.looked_s = max(looked.looked_s, self._last_s)
+        heapq.heappush(self._waiting, (looked.looked_s, next(self._number), looked))
         self._call()
 
     def _call(self) -> None:
@@ -55,16 +72,15 @@ class Turns:
 
     def _run(self) -> None:
         self._is_called = False
-        now = asyncio.get_running_loop().time
-        until = now() + TURN_S
+        until = self._clock() + TURN_S
         try:
-            while self._waiting and (began := now()) < until:
-                self._had_s, _, intake = heapq.heappop(self._waiting)
+            while self._waiting and (began := self._clock()) < until:
+                self._last_s, _, looked = heapq.heappop(self._waiting)
                 try:
-                    intake.look()
+                    looked.look()
                 finally:
-                    intake.had_s += now() - began
-                    intake.regulate()
+                    looked.looked_s += self._clock() - began
+                    looked.regulate()
         finally:
             self._call()
 
@@ -74,7 +90,7 @@ class Intake(ServerConnection):
 
     def __init__(self, turns: Turns, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.had_s = turns.entry_s  # of the loop's time
+        self.looked_s = turns.entry_s
         self._turns = turns
         self._unread = bytearray()
         self._behind: list[Callable[[], None]] = []  # it: the end of file (over TLS; plain, we pause), and the loss

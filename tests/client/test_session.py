@@ -263,6 +263,8 @@ async def test_what_answers_the_handshake_otherwise_is_told(unused_tcp_port: int
         error = await refused(url)
         assert isinstance(error, SessionRefused)
         assert (error.message, error.retry_after_s) == ("the server refused the session: too many sessions", 1.0)
+        answer = b"503 Service Unavailable\r\nRetry-After: 2\r\nContent-Type: text/plain\r\n\r\n"
+        assert (await refused(url)).message == "the server refused the session: Service Unavailable"
         for answer in (b"502 Bad Gateway\r\n\r\n<h1>nginx", b"503 Service Unavailable\r\n\r\n"):
             error = await refused(url)
             assert error.message == f"no session at ws{url[4:]}v1/stream: HTTP {answer[:3].decode()}"

@@ -132,15 +132,15 @@ async def test_utterance_without_end_is_cut_and_no_sample_is_lost_or_doubled(scr
 async def test_handshakes_that_never_end_are_ended(
     scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encrypted: bool
 ) -> None:
-    monkeypatch.setattr(listener, "HANDSHAKE_TIMEOUT_S", 2.0)  # for the neighbour too
+    monkeypatch.setattr(listener, "HANDSHAKE_TIMEOUT_S", 2.0)  # for the neighbour too, who comes first
     options = {"tls_self_signed": encrypted, "state_dir": str(tmp_path)}
     hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" if encrypted else b"GET /v1/stream HTTP/1.1\r\nHost: x\r\n"
     async with serving(scripted, ready=False, **options) as app, AsyncExitStack() as stack:
-        slow = [await stack.enter_async_context(raw(app)) for _ in range(50)]
-        for at, socket in enumerate(slow):
-            await socket.send(hello[: at or 1])
         trusts = ssl.create_default_context(cafile=app.certificate.cert) if app.certificate is not None else None
         async with Client(app, ssl=trusts) as neighbour:
+            slow = [await stack.enter_async_context(raw(app)) for _ in range(50)]
+            for at, socket in enumerate(slow):
+                await socket.send(hello[: at or 1])
             await exchange_pings(neighbour)
             assert [await socket.rest() for socket in slow] == [b""] * 50
             await exchange_pings(neighbour)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-import time
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
+from websockets.server import ServerProtocol
 
-from asr_ws.server import self_signed
-from asr_ws.server.intake import Intake, Turns
+from asr_ws.server import intake, self_signed
+from asr_ws.server.intake import Intake, Turns, _Tap
 from asr_ws.worker.supervisor import WorkerSpec
 from benchmarks.wire import BINARY, PING, TEXT
 from tests.server.raw import HANDSHAKE, Raw, frame, raw
@@ -22,42 +22,95 @@ START = frame(TEXT, b'{"type":"start","endpointing":{"mode":"manual"}}')
 N_FRAMES = 200  # of 1.6 KB, more than one turn's
 
 
-class Busy(Intake):
-    """Has always more to be looked at, if it floods, and each look takes a while."""
+class Sender:
+    """Has always more to be looked at, if it floods, and each look takes half a turn."""
 
-    def __init__(self, name: str, turns: Turns, looked_at: list[str], *, floods: bool) -> None:
-        self.had_s, self._turns = 0.0, turns
-        self.name, self.looked_at, self.floods = name, looked_at, floods
+    def __init__(self, turns: Turns, clock: Clock, *, floods: bool) -> None:
+        self.looked_s = 0.0
+        self.turns, self.clock, self.floods = turns, clock, floods
+        self.looked_at = list[int]()  # of all looks, which
 
     def look(self) -> None:
-        self.looked_at.append(self.name)
-        time.sleep(0.001)
+        self.looked_at.append(self.clock.n_looks)
+        self.clock.n_looks += 1
 
     def regulate(self) -> None:
         if self.floods:
-            self._turns.enter(self)
+            self.turns.enter(self)
 
 
-async def test_who_had_least_is_next_however_many_flood() -> None:
-    turns, looked_at = Turns(), list[str]()
-    floods = [Busy(f"flood {n}", turns, looked_at, floods=True) for n in range(20)]
+class Clock:
+    n_looks = 0
+
+    def __call__(self) -> float:
+        return self.n_looks / 2
+
+
+async def test_who_had_least_is_next_however_many_flood(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "TURN_S", 1.0)
+    clock = Clock()
+    turns = Turns(clock)
+    floods = [Sender(turns, clock, floods=True) for _ in range(20)]
+    speaker = Sender(turns, clock, floods=False)
     for flood in floods:
         turns.enter(flood)
-    speaker = Busy("speaker", turns, looked_at, floods=False)
-    waited = []
     for _ in range(5):
-        n_before = len(looked_at)
-        while len(looked_at) < n_before + 50:
-            await asyncio.sleep(0)
-        n_before = len(looked_at)
+        await turns_of_the_loop(20)
+        n_before = clock.n_looks
         turns.enter(speaker)
-        while "speaker" not in looked_at[n_before:]:
-            await asyncio.sleep(0)
-        waited.append(looked_at.index("speaker", n_before) - n_before)
+        await turns_of_the_loop(2)
+        assert speaker.looked_at[-1] - n_before <= 2, "20 others would be before it if each had its turn"
     for flood in floods:
         flood.floods = False
-    assert sorted(waited)[2] <= 2, "20 others would be before it if each had its turn"
-    assert len({name for name in looked_at if name != "speaker"}) == 20, "and none of them starves"
+    assert clock.n_looks <= 2 * (5 * 22 + 1), "two looks a turn of the loop"
+    n_each = [len(flood.looked_at) for flood in floods]
+    assert max(n_each) - min(n_each) <= 1, "and none of them starves"
+
+
+async def test_a_pause_is_not_repaid() -> None:
+    clock = Clock()
+    turns = Turns(clock)
+    steady, back = Sender(turns, clock, floods=True), Sender(turns, clock, floods=True)
+    turns.enter(steady)
+    await turns_of_the_loop(100)
+    turns.enter(back)
+    n_before = len(steady.looked_at)
+    await turns_of_the_loop(20)
+    steady.floods = back.floods = False
+    assert abs(len(steady.looked_at) - n_before - len(back.looked_at)) <= 1
+
+
+async def turns_of_the_loop(n: int) -> None:
+    for _ in range(n):
+        await asyncio.sleep(0)
+
+
+class Wire(asyncio.Transport):
+    """Its peer goes after so many writes."""
+
+    def __init__(self, n_writes: int) -> None:
+        super().__init__()
+        self.n_writes = n_writes
+        self.written = list[bytes]()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        return len(self.written) >= self.n_writes
+
+
+async def test_what_is_written_for_a_slice_is_written_at_once_and_not_to_who_has_gone() -> None:
+    wire = Wire(n_writes=2)
+    tap = _Tap(wire, Intake(Turns(), ServerProtocol(), None))
+    tap.hold()
+    tap.write(b"a pong")
+    tap.write(b"and another")
+    assert wire.written == []
+    tap.release()
+    tap.write(b"an event")
+    tap.write(b"one more, for nobody")
+    assert wire.written == [b"a pongand another", b"an event"]
 
 
 async def test_pings_of_who_has_gone_are_not_answered(scripted: WorkerSpec, caplog: pytest.LogCaptureFixture) -> None:
