@@ -93,7 +93,7 @@ class Access:
     allow_origin: tuple[str, ...] = _setting(
         (),
         "origin of web pages that may open sessions, beside the server's own; * is any",
-        form="origins such as https://www.example.com, null or *",
+        form="origins such as https://www.example.com (without a path, a last slash, or a *), null or *",
         normalise=origin,
     )
     trusted_proxy: tuple[str, ...] = _setting(
@@ -385,9 +385,11 @@ def _check_together(settings: Settings, sources: Mapping[str, Source]) -> None:
         )
     for one, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
         if getattr(listen, one) and not getattr(listen, other):
-            raise ConfigError(f"{sources[one].where}: not without {other}", f"give {_BY_NAME[other].flag} too")
+            raise ConfigError(f"{sources[one].where}: not without {_BY_NAME[other].flag}", "give both")
         if getattr(listen, one) and listen.tls_self_signed:
-            raise ConfigError(f"{sources['tls_self_signed'].where}: not beside {one}", "one certificate or the other")
+            raise ConfigError(
+                f"{sources['tls_self_signed'].where}: not beside {_BY_NAME[one].flag}", "one certificate or the other"
+            )
 
 
 def is_loopback(host: str) -> bool:

@@ -176,6 +176,9 @@ def test_each_source_is_named_in_its_error(file: Path) -> None:
     assert error_of({}, {}, file) == (f"{file}:[listen].port: port is 65536", hint)
 
 
+ORIGINS = "origins such as https://www.example.com (without a path, a last slash, or a *), null or *"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "allowed"),
     [
@@ -199,11 +202,11 @@ def test_each_source_is_named_in_its_error(file: Path) -> None:
         ("fault_injection", "perhaps", "true or false"),
         ("root_path", "asr", "a path such as /asr, or nothing"),
         ("root_path", "//evil.example/", "a path such as /asr, or nothing"),
-        ("allow_origin", "www.example.com", "origins such as https://www.example.com, null or *"),
-        ("allow_origin", "https://www.example.com/page", "origins such as https://www.example.com, null or *"),
-        ("allow_origin", "https://*.example.com", "origins such as https://www.example.com, null or *"),
+        ("allow_origin", "www.example.com", ORIGINS),
+        ("allow_origin", "https://www.example.com/page", ORIGINS),
+        ("allow_origin", "https://*.example.com", ORIGINS),
         ("state_dir", "a\0b", "text"),
-        ("allow_origin", "https://a.example,,", "origins such as https://www.example.com, null or *"),
+        ("allow_origin", "https://a.example,,", ORIGINS),
         ("trusted_proxy", "10.0.0.1/8", "networks such as 127.0.0.1 or 10.0.0.0/8"),
         ("trusted_proxy", "proxy.example.com", "networks such as 127.0.0.1 or 10.0.0.0/8"),
     ],
@@ -277,11 +280,11 @@ def test_faults_may_be_injected_nowhere_else(host: str) -> None:
 @pytest.mark.parametrize(
     ("given", "message", "hint"),
     [
-        ({"tls_cert": "c.pem"}, "--tls-cert: not without tls_key", "give --tls-key too"),
-        ({"tls_key": "k.pem"}, "--tls-key: not without tls_cert", "give --tls-cert too"),
+        ({"tls_cert": "c.pem"}, "--tls-cert: not without --tls-key", "give both"),
+        ({"tls_key": "k.pem"}, "--tls-key: not without --tls-cert", "give both"),
         (
             {"tls_cert": "c.pem", "tls_key": "k.pem", "tls_self_signed": True},
-            "--tls-self-signed: not beside tls_cert",
+            "--tls-self-signed: not beside --tls-cert",
             "one certificate or the other",
         ),
     ],

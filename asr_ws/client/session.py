@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -111,10 +112,7 @@ async def connect(url: str = DEFAULT_URL, *, token: str | None = None, **start_f
         hint = "it may want TLS: https:// or wss://" if maybe_tls else f"sessions are at {DEFAULT_URL} or alike"
         raise ClientError(f"no session at {url}: {error}", hint) from error
     except ssl.SSLCertVerificationError as error:
-        hint = "if its certificate is one of its own, name that file: SSL_CERT_FILE=self-signed.pem"
-        if error.verify_code in OTHER_NAME:
-            hint = "call it by a name or an address that its certificate is for"
-        raise ClientError(f"no session at {url}: {error.verify_message}", hint) from error
+        raise ClientError(f"no session at {url}: {error.verify_message}", _trust_hint(error)) from error
     except (OSError, TimeoutError) as error:
         hint = "is the server running? asr-ws serve"
         if getattr(error, "reason", None) in NO_TLS:
@@ -150,6 +148,14 @@ def _not_let_in(url: str, response: Response, token: str | None) -> ClientError:
             return SessionRefused((said if is_text else "") or response.reason_phrase, float(after))
         case status:
             return ClientError(message, ADDRESS_HINTS.get(status, f"sessions are at {DEFAULT_URL} or alike"))
+
+
+def _trust_hint(error: ssl.SSLCertVerificationError) -> str:
+    if (trusted := os.environ.get("SSL_CERT_FILE")) and not os.path.isfile(trusted):
+        return f"SSL_CERT_FILE names {trusted}, which is no file"
+    if error.verify_code in OTHER_NAME:
+        return "call it by a name or an address that its certificate is for"
+    return "if its certificate is one of its own, name that file: SSL_CERT_FILE=self-signed.pem"
 
 
 def _session_url(url: str) -> str:

@@ -282,6 +282,8 @@ async def test_a_certificate_that_is_not_trusted_is_told_with_what_to_do(
     async with serving(scripted, ready=False, host="0.0.0.0", tls_self_signed=True, state_dir=str(tmp_path)) as app:
         assert (await refused(app.url)).hint.endswith("SSL_CERT_FILE=self-signed.pem")
         assert app.certificate is not None
+        monkeypatch.setenv("SSL_CERT_FILE", "elsewhere.pem")
+        assert (await refused(app.url)).hint == "SSL_CERT_FILE names elsewhere.pem, which is no file"
         monkeypatch.setenv("SSL_CERT_FILE", str(app.certificate.cert))
         if sys.platform != "darwin":  # where this machine has no other address for certain
             other = app.url.replace("127.0.0.1", "127.0.0.9")
