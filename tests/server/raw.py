@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -73,8 +74,8 @@ class Raw:
 
 
 @asynccontextmanager
-async def raw(app: App) -> AsyncIterator[Raw]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", app.listener.port)
+async def raw(app: App, tls: ssl.SSLContext | None = None) -> AsyncIterator[Raw]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", app.listener.port, ssl=tls)
     try:
         yield Raw(reader, writer)
     finally:

@@ -15,7 +15,7 @@ from asr_ws import log, messages
 from asr_ws.server import door, listener
 from asr_ws.server.app import App
 from asr_ws.server.connection import WRITE_TIMEOUT_S
-from asr_ws.server.intake import SLICE_BYTES
+from asr_ws.server.intake import SLICE_BYTES, Intake
 from asr_ws.worker.supervisor import WorkerSpec
 from benchmarks.wire import BINARY, PING, TEXT
 from tests.server.raw import Raw, frame, raw, request
@@ -73,6 +73,24 @@ async def test_frames_of_one_byte_are_looked_at_a_few_at_a_time(
         await exchange_pings(neighbour)
         flooding.cancel()
     assert max(looked_at) == SLICE_BYTES
+
+
+async def test_tls_records_of_one_byte_are_decrypted_a_few_hundred_at_a_time(
+    scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[int] = []
+    receive = Intake.data_received
+    monkeypatch.setattr(Intake, "data_received", lambda self, data: (received.append(len(data)), receive(self, data)))
+    async with serving(scripted, ready=False, tls_self_signed=True, state_dir=str(tmp_path)) as app:
+        assert app.certificate is not None
+        tls = ssl.create_default_context(cafile=app.certificate.cert)
+        async with raw(app, tls) as hostile, Client(app, ssl=tls) as neighbour:
+            await hostile.upgrade()
+            for byte in frame(BINARY, bytes(60_000)):
+                hostile.writer.write(bytes([byte]))
+            while sum(received) < 60_000:
+                await exchange_pings(neighbour)
+    assert max(received) < 2000, "as many records: five times that with the buffer that plain connections have"
 
 
 async def test_what_is_looked_at_in_slices_is_what_was_sent(scripted: WorkerSpec) -> None:

@@ -15,7 +15,7 @@ from asr_ws.server import intake, self_signed
 from asr_ws.server.intake import Intake, Turns, _Tap
 from asr_ws.worker.supervisor import WorkerSpec
 from benchmarks.wire import BINARY, PING, TEXT
-from tests.server.raw import HANDSHAKE, Raw, frame, raw
+from tests.server.raw import frame, raw
 from tests.server.running import Client, serving
 
 START = frame(TEXT, b'{"type":"start","endpointing":{"mode":"manual"}}')
@@ -133,14 +133,12 @@ async def test_what_was_sent_before_the_end_is_heard(scripted: WorkerSpec, tmp_p
     tls = ssl.create_default_context(cafile=self_signed.self_signed(tmp_path).cert) if encrypted else None
     with capture_logs() as logs:
         async with serving(scripted, tls_self_signed=encrypted, state_dir=str(tmp_path)) as app:
-            reader, writer = await asyncio.open_connection("127.0.0.1", app.listener.port, ssl=tls)
-            await Raw(reader, writer).send(f"{HANDSHAKE}\r\n".encode())
-            await reader.readuntil(b"\r\n\r\n")
-            assert (await reader.readexactly(2))[0] == 0x80 | TEXT  # `ready`
-            writer.write(START + frame(BINARY, bytes(1600)) * N_FRAMES)
-            writer.close() if encrypted else writer.write_eof()
-            await app.listener.wait_empty()
-            writer.close()
+            async with raw(app, tls) as socket:
+                await socket.upgrade()
+                assert (await socket.next())[0] == TEXT  # `ready`
+                socket.writer.write(START + frame(BINARY, bytes(1600)) * N_FRAMES)
+                socket.writer.close() if encrypted else socket.writer.write_eof()
+                await app.listener.wait_empty()
     [closed] = [log for log in logs if log["event"] == "session.closed"]
     # The last few wait in websockets when the connection is lost, and have nobody to be told to.
     assert closed["audio_s"] > 0.05 * (N_FRAMES - 20)
