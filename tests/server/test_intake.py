@@ -132,13 +132,15 @@ async def test_what_was_sent_before_the_end_is_heard(scripted: WorkerSpec, tmp_p
     """Regression: over TLS the end came before what was not looked at yet."""
     tls = ssl.create_default_context(cafile=self_signed.self_signed(tmp_path).cert) if encrypted else None
     with capture_logs() as logs:
-        async with serving(scripted, tls_self_signed=encrypted, state_dir=str(tmp_path)) as app:
-            async with raw(app, tls) as socket:
-                await socket.upgrade()
-                assert (await socket.next())[0] == TEXT  # `ready`
-                socket.writer.write(START + frame(BINARY, bytes(1600)) * N_FRAMES)
-                socket.writer.close() if encrypted else socket.writer.write_eof()
-                await app.listener.wait_empty()
+        async with (
+            serving(scripted, tls_self_signed=encrypted, state_dir=str(tmp_path)) as app,
+            raw(app, tls) as socket,
+        ):
+            await socket.upgrade()
+            assert (await socket.next())[0] == TEXT  # `ready`
+            socket.writer.write(START + frame(BINARY, bytes(1600)) * N_FRAMES)
+            socket.writer.close() if encrypted else socket.writer.write_eof()
+            await app.listener.wait_empty()
     [closed] = [log for log in logs if log["event"] == "session.closed"]
     # The last few wait in websockets when the connection is lost, and have nobody to be told to.
     assert closed["audio_s"] > 0.05 * (N_FRAMES - 20)
