@@ -93,7 +93,7 @@ class Access:
     allow_origin: tuple[str, ...] = _setting(
         (),
         "origin of web pages that may open sessions, beside the server's own; * is any",
-        form="origins such as https://www.example.com (without a path, a last slash, or a *), null or *",
+        form="origins such as https://www.example.com, without a path or last slash; null; or * alone",
         normalise=origin,
     )
     trusted_proxy: tuple[str, ...] = _setting(
@@ -383,13 +383,17 @@ def _check_together(settings: Settings, sources: Mapping[str, Source]) -> None:
         raise ConfigError(
             f"{sources['fault_injection'].where}: not while listening on {listen.host}", "--host 127.0.0.1"
         )
+    if sources["auth_token_file"].kind == "flag" and not settings.access.auth_token_file:
+        raise ConfigError(
+            "--auth-token-file: no file is named", "a variable that is not set? Without the option nobody needs a token"
+        )
     for one, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
-        if getattr(listen, one) and not getattr(listen, other):
-            raise ConfigError(f"{sources[one].where}: not without {_BY_NAME[other].flag}", "give both")
         if getattr(listen, one) and listen.tls_self_signed:
             raise ConfigError(
                 f"{sources['tls_self_signed'].where}: not beside {_BY_NAME[one].flag}", "one certificate or the other"
             )
+        if getattr(listen, one) and not getattr(listen, other):
+            raise ConfigError(f"{sources[one].where}: not without {_BY_NAME[other].flag}", "give both")
 
 
 def is_loopback(host: str) -> bool:

@@ -176,7 +176,7 @@ def test_each_source_is_named_in_its_error(file: Path) -> None:
     assert error_of({}, {}, file) == (f"{file}:[listen].port: port is 65536", hint)
 
 
-ORIGINS = "origins such as https://www.example.com (without a path, a last slash, or a *), null or *"
+ORIGINS = "origins such as https://www.example.com, without a path or last slash; null; or * alone"
 
 
 @pytest.mark.parametrize(
@@ -280,6 +280,11 @@ def test_faults_may_be_injected_nowhere_else(host: str) -> None:
 @pytest.mark.parametrize(
     ("given", "message", "hint"),
     [
+        (
+            {"auth_token_file": ""},
+            "--auth-token-file: no file is named",
+            "a variable that is not set? Without the option nobody needs a token",
+        ),
         ({"tls_cert": "c.pem"}, "--tls-cert: not without --tls-key", "give both"),
         ({"tls_key": "k.pem"}, "--tls-key: not without --tls-cert", "give both"),
         (

@@ -90,11 +90,11 @@ async def connect(url: str = DEFAULT_URL, *, token: str | None = None, **start_f
     """
     token = token.strip() if token is not None else None  # the end of the line that it was read from
     start = _start(token, start_fields)
-    url = _session_url(url)
-    bearer = f"Bearer {token}" if token is not None and urlsplit(url).username is None else None
+    url, user = _session_url(url)
+    bearer = f"Bearer {token}" if token is not None and not user else None
     try:
         socket = await open_socket(
-            url,
+            url.replace("//", f"//{user}", 1),
             subprotocols=[Subprotocol(messages.PROTOCOL)],
             additional_headers={"Authorization": bearer} if bearer is not None else None,
             compression=None,
@@ -104,9 +104,7 @@ async def connect(url: str = DEFAULT_URL, *, token: str | None = None, **start_f
     except InvalidStatus as refused:
         raise _not_let_in(url, refused.response, token) from refused
     except InvalidURI as error:
-        raise ClientError(
-            f"{url} is no address of a server", f"such as http://127.0.0.1:8765 or {DEFAULT_URL}"
-        ) from error
+        raise _no_address(url) from error
     except InvalidHandshake as error:
         maybe_tls = isinstance(error, InvalidMessage) and url.startswith("ws:")
         hint = "it may want TLS: https:// or wss://" if maybe_tls else f"sessions are at {DEFAULT_URL} or alike"
@@ -120,9 +118,12 @@ async def connect(url: str = DEFAULT_URL, *, token: str | None = None, **start_f
         elif isinstance(error, ConnectionResetError):
             hint = "it may have too many connections, or speak no TLS"
         raise ClientError(f"no session at {url}: {str(error) or 'the connection was cut off'}", hint) from error
+    sent = socket.request.headers.get("Authorization") if socket.request is not None else None
     session = Session(socket, start)
     try:
-        await session.wait_ready()
+        if token is not None and sent is None:  # taken away by a redirect to another host
+            raise ClientError(f"{url} leads elsewhere, where the token is not for", "give the address it leads to")
+        await session.wait_ready(introduced=sent == bearer)
         yield session
     finally:
         await session.close()
@@ -130,6 +131,8 @@ async def connect(url: str = DEFAULT_URL, *, token: str | None = None, **start_f
 
 # What else an answer to the handshake says of the address, by its status.
 ADDRESS_HINTS: dict[int, str] = {
+    HTTPStatus.UNAUTHORIZED: "the proxy in front wants a user and a password: https://USER:PASSWORD@example.com/asr/",
+    HTTPStatus.SERVICE_UNAVAILABLE: "the proxy in front has no room, or no server: try again later",
     HTTPStatus.NOT_FOUND: "behind a proxy its prefix belongs to the address, such as https://example.com/asr/",
     HTTPStatus.BAD_GATEWAY: "the proxy answers, the server behind it does not",
     HTTPStatus.GATEWAY_TIMEOUT: "the proxy answers, the server behind it does not",
@@ -142,7 +145,7 @@ def _not_let_in(url: str, response: Response, token: str | None) -> ClientError:
     is_text = response.headers.get("Content-Type", "").startswith("text/plain")
     message = f"no session at {url}: HTTP {response.status_code}" + (f": {said}" if said and is_text else "")
     match response.status_code:
-        case HTTPStatus.UNAUTHORIZED:
+        case HTTPStatus.UNAUTHORIZED if response.headers.get("WWW-Authenticate", "").startswith("Bearer"):
             return ClientError(message, TOKEN_HINT if token is None else OTHER_TOKEN_HINT)
         case HTTPStatus.SERVICE_UNAVAILABLE if (after := response.headers.get("Retry-After", "")).isdecimal():
             return SessionRefused((said if is_text else "") or response.reason_phrase, float(after))
@@ -158,17 +161,31 @@ def _trust_hint(error: ssl.SSLCertVerificationError) -> str:
     return "if its certificate is one of its own, name that file: SSL_CERT_FILE=self-signed.pem"
 
 
-def _session_url(url: str) -> str:
-    """The server's plain address will do, also with a proxy's path: http is ws here, and the sessions are below it."""
-    parts = urlsplit(url)
+def _session_url(url: str) -> tuple[str, str]:
+    """The server's plain address will do, also with a proxy's path: http is ws here, and the sessions are below it.
+
+    Returns: the address to show, and what is not to be shown: ``USER:PASSWORD@``, or nothing.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise _no_address(url) from error
+    user, at, host = parts.netloc.rpartition("@")
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     is_plain = scheme != parts.scheme or parts.path in ("", "/")
     path = parts.path.removesuffix(messages.PATH).rstrip("/") + messages.PATH if is_plain else parts.path
-    return parts._replace(scheme=scheme, path=path).geturl()
+    return parts._replace(scheme=scheme, netloc=host, path=path).geturl(), user + at
+
+
+def _no_address(url: str) -> ClientError:
+    return ClientError(f"{url} is no address of a server", f"such as http://127.0.0.1:8765 or {DEFAULT_URL}")
 
 
 def _start(token: str | None, fields: dict[str, Any]) -> messages.Start:
-    if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
+    if token == "":
+        raise ClientError("the token is empty", TOKEN_HINT)
+    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
         raise ClientError(
             "a token has no spaces, and letters of ASCII only", "the token alone: no name behind it, no second line"
         )
@@ -184,7 +201,7 @@ class Session:
     """An open session. Make it with `connect`.
 
     Attributes:
-        ready: what the server said of itself, once it has.
+        ready: what the server said of itself.
     """
 
     def __init__(self, socket: ClientConnection, start: messages.Start) -> None:
@@ -200,25 +217,25 @@ class Session:
         self._changed = asyncio.Event()  # one of these two
         self._acknowledged = asyncio.Event()
 
-    async def wait_ready(self) -> messages.Ready | None:
-        """None: with a token it may come after `start` only: a proxy, or a redirect, may have taken the header away.
+    async def wait_ready(self, *, introduced: bool) -> None:
+        """Args: introduced: whether the server knows us, as far as it wants to, or waits for the token in `start`.
 
         Raises: SessionRefused, ConnectionLost; ClientError: the server told why not.
         """
+        if not introduced:
+            await self._begin()
         while self.ready is None:
             try:
                 event = await self._receive(None if self._is_asked else GREETING_S)
             except TimeoutError:
-                if self._start.token is not None:
-                    break
                 self._is_asked = True
-                await self.ping(GREETING)  # one that waits for a token says so at once, to anything else
+                # A proxy may have taken the header away. One that waits for a token says so at once, to anything else.
+                await (self._begin() if self._start.token is not None else self.ping(GREETING))
                 continue
             if isinstance(event, messages.Error) and event.fatal:
                 hint = TOKEN_HINT if event.code == "unauthorized" and self._start.token is None else event.hint
                 raise ClientError(f"{event.code}: {event.message}", hint)
             self._early.append(event)
-        return self.ready
 
     async def send(self, data: bytes) -> None:
         """Audio in the declared format, at most 256 KiB, cut anywhere."""

@@ -11,7 +11,6 @@ Addresses follow nginx' real_ip_recursive: from the right, the first that is no 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import hmac
 import ipaddress
@@ -36,14 +35,14 @@ NEIGHBOURHOOD: Final = 64  # bits of an IPv6 address that its owner does not cho
 
 
 class AccessRefusal(StrEnum):
-    """Why somebody was not let in, for the log and the metrics."""
+    """Why somebody was not let in, for the log, the metrics, and (the two limits of sessions) the close's reason."""
 
     ORIGIN = "origin"
     UNAUTHORIZED = "unauthorized"  # no token, or none that is valid
     PER_ADDRESS = "max_sessions_per_address"
     PER_TOKEN = "max_sessions_per_token"
-    UNIDENTIFIED = "unidentified"  # too many of one address that have said no token yet
-    HANDSHAKES = "handshakes"  # too many that are being told why not
+    UNIDENTIFIED = "unidentified"  # too many of one address that are no sessions, and one more without a token
+    HANDSHAKES = "handshakes"  # too many that are no sessions, and one more that would find no room
     CONNECTIONS = "connections"  # too many of any kind
 
 
@@ -164,7 +163,6 @@ class Client:
         return not self.by_proxy and is_loopback(self.address)
 
 
-@functools.lru_cache(maxsize=1024)  # asked of every session at each newcomer
 def owner(address: str) -> str:
     """The address, or of IPv6 the network, that one party has to itself."""
     with suppress(ValueError):
@@ -204,4 +202,6 @@ def _plain(text: str) -> str | None:
 
 def is_proxy(address: str | None, proxies: Sequence[Network]) -> bool:
     """Whether its word is taken."""
-    return address is not None and any(ipaddress.ip_address(address) in proxy for proxy in proxies)
+    with suppress(ValueError):  # no address is known, of who has gone
+        return address is not None and any(ipaddress.ip_address(address) in proxy for proxy in proxies)
+    return False

@@ -161,7 +161,7 @@ def build(settings: Settings, spec: WorkerSpec, *, fair: bool = True) -> App:
     if tokens is not None:
         app.reloads.append(partial(tokens.run, use_tokens))
     if encryption is not None:
-        app.reloads.append(partial(encryption.run, tls.renewable(encryption.value)))
+        app.reloads.append(partial(encryption.run, encryption.value.renew))
     return app
 
 

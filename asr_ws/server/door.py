@@ -27,7 +27,7 @@ NOT_HERE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # such as ::1 of lo
 CONNECTIONS_BESIDE: Final = 64  # handshakes, pages, and refusals that are being told, beside the sessions
 TURNED_AWAY_AT_ONCE: Final = 32  # before the loop sees to other things
 BUFFER_BYTES: Final = 64 * 1024  # of the system, for each way of a connection: 2 s of audio, and hundreds of events
-ENCRYPTED_BYTES: Final = 16 * 1024  # for what is received by TLS: asyncio decrypts all that there is at once
+DECRYPTED_BYTES: Final = 1024  # at once: asyncio's TLS would take 256 KiB, or ten thousand records
 FULL: Final = b"too many connections\n"
 FULL_RESPONSE: Final = (
     f"HTTP/1.1 {HTTPStatus.SERVICE_UNAVAILABLE.value} {HTTPStatus.SERVICE_UNAVAILABLE.phrase}\r\n"
@@ -55,7 +55,6 @@ class Door:
         self.max_connections = min(wanted, descriptors_for(2 * wanted) // 2)
         self.max_per_address = max(1, self.max_connections - self.max_connections // 2)
         self._response = b"" if encrypted else FULL_RESPONSE
-        self._received_bytes = ENCRYPTED_BYTES if encrypted else BUFFER_BYTES
         self._is_shared = is_shared
         self._on_turned_away = on_turned_away
         self._inside = weakref.WeakSet[_Guest]()
@@ -87,8 +86,8 @@ class Door:
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            for buffer, n_bytes in ((socket.SO_RCVBUF, self._received_bytes), (socket.SO_SNDBUF, BUFFER_BYTES)):
-                listening.setsockopt(socket.SOL_SOCKET, buffer, n_bytes)  # else they grow to megabytes
+            for buffer in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                listening.setsockopt(socket.SOL_SOCKET, buffer, BUFFER_BYTES)  # else they grow to megabytes
             listening.bind(address)
         except OSError:
             listening.close()
@@ -135,6 +134,10 @@ class _Guest(socket.socket):
     def enter(self, inside: weakref.WeakSet[_Guest], peer: str) -> None:
         self.peer, self._inside = peer, inside
         inside.add(self)
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        """As asyncio's TLS reads."""
+        return super().recv_into(buffer, min(nbytes or len(buffer), DECRYPTED_BYTES), flags)
 
     def close(self) -> None:
         self._inside.discard(self)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-import ssl
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -57,7 +56,7 @@ def tokens(settings: Settings) -> Reloaded[Tokens] | None:
     return _of("--auth-token-file", lambda: Reloaded([file], parsed))
 
 
-def encryption(certificate: Certificate | None) -> Reloaded[ssl.SSLContext] | None:
+def encryption(certificate: Certificate | None) -> Reloaded[tls.Context] | None:
     """None: there is none. Raises: UsageError: the certificate's files are not usable."""
     if certificate is None:
         return None
@@ -101,7 +100,8 @@ def warnings(settings: Settings) -> list[str]:
     listen, access = settings.listen, settings.access
     any_page = [ANY_PAGE_WARNING] * ("*" in access.allow_origin and not access.auth_token_file)
     if is_loopback(listen.host):
-        return any_page + [PROXY_WARNING] * bool(access.trusted_proxy and not access.auth_token_file)
+        has_proxy = bool(access.trusted_proxy or listen.root_path)
+        return any_page + [PROXY_WARNING] * (has_proxy and not access.auth_token_file)
     encrypted = listen.tls_cert or listen.tls_self_signed or access.trusted_proxy
     return any_page + [OPEN_WARNING] * (not access.auth_token_file) + [CLEAR_WARNING] * (not encrypted)
 

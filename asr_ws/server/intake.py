@@ -23,8 +23,8 @@ from websockets.protocol import State
 
 SLICE_BYTES: Final = 1024  # looked through at once: at worst 170 pings, which are to be answered
 TURN_S: Final = 0.002  # before the loop sees to other things
-ENTRY_S: Final = 0.005  # that who has just come is taken to have had
-DECRYPTED_AHEAD: Final = 16 * 1024  # bytes that asyncio's TLS reads on for: at worst 700 records
+ENTRY_S: Final = 0.005  # that who has just come is taken to have had: else those that come anew each time go first
+ENCRYPTED_AHEAD: Final = 1024  # bytes that asyncio's TLS takes while we read nothing, to be decrypted at once then
 
 
 class Looked(Protocol):
@@ -99,11 +99,17 @@ class Intake(ServerConnection):
         self._is_stuck = False  # with what its peer does not read
         self._is_dropped = False  # nobody wants to know more of it
 
+    @property
+    def remote_address(self) -> Any:
+        """Also of who has gone, which asyncio's TLS forgets."""
+        return self._peer
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._peer = transport.get_extra_info("peername")
         self._source = cast(asyncio.Transport, transport)
         self._tap = _Tap(self._source, self)
         if (limit := getattr(transport, "set_read_buffer_limits", None)) is not None:
-            limit(DECRYPTED_AHEAD)
+            limit(ENCRYPTED_AHEAD)
         super().connection_made(cast(asyncio.Transport, self._tap))
 
     async def handshake(self, *args: Any, **kwargs: Any) -> None:
@@ -136,7 +142,7 @@ class Intake(ServerConnection):
         self.regulate()
 
     def set_full(self, is_full: bool) -> None:
-        """Websockets has enough for now, or wants more: of what is dropped it only has what came before."""
+        """Websockets has enough for now, or wants more; of no account once all is dropped but the end."""
         self._is_full = is_full and not self._is_dropped
         self.regulate()
 

@@ -280,12 +280,11 @@ class Listener:
         try:
             async with asyncio.timeout(TURN_AWAY_TIMEOUT_S):
                 await socket.send(messages.encode(event))
-                closing = asyncio.create_task(socket.close(code, reason), name="turned away")
-                try:
-                    while True:  # the peer's close may stand behind messages
-                        await socket.recv()
-                finally:
-                    closing.cancel()
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(socket.close(code, reason), name="turned away")
+                    with contextlib.suppress(ConnectionClosed):
+                        while True:  # the peer's close may stand behind messages
+                            await socket.recv()
         except (ConnectionClosed, TimeoutError):
             socket.transport.abort()
 
@@ -303,7 +302,7 @@ class Listener:
         return _response(answer or self._page(path, request.method), with_body=request.method != "HEAD")
 
     def _too_many(self, client: Client, token: Token | None) -> AccessRefusal | None:
-        """Whether there is no time to tell him in band what he may not, or to wait for who he is."""
+        """Why there is no time to tell him in band what he may not, or to wait for who he is, if there is none."""
         is_unknown = self._reception.tokens is not None and token is None
         is_one_party = not self._reception.is_shared(client.address)
         if is_unknown and is_one_party and self._beside[owner(client.address)] >= UNKNOWN_OF_ADDRESS:

@@ -122,7 +122,7 @@ def read(file: Path) -> bytes:
             os.close(fd)
             raise UsageError(f"{file} is no regular file")
         with open(fd, "rb") as opened:
-            content = opened.read(MAX_FILE_BYTES + 1)
+            content = opened.read(MAX_FILE_BYTES + 1) or b""  # None: it has nothing to say now, such as a device
     except (OSError, ValueError) as error:  # a NUL in its name
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"cannot read {file}: {reason}") from error

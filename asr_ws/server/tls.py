@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final, cast
 
 from asr_ws.errors import UsageError
+
+RECORD_BYTES: Final = 5 + (1 << 14) + 2048  # the longest: it may be there in part (RFC 5246, 6.2.3)
+OVERHEAD_BYTES: Final = 96  # of a record beyond its data, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +22,48 @@ class Certificate:
     fingerprint: str = ""
 
 
-def context_for(certificate: Certificate) -> ssl.SSLContext:
+class Connection(ssl.SSLObject):
+    """One that ends where its peer sends what carries nothing.
+
+    OpenSSL takes all key updates that there are before it returns, each for the time of many records of data; and
+    nothing comes of them that could be counted, or waited with.
+    """
+
+    incoming: ssl.MemoryBIO
+    _n_empty = 0  # bytes taken, that nothing has come of yet
+
+    def read(self, n_bytes: int = 1024, buffer: Any = None) -> Any:  # as `ssl` has it
+        n_before, n_data = self.incoming.pending, 0
+        try:
+            data = super().read(n_bytes, buffer)
+            n_data = data if isinstance(data, int) else len(data)
+            return data
+        finally:
+            n_beside = n_before - self.incoming.pending - n_data - OVERHEAD_BYTES * bool(n_data)
+            self._n_empty = max(0, self._n_empty + n_beside)
+            if self._n_empty > RECORD_BYTES:
+                raise ssl.SSLError("the peer's records carry nothing")
+
+
+class Context(ssl.SSLContext):
+    """A server's, whose connections from now on may be another context's, whole or not at all."""
+
+    sslobject_class = Connection
+    _newest: Context | None = None
+
+    def renew(self, newest: Context) -> None:
+        self._newest = newest
+
+    def wrap_bio(self, incoming: ssl.MemoryBIO, *args: Any, **kwargs: Any) -> ssl.SSLObject:
+        """As asyncio asks for each connection."""
+        wrapped = ssl.SSLContext.wrap_bio(self._newest or self, incoming, *args, **kwargs)
+        cast(Connection, wrapped).incoming = incoming
+        return wrapped
+
+
+def context_for(certificate: Certificate) -> Context:
     """Raises: UsageError: the files do not belong together, or the key has a passphrase."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = Context(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
         context.load_cert_chain(certificate.cert, certificate.key, password=lambda: "")  # else it asks at a terminal
@@ -45,18 +87,3 @@ REASONS = {
     "PEM lib": "one of them is not PEM, or the key has a passphrase",
     "BAD_DECRYPT": "the key has a passphrase",
 }
-
-
-def renewable(context: ssl.SSLContext) -> Callable[[ssl.SSLContext], None]:
-    """Returns: a function that has connections from now on served by another context, whole or not at all."""
-    newest = context
-
-    def choose(connection: ssl.SSLSocket | ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-        connection.context = newest
-
-    def renew(renewed: ssl.SSLContext) -> None:
-        nonlocal newest
-        newest = renewed
-
-    context.sni_callback = choose  # called for each, also those that ask for no name
-    return renew

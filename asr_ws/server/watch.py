@@ -78,16 +78,20 @@ class Watch:
             self._log.warning("loop.stalled", lag_s=round(self._worst_lag_s, 3))
             self._worst_lag_s = 0.0
         if shed:
-            self._log.info("utterance.shed", n=shed.total(), reasons={str(reason): n for reason, n in shed.items()})
+            self._log.info("utterance.shed", n=shed.total(), reasons=_by_name(shed))
             self._refusals += shed
         if refused:
             last = self._metrics.last_refused
-            self._log.warning("access.refused", n=refused.total(), reasons=dict(refused), **last)
+            self._log.warning("access.refused", n=refused.total(), reasons=_by_name(refused), **last)
             self._access_refused += refused
         if n_expired:
             self._log.info("utterance.expired", n=n_expired)
             self._n_expired += n_expired
         return stalled or bool(shed) or bool(refused) or n_expired > 0
+
+
+def _by_name(counts: Counter[str]) -> dict[str, int]:
+    return {str(reason): n for reason, n in counts.items()}  # as plain text, whatever enumeration it is of
 
 
 class _Watchdog(threading.Thread):

@@ -213,7 +213,7 @@ async def test_a_token_opens_the_session_and_one_that_is_not_valid_is_told(
         proxys = app.url.replace("//", "//user:password@")  # in the header that is the token's otherwise
         for url in (app.url, proxys):
             async with connect(url, token=token, **MANUAL) as session:
-                assert (session.ready is not None) == (url == app.url)
+                assert session.ready is not None
                 events = [event async for event in session.stream(SECOND)]
                 assert isinstance(events[-1], messages.Done)
         with pytest.raises(ClientError) as caught:
@@ -223,8 +223,9 @@ async def test_a_token_opens_the_session_and_one_that_is_not_valid_is_told(
         assert told.message == "unauthorized: the first message must be `start`, with a token"
         assert told.hint.startswith("give it a token: --token-file FILE, or ASR_WS_TOKEN")
         assert caught.value.hint == "the token that was given is none of the server's: ask whoever runs it"
-        for none in ("two words", ""):
-            assert (await refused(app.url, token=none)).hint == "the token alone: no name behind it, no second line"
+        assert (await refused(proxys, token="wrong" + token)).message == "unauthorized: this token is not valid"
+        assert (await refused(app.url, token="two words")).hint.startswith("the token alone: no name behind it")
+        assert (await refused(app.url, token="")).message == "the token is empty"
         async with connect(app.url, token=f"{token}\n") as session:
             assert session.ready is not None
 
@@ -241,6 +242,25 @@ async def test_a_token_is_in_start_too_where_a_proxy_takes_the_header_away(
     ):
         events = [event async for event in session.stream(SECOND)]
     assert [type(event) for event in (events[0], events[-1])] == [messages.Ready, messages.Done]
+
+
+async def test_a_token_is_not_for_the_host_that_a_redirect_names(
+    scripted: WorkerSpec, tmp_path: Path, unused_tcp_port: int
+) -> None:
+    token = "client-token-of-enough-letters"
+    (tmp_path / "tokens").write_text(token, "utf-8")
+
+    async with serving(scripted, ready=False, auth_token_file=str(tmp_path / "tokens")) as app:
+
+        async def redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(f"HTTP/1.1 302 Found\r\nLocation: {app.url}\r\nContent-Length: 0\r\n\r\n".encode())
+            writer.close()
+
+        async with await asyncio.start_server(redirect, "127.0.0.1", unused_tcp_port):
+            for user in ("", "joe:secret@"):
+                error = await refused(f"ws://{user}127.0.0.1:{unused_tcp_port}/v1/stream", token=token)
+                assert error.hint == "give the address it leads to"
 
 
 async def test_a_limit_of_ones_own_is_told_by_its_name(scripted: WorkerSpec) -> None:
@@ -270,7 +290,12 @@ async def test_what_answers_the_handshake_otherwise_is_told(unused_tcp_port: int
             assert error.message == f"no session at ws{url[4:]}v1/stream: HTTP {answer[:3].decode()}"
         answer = b"404 Not Found\r\n\r\n"
         assert (await refused(url)).hint.startswith("behind a proxy its prefix belongs to the address")
-        assert (await refused("127.0.0.1:8765")).hint.startswith("such as http://")
+        for none in ("127.0.0.1:8765", "http://[::1", "http://127.0.0.1:87650", "http://127.0.0.1:x"):
+            assert (await refused(none)).hint.startswith("such as http://")
+        answer = b"401 Unauthorized\r\nWWW-Authenticate: Basic\r\n\r\n"
+        error = await refused(url.replace("//", "//joe:secret@"), token="client-token-of-enough-letters")
+        assert error.hint.startswith("the proxy in front wants a user and a password")
+        assert "secret" not in error.message
         answer = b"garbage"
         assert (await refused(url)).hint == "it may want TLS: https:// or wss://"
         assert (await refused(url.replace("http", "https"))).hint == "it may speak no TLS: http:// or ws://"
@@ -304,4 +329,4 @@ async def test_a_certificate_that_is_not_trusted_is_told_with_what_to_do(
     ],
 )
 def test_a_servers_plain_address_will_do(given: str, url: str) -> None:
-    assert _session_url(given) == url
+    assert _session_url(given) == (url, "")

@@ -6,7 +6,7 @@ import ipaddress
 
 import pytest
 
-from asr_ws.core.access import Client, Origins, Tokens, bearer, client_of, owner
+from asr_ws.core.access import Client, Origins, Tokens, bearer, client_of, is_proxy, owner
 from asr_ws.errors import UsageError
 
 LONG = "Zm9vYmFyYmF6cXV4"  # 16 characters
@@ -202,6 +202,10 @@ def test_this_machines_own_programs_are_not_those_of_a_proxy_here() -> None:
     assert client_of("127.0.0.1", [], PROXIES).is_this_machine
     assert not client_of("127.0.0.1", ["203.0.113.5"], PROXIES).is_this_machine
     assert not client_of("10.0.0.1", ["127.0.0.1"], PROXIES).is_this_machine
+
+
+def test_what_is_no_address_is_no_proxys() -> None:
+    assert not is_proxy("unknown", [ipaddress.ip_network("0.0.0.0/0")])
 
 
 def test_an_owner_has_one_ipv4_address_and_a_network_of_ipv6() -> None:

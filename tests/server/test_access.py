@@ -542,6 +542,7 @@ async def test_no_path_leads_anywhere_but_to_the_pages(scripted: WorkerSpec, pat
         ({}, []),
         ({"host": "localhost"}, []),
         ({"trusted_proxy": ("127.0.0.1/32",)}, [entrance.PROXY_WARNING]),
+        ({"root_path": "/asr"}, [entrance.PROXY_WARNING]),
         ({"trusted_proxy": ("127.0.0.1/32",), "auth_token_file": "f"}, []),
         ({"allow_origin": ("*",)}, [entrance.ANY_PAGE_WARNING]),
         ({"allow_origin": ("*",), "auth_token_file": "f"}, []),

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from asr_ws.core.access import AccessRefusal
 from asr_ws.core.types import RefusalReason
 from asr_ws.metrics import Metrics
 from asr_ws.server.watch import Watch, WatchLimits
@@ -46,7 +47,7 @@ def test_those_who_may_not_come_in_are_told_once_a_second_with_the_last_address(
     with capture_logs() as logs:
         watch = Watch(metrics)
         for now, address in ((1000.0, "203.0.113.5"), (1000.5, "203.0.113.6"), (1000.7, "203.0.113.7"), (1001.0, "")):
-            metrics.access_refused["origin"] += bool(address)
+            metrics.access_refused[AccessRefusal.ORIGIN] += bool(address)
             metrics.last_refused = {"last": address} if address else metrics.last_refused
             watch.observe(0.0, now=now)
     refused = {"event": "access.refused", "log_level": "warning"}
