@@ -222,15 +222,14 @@ class Session:
 
         Raises: SessionRefused, ConnectionLost; ClientError: the server told why not.
         """
-        if not introduced:
-            await self._begin()
         while self.ready is None:
             try:
-                event = await self._receive(None if self._is_asked else GREETING_S)
+                event = await self._receive(None if self._is_asked else GREETING_S if introduced else 0)
             except TimeoutError:
                 self._is_asked = True
-                # A proxy may have taken the header away. One that waits for a token says so at once, to anything else.
-                await (self._begin() if self._start.token is not None else self.ping(GREETING))
+                with contextlib.suppress(ConnectionLost):  # what was said before it is read all the same
+                    # A proxy may have taken the header away. One that waits for a token says so to anything else.
+                    await (self._begin() if self._start.token is not None else self.ping(GREETING))
                 continue
             if isinstance(event, messages.Error) and event.fatal:
                 hint = TOKEN_HINT if event.code == "unauthorized" and self._start.token is None else event.hint

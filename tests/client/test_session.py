@@ -266,7 +266,9 @@ async def test_a_token_is_not_for_the_host_that_a_redirect_names(
 async def test_a_limit_of_ones_own_is_told_by_its_name(scripted: WorkerSpec) -> None:
     async with serving(scripted, ready=False, max_sessions_per_address=1) as app, connect(app.url):
         error = await refused(app.url)
-    assert error.message == "the server refused the session: max_sessions_per_address"
+        with_password = app.url.replace("//", "//joe:secret@")  # `start` is sent at once, where nobody may read it
+        refusals = [await refused(with_password, token="client-token-of-enough-letters") for _ in range(10)]
+    assert {each.message for each in (error, *refusals)} == {"the server refused the session: max_sessions_per_address"}
 
 
 async def test_what_answers_the_handshake_otherwise_is_told(unused_tcp_port: int) -> None:
