@@ -22,8 +22,17 @@ SERVER_EVENT = _entry("ServerEvent")
 
 def check_event(event: dict[str, Any]) -> None:
     """Raises: AssertionError: it is none that a server of this version sends."""
-    for error in SERVER_EVENT.iter_errors(event):  # one: that none of the types fits
+    _check(SERVER_EVENT, event)
+
+
+def check_message(message: dict[str, Any]) -> None:
+    """Raises: AssertionError: it is none that a client may send."""
+    _check(CLIENT_MESSAGE, message)
+
+
+def _check(entry: Draft202012Validator, told: dict[str, Any]) -> None:
+    for error in entry.iter_errors(told):  # one: that none of the types fits
         reasons = error.context or [error]
         others = {reason.relative_schema_path[0] for reason in reasons if list(reason.path) == ["type"]}
         said = [f"{each.json_path}: {each.message}" for each in reasons if each.relative_schema_path[0] not in others]
-        raise AssertionError(f"{event} does not conform: {'; '.join(said) or 'unknown type'}")
+        raise AssertionError(f"{told} does not conform: {'; '.join(said) or 'unknown type'}")

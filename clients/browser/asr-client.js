@@ -1,0 +1,308 @@
+/**
+ * asr-client.js: live text from a microphone, by an asr_ws server.
+ *
+ *     const asr = new AsrClient("http://127.0.0.1:8765/");
+ *     asr.addEventListener("final", ({ detail }) => console.log(detail.text));
+ *     await asr.start(); // the microphone; stop() flushes, and gives the whole text
+ *
+ * A recording lives longer than a connection: what has no outcome is kept (`ringSeconds`), and sent again when the server
+ * is back. Utterances that the server refuses are offered again after its own hint. Every event of the protocol is an
+ * event here, its times counted from the recording's beginning; asr-client.d.ts has them all.
+ */
+
+import { AsrError } from "./asr-error.js";
+import { AudioRing } from "./audio-ring.js";
+import { Microphone } from "./microphone.js";
+import { Session } from "./asr-session.js";
+
+export { AsrError, Microphone };
+export const VERSION = "0.1.0";
+
+const PATH = "/v1/stream";
+const RECONNECT = [1001, 1005, 1006, 1011, 1012, 1013]; // close codes after which the server, or the next one, is back
+const TRANSIENT = ["internal", "slow_consumer"]; // fatal errors that another session need not have
+const FIRST_DELAY_MS = 500;
+const MAX_DELAY_MS = 30_000;
+const STABLE_MS = 5_000; // a session that has lived so long ends the row of failed ones
+
+/** Milliseconds before the n-th try (1, 2, ...) in a row: doubled each time, and spread, so that not all come at once. */
+export function reconnectDelayMs(attempt, retryAfterMs = 0, random = Math.random) {
+  const delay = Math.min(FIRST_DELAY_MS * 2 ** (attempt - 1), MAX_DELAY_MS);
+  return Math.round(Math.max(delay * (0.5 + random() / 2), retryAfterMs));
+}
+
+/** The address of sessions: a server's plain address will do, also with a proxy's path. */
+export function sessionUrl(url, base = globalThis.document?.baseURI) {
+  const address = new URL(url, base);
+  const isPlain = address.protocol.startsWith("http") || address.pathname === "/";
+  address.protocol = address.protocol.replace("http", "ws");
+  if (isPlain) address.pathname = address.pathname.replace(new RegExp(`(${PATH})?/*$`), "") + PATH;
+  address.hash = "";
+  return address.href;
+}
+
+export class AsrClient extends EventTarget {
+  #url;
+  #options;
+  #recording = null; // {ring, rate, marks, isEnding, finals, opened, finished}: until its end
+  #session = null;
+  #microphone = null;
+  #opening = null;
+  #nSessions = 0;
+  #attempt = 0;
+  #timer = null;
+  #stableTimer = null;
+  #ready = null;
+  #changed = promise();
+
+  constructor(url = ".", options = {}) {
+    super();
+    this.#url = sessionUrl(url);
+    this.#options = { ringSeconds: 60, maxReconnects: 10, WebSocket: globalThis.WebSocket, ...options };
+  }
+
+  /** Whether a recording is going on: from start() or open() until its last outcome. */
+  get isOpen() {
+    return this.#recording !== null;
+  }
+
+  /** What the server said of itself: the event `ready`, or null. */
+  get ready() {
+    return this.#ready;
+  }
+
+  /** Milliseconds of audio since the recording's beginning. */
+  get positionMs() {
+    return this.#recording ? Math.round((this.#recording.ring.end / this.#recording.rate) * 1000) : 0;
+  }
+
+  /** What this machine's microphone hears, from now on. Resolves once the server is there. */
+  async start() {
+    this.#assertIdle();
+    this.#opening = { isStopped: false };
+    const opening = this.#opening;
+    try {
+      const { microphone: constraints, workletUrl } = this.#options;
+      const early = []; // before the sample rate is known, and with it the recording
+      let onAudio = (samples, level) => early.push([samples, level]);
+      const microphone = await Microphone.open({
+        constraints,
+        workletUrl,
+        onAudio: (samples, level) => onAudio(samples, level),
+        onEnded: () => {
+          this.#emit("microphone", { state: "lost" });
+          this.stop().catch(() => {}); // what goes wrong is told by `closed`
+        },
+      });
+      if (opening.isStopped) {
+        await microphone.close();
+        throw new AsrError("closed", "stopped before the microphone was open");
+      }
+      this.#microphone = microphone;
+      onAudio = (samples, level) => {
+        this.#append(samples);
+        this.#emit("level", level);
+      };
+      const opened = this.#begin(microphone.sampleRate);
+      for (const frame of early) onAudio(...frame);
+      this.#emit("microphone", { state: "open" });
+      this.#opening = null;
+      await opened;
+    } finally {
+      if (this.#opening === opening) this.#opening = null;
+    }
+  }
+
+  /** The same for audio that comes by send(). */
+  async open({ sampleRate = 16_000 } = {}) {
+    this.#assertIdle();
+    await this.#begin(sampleRate);
+  }
+
+  /**
+   * More audio, mono, at the recording's rate: Int16Array, or Float32Array within [-1, 1].
+   * Resolves when the server has no more to do than keeps it busy: a source that can wait (a file) is to wait for it.
+   */
+  async send(samples) {
+    const recording = this.#open();
+    this.#append(samples instanceof Float32Array ? Int16Array.from(samples, asInt16) : samples);
+    while (this.#recording === recording && !this.#session?.hasRoom) await this.#changed.promise;
+    if (this.#recording !== recording) await recording.finished.promise;
+  }
+
+  /** The utterance ends here (push to talk); `id` comes back in its `accepted`, `busy` or `error`. */
+  commit(id = null) {
+    const { ring, marks } = this.#open();
+    marks.push({ at: ring.end, id });
+    this.#session?.pump();
+  }
+
+  /** Drop that utterance, or everything up to now that has no outcome yet. */
+  cancel(utterance = undefined) {
+    const { ring } = this.#open();
+    if (utterance === undefined) ring.settle(0, ring.end);
+    this.#session?.cancel(utterance);
+  }
+
+  /**
+   * No more audio: waits for the outcome of all that was recorded.
+   * @returns {Promise<{text: string, finals: object[], done: object}>}
+   * @throws {AsrError} the connection ended before that, for good
+   */
+  async stop() {
+    if (this.#opening) {
+      this.#opening.isStopped = true;
+      return { text: "", finals: [], done: null };
+    }
+    const recording = this.#open();
+    await this.#closeMicrophone();
+    recording.isEnding = true;
+    this.#session?.pump();
+    return recording.finished.promise;
+  }
+
+  /** End at once; what has no outcome yet is lost. */
+  close() {
+    if (this.#opening) this.#opening.isStopped = true;
+    if (this.#recording) this.#end(new AsrError("closed", "the recording was closed"));
+  }
+
+  // ---------------------------------------------------------------- a recording
+
+  #assertIdle() {
+    if (this.#recording || this.#opening)
+      throw new AsrError("already_open", "a recording is going on", "stop() it, or use another AsrClient");
+  }
+
+  #open() {
+    if (!this.#recording) throw new AsrError("not_open", "no recording is going on", "start() or open() first");
+    return this.#recording;
+  }
+
+  #begin(rate) {
+    const ring = new AudioRing(this.#options.ringSeconds * rate);
+    this.#recording = { ring, rate, marks: [], isEnding: false, finals: [], opened: promise(), finished: promise() };
+    this.#nSessions = this.#attempt = 0;
+    const { opened } = this.#recording;
+    this.#connect();
+    return opened.promise;
+  }
+
+  #append(samples) {
+    if (!this.#recording || this.#recording.isEnding) return;
+    this.#recording.ring.append(samples);
+    this.#session?.pump();
+  }
+
+  /** With its outcome, or with an error. */
+  #end(error, done = null) {
+    const { finals, opened, finished } = this.#recording;
+    this.#recording = null;
+    clearTimeout(this.#timer);
+    clearTimeout(this.#stableTimer);
+    this.#session?.close();
+    this.#session = null;
+    void this.#closeMicrophone();
+    finals.sort((one, other) => one.audio_start_ms - other.audio_start_ms);
+    if (error) for (const { reject } of [opened, finished]) reject(error);
+    else finished.resolve({ text: finals.map(({ text }) => text).filter(Boolean).join(" "), finals, done });
+    this.#emit("closed", { error });
+    this.#change();
+  }
+
+  async #closeMicrophone() {
+    const microphone = this.#microphone;
+    this.#microphone = null;
+    await microphone?.close();
+    if (microphone) this.#emit("microphone", { state: "closed" });
+  }
+
+  // ---------------------------------------------------------------- its sessions
+
+  #connect() {
+    const { token, start, WebSocket } = this.#options;
+    const recording = this.#recording;
+    const audio = { encoding: "pcm_s16le", sample_rate: recording.rate, channels: 1 };
+    try {
+      this.#session = new Session({
+        url: this.#url,
+        WebSocket,
+        start: { client: `asr-client.js/${VERSION}`, ...start, audio, ...(token ? { token } : {}) },
+        recording,
+        prefix: this.#nSessions ? `${this.#nSessions}:` : "",
+        emit: (type, detail) => this.#receive(type, detail),
+        onOver: (end) => this.#lose(end),
+      });
+    } catch (error) {
+      const hint = "a page that came by https:// reaches wss:// only";
+      this.#end(new AsrError("bad_address", error.message, hint, { cause: error }));
+    }
+  }
+
+  #receive(type, detail) {
+    const recording = this.#recording;
+    if (type === "ready") {
+      this.#ready = detail;
+      this.#stableTimer = setTimeout(() => (this.#attempt = 0), STABLE_MS);
+      if (this.#nSessions++) this.#emit("reconnected", {});
+      recording.opened.resolve();
+    }
+    if (type === "final") {
+      detail.latency_ms = this.positionMs - detail.audio_end_ms;
+      recording.finals.push(detail);
+    }
+    this.#emit(type, detail);
+    if (type === "done" && this.#recording === recording) this.#end(null, detail);
+    this.#change();
+  }
+
+  #lose({ code, reason, error, refusal }) {
+    const interrupted = this.#session.unfinished;
+    this.#session = null;
+    clearTimeout(this.#stableTimer);
+    const isOver = error ? error.fatal === false || !TRANSIENT.includes(error.code) : !RECONNECT.includes(code);
+    this.#attempt += 1;
+    if (isOver || this.#attempt > this.#options.maxReconnects) {
+      this.#end(this.#failure(code, reason, error, refusal));
+      return;
+    }
+    const delay_ms = reconnectDelayMs(this.#attempt, refusal?.retry_after_ms);
+    const why = refusal?.reason ?? error?.code ?? reason;
+    this.#emit("reconnecting", { attempt: this.#attempt, delay_ms, code, reason: why, interrupted });
+    this.#timer = setTimeout(() => this.#connect(), delay_ms);
+  }
+
+  #failure(code, reason, error, refusal) {
+    if (error) return new AsrError(error.code, error.message, error.hint);
+    if (refusal) return new AsrError("session_refused", `the server refused the session: ${refusal.reason}`, "try again later");
+    if (!this.#nSessions)
+      return new AsrError(
+        "unreachable",
+        `no session at ${this.#url}`,
+        "is the server running? does it let this page's origin in (--allow-origin)?",
+      );
+    return new AsrError("connection_lost", `the connection ended with ${code} ${reason}`.trim());
+  }
+
+  #emit(type, detail) {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+
+  #change() {
+    const { resolve } = this.#changed;
+    this.#changed = promise();
+    resolve();
+  }
+}
+
+function asInt16(value) {
+  return Math.round(Math.max(-1, Math.min(1, value)) * 32767);
+}
+
+/** Promise.withResolvers(), which browsers of 2023 do not have; a rejection that nobody waits for is no error. */
+function promise() {
+  const made = {};
+  made.promise = new Promise((resolve, reject) => Object.assign(made, { resolve, reject }));
+  made.promise.catch(() => {});
+  return made;
+}

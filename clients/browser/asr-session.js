@@ -1,0 +1,375 @@
+/**
+ * One session with the server, which is one WebSocket: sends what of the recording has no outcome yet, offers refused
+ * utterances again, and gives each event's times and utterance as the recording has them. When it is over it says so,
+ * once; the client (asr-client.js) opens the next one.
+ *
+ * Audio waits in the recording's ring and not in the socket, so that it is not lost with the connection. A session that
+ * follows another one sends only what has no outcome, so its audio is pieces of the recording: between two of them an
+ * utterance is ended by a `commit`, or words would be joined that were not said together.
+ */
+
+import { Ranges } from "./audio-ring.js";
+
+export const PROTOCOL = "asr-ws.v1";
+
+const TICK_MS = 100;
+const OPEN_MS = 10_000; // to `ready`
+const PING_MS = 5_000; // at most from one to the next, and PING_S of audio
+const PING_S = 1;
+const WINDOW_S = 5; // of audio that the server has not said to have taken, at most: the rest waits in the ring
+const SILENT_MS = 15_000; // nothing came and nothing went: the connection is dead, whatever the browser thinks
+const AHEAD_S = 0.5; // audio in the browser's buffer, at most
+const BEHIND_S = 1; // from here on the network is called slow
+const FRAME_S = 0.1; // of older audio; live audio goes as it comes
+const HEARING_S = 2.5; // a detector that has told of no speech by now has heard none: min_speech_ms + prefix_ms + more
+const HOLD_MARGIN_MS = 500; // a retry is sent this long before the server's hold ends, at the latest
+const JITTER_MS = 250; // upon the server's hint, which has its own
+const MAX_LOAD_WAIT_MS = 10_000;
+const AWAITS_LOAD = ["starting", "restarting", "unavailable"]; // the reasons for which a model is waited for
+const OUTCOMES = ["decode_failed", "poison_audio"]; // errors that are an utterance's end
+const OWN = "asr-client.js"; // id of the commits and pings that the user did not ask for
+
+/** Milliseconds to wait before a refused utterance is offered again. */
+export function retryDelayMs({ reason, retry_after_ms, estimated_wait_ms, held_ms }, random = Math.random) {
+  const load = AWAITS_LOAD.includes(reason) ? Math.min(estimated_wait_ms, MAX_LOAD_WAIT_MS) : 0;
+  const delay = Math.max(retry_after_ms, load) + random() * JITTER_MS;
+  return Math.round(Math.min(delay, Math.max(held_ms - HOLD_MARGIN_MS, retry_after_ms)));
+}
+
+export class Session {
+  #socket;
+  #recording;
+  #start;
+  #emit;
+  #onOver;
+  #prefix;
+  #timer;
+  #heard = performance.now(); // when anything last came or went
+  #buffered = 0;
+  #pings = []; // that have no pong yet: {id, now, sent, cursor}
+  #pinged = { now: performance.now(), sent: 0 }; // the last one
+  #taken = 0; // samples of those sent
+  #nPings = 0;
+  #ready = null;
+  #isStarted = false;
+  #error = null; // that ended it
+  #refusal = null;
+  #pieces = []; // {at: of the session, from: of the recording}, in samples
+  #sent = 0; // samples
+  #cursor = 0; // of the recording: all before it was sent, or need not be
+  #nextMark = 0;
+  #isEndSent = false;
+  #isOver = false;
+  #isBehind = false;
+  #utterances = new Map(); // by the server's id, until they have their outcome: {start, end, isAdmitted, timer}
+  #owed = new Ranges(); // of utterances that were dropped, and not at our wish
+  #quiet = 0; // all before it is an utterance's or silence
+
+  /**
+   * @param {object} options
+   * @param {string} options.url
+   * @param {typeof WebSocket} options.WebSocket
+   * @param {object} options.start fields of the protocol's `start`
+   * @param {object} options.recording {ring, rate, marks, isEnding}: shared with the sessions before and after
+   * @param {string} options.prefix what makes its utterances' ids the recording's
+   * @param {(type: string, detail: object) => void} options.emit
+   * @param {(end: {code: number, reason: string, error: object | null, refusal: object | null}) => void} options.onOver
+   */
+  constructor({ url, WebSocket, start, recording, prefix, emit, onOver }) {
+    this.#recording = recording;
+    this.#start = start;
+    this.#prefix = prefix;
+    this.#emit = emit;
+    this.#onOver = onOver;
+    this.#socket = new WebSocket(url, PROTOCOL);
+    this.#socket.onopen = () => this.#send({ type: "start", ...start });
+    this.#socket.onmessage = ({ data }) => this.#receive(data);
+    this.#socket.onclose = ({ code, reason }) => this.#over(code, reason);
+    this.#timer = setInterval(() => this.#tick(), TICK_MS);
+  }
+
+  get ready() {
+    return this.#ready;
+  }
+
+  /** Ids of utterances that have no outcome yet. */
+  get unfinished() {
+    return [...this.#utterances.keys()].map((id) => this.#prefix + id);
+  }
+
+  /** Milliseconds of audio that the server has not been sent. */
+  get behindMs() {
+    const { ring, rate } = this.#recording;
+    return Math.round(((ring.end - this.#cursor) / rate + this.#socket.bufferedAmount / (2 * rate)) * 1000);
+  }
+
+  /** Whether a source that can wait may give more: the server has no more to do than keeps its model busy. */
+  get hasRoom() {
+    const entries = [...this.#utterances.values()];
+    const isBusy = entries.some(({ isRefused }) => isRefused) || entries.filter(({ isAdmitted }) => isAdmitted).length > 1;
+    return Boolean(this.#ready) && !isBusy && this.behindMs <= AHEAD_S * 1000;
+  }
+
+  /** Drop it, or everything unfinished. */
+  cancel(utterance) {
+    if (utterance === undefined) this.#send({ type: "cancel" });
+    else if (utterance.startsWith(this.#prefix))
+      this.#send({ type: "cancel", utterance: utterance.slice(this.#prefix.length) });
+  }
+
+  /** Without a word to anybody: whoever closes it knows. */
+  close() {
+    this.#onOver = () => {};
+    this.#over(1000, "");
+  }
+
+  // ---------------------------------------------------------------- out
+
+  #send(message) {
+    if (this.#socket.readyState === 1) this.#socket.send(JSON.stringify(message));
+  }
+
+  /** Send on, as far as the socket takes it; then `commit` and `end` where they belong. */
+  pump() {
+    if (!this.#ready || this.#isEndSent || this.#isOver) return;
+    const { ring, rate, marks } = this.#recording;
+    this.#loseWhatIsGone();
+    while (this.#socket.bufferedAmount < AHEAD_S * 2 * rate && this.#sent - this.#taken < WINDOW_S * rate) {
+      const [start, end] = ring.unsettled(this.#cursor, ring.end)[0] ?? [ring.end, ring.end];
+      if (start !== this.#cursor || !this.#pieces.length) this.#goTo(start);
+      if (marks[this.#nextMark]?.at === start) {
+        this.#send({ type: "commit", id: marks[this.#nextMark++].id });
+        continue;
+      }
+      if (start === end) break;
+      const until = Math.min(end, marks[this.#nextMark]?.at ?? end, start + Math.ceil(FRAME_S * rate));
+      const samples = ring.read(start, until - start);
+      this.#socket.send(samples);
+      this.#sent += samples.length;
+      this.#cursor = until;
+      if (this.#sent - this.#pinged.sent >= PING_S * rate) this.#ping();
+    }
+    if (this.#recording.isEnding && this.#cursor === ring.end) {
+      this.#isEndSent = true;
+      this.#send({ type: "end" });
+    }
+    this.#note();
+  }
+
+  /** The next piece begins there. */
+  #goTo(start) {
+    const { marks } = this.#recording;
+    if (this.#sent && this.#pieces.at(-1).at !== this.#sent) this.#send({ type: "commit", id: OWN });
+    while (marks[this.#nextMark]?.at <= start) this.#nextMark++; // that commit, or the session before, has done it
+    this.#cursor = start;
+    this.#pieces.push({ at: this.#sent, from: start });
+  }
+
+  /** What the ring could not keep until it was sent. */
+  #loseWhatIsGone() {
+    const { ring } = this.#recording;
+    const lost = this.#cursor < ring.start ? ring.unsettled(this.#cursor, ring.start) : [];
+    for (const [start, end] of lost) {
+      ring.settle(start, end);
+      this.#emit("gap", { audio_start_ms: this.#ms(start), audio_end_ms: this.#ms(end) });
+    }
+  }
+
+  #note() {
+    const isBehind = this.behindMs > (this.#isBehind ? AHEAD_S : BEHIND_S) * 1000;
+    if (isBehind || this.#isBehind) this.#emit("behind", { behind_ms: isBehind ? this.behindMs : 0 });
+    this.#isBehind = isBehind;
+  }
+
+  #tick() {
+    const now = performance.now();
+    const buffered = this.#socket.bufferedAmount;
+    if (buffered < this.#buffered) this.#heard = now;
+    this.#buffered = buffered;
+    if (now - this.#heard > (this.#ready ? SILENT_MS : OPEN_MS)) this.#over(1006, "no answer");
+    else if (this.#ready) {
+      this.pump();
+      if (now - this.#pinged.now > PING_MS) this.#ping();
+    }
+  }
+
+  #ping() {
+    const id = `${OWN}:${++this.#nPings}`;
+    this.#pinged = { id, now: performance.now(), sent: this.#sent, cursor: this.#cursor };
+    this.#pings.push(this.#pinged);
+    this.#send({ type: "ping", id });
+  }
+
+  #over(code, reason) {
+    if (this.#isOver) return;
+    this.#isOver = true;
+    clearInterval(this.#timer);
+    for (const { timer } of this.#utterances.values()) clearTimeout(timer);
+    Object.assign(this.#socket, { onopen: null, onmessage: null, onclose: null, onerror: null });
+    this.#socket.close(1000);
+    this.#onOver({ code, reason, error: this.#error, refusal: this.#refusal });
+  }
+
+  // ---------------------------------------------------------------- in
+
+  #receive(data) {
+    this.#heard = performance.now();
+    let event;
+    try {
+      event = JSON.parse(data);
+    } catch {
+      event = null;
+    }
+    if (typeof event?.type !== "string") {
+      this.#error = { code: "bad_message", message: "what answers there is no asr_ws server", hint: "check the address" };
+      this.#over(1007, "bad_message");
+      return;
+    }
+    this.#emit("message", event);
+    this.#take(event);
+    this.pump();
+  }
+
+  #take(event) {
+    const placed = this.#placed(event); // while it is known where its utterance lies
+    switch (event.type) {
+      case "ready":
+        this.#ready = event;
+        this.#loseWhatIsGone();
+        break;
+      case "started":
+        this.#isStarted = true;
+        break;
+      case "speech_started":
+        this.#begin(event);
+        break;
+      case "accepted":
+        this.#admit(event);
+        break;
+      case "busy":
+      case "retry":
+        if (event.utterance === null) this.#refusal = event;
+        else this.#refuse(event, placed);
+        break;
+      case "final":
+        this.#settle(event);
+        break;
+      case "dropped":
+        if (event.reason === "cancelled") this.#settle(event);
+        else this.#owe(event);
+        break;
+      case "pong":
+        if (this.#acknowledge(event)) return;
+        break;
+      case "error":
+        if (event.code === "nothing_to_commit" && event.commit === OWN) return;
+        if (event.utterance && OUTCOMES.includes(event.code)) this.#settle(event);
+        // With other settings than were asked for, the audio would be taken for something else.
+        if (event.fatal || !this.#isStarted) this.#error = event;
+    }
+    this.#emit(event.type, placed);
+    if (this.#error && !this.#error.fatal) this.#over(1008, this.#error.code);
+  }
+
+  #begin({ utterance, audio_start_ms }) {
+    const start = this.#position(audio_start_ms);
+    for (const entry of this.#utterances.values()) entry.end = Math.min(entry.end, start);
+    this.#settleQuiet(start);
+    this.#utterances.set(utterance, { start, end: Infinity });
+  }
+
+  #admit(event) {
+    Object.assign(this.#entry(event), { ...this.#range(event), isAdmitted: true, isRefused: false });
+  }
+
+  #refuse(event, placed) {
+    const entry = Object.assign(this.#entry(event), { isAdmitted: false, isRefused: true });
+    if (!event.held_ms) return; // `dropped` follows
+    const delay_ms = retryDelayMs(event);
+    entry.timer = setTimeout(() => {
+      this.#send({ type: "retry", utterance: event.utterance });
+      this.#emit("retrying", { utterance: placed.utterance });
+    }, delay_ms);
+    this.#emit("waiting", { ...placed, delay_ms });
+  }
+
+  /** Returns: whether it is the answer to a ping of ours. */
+  #acknowledge({ id }) {
+    const ping = this.#pings.find((ping) => ping.id === id);
+    if (!ping) return false;
+    this.#pings = this.#pings.slice(this.#pings.indexOf(ping) + 1);
+    this.#taken = ping.sent;
+    this.#settleQuiet(ping.cursor - HEARING_S * this.#recording.rate);
+    this.#emit("rtt", { ms: Math.round(this.#heard - ping.now) });
+    return true;
+  }
+
+  // ---------------------------------------------------------------- what has its outcome
+
+  /** Of an utterance that is asked about anew: no timer runs. */
+  #entry({ utterance }) {
+    const entry = this.#utterances.get(utterance) ?? { start: this.#cursor, end: Infinity };
+    clearTimeout(entry.timer);
+    this.#utterances.set(utterance, entry);
+    return entry;
+  }
+
+  #range({ utterance, audio_start_ms, audio_end_ms }) {
+    if (audio_start_ms === undefined) return this.#utterances.get(utterance) ?? { start: 0, end: 0 };
+    return { start: this.#position(audio_start_ms), end: this.#position(audio_end_ms, true) };
+  }
+
+  /** It was dropped, and not at our wish: the next session gets it. */
+  #owe(event) {
+    const { start, end } = this.#range(event);
+    this.#owed.add(start, end);
+    this.#forget(event.utterance);
+  }
+
+  #settle(event) {
+    const { start, end } = this.#range(event);
+    this.#recording.ring.settle(start, Math.min(end, this.#cursor));
+    this.#forget(event.utterance);
+  }
+
+  #forget(utterance) {
+    clearTimeout(this.#utterances.get(utterance)?.timer);
+    this.#utterances.delete(utterance);
+  }
+
+  /** What of the audio before that is no utterance's is silence. */
+  #settleQuiet(until) {
+    const spoken = new Ranges();
+    for (const { start, end } of this.#utterances.values()) spoken.add(start, end);
+    for (const [start, end] of this.#owed.gaps(this.#quiet, until))
+      for (const silence of spoken.gaps(start, end)) this.#recording.ring.settle(...silence);
+    this.#quiet = Math.max(this.#quiet, until);
+  }
+
+  // ---------------------------------------------------------------- where it is
+
+  #ms(position) {
+    return Math.round((position / this.#recording.rate) * 1000);
+  }
+
+  /** Of the recording, in samples; an end belongs to the piece before it. */
+  #position(ms, isEnd = false) {
+    const sample = Math.round((ms * this.#recording.rate) / 1000);
+    const piece = this.#pieces.findLast(({ at }) => (isEnd ? at < sample : at <= sample)) ?? this.#pieces[0];
+    return piece ? piece.from + sample - piece.at : sample;
+  }
+
+  /** An event with its utterance and its times as the recording has them. */
+  #placed(event) {
+    const placed = { ...event };
+    if (typeof event.utterance === "string") placed.utterance = this.#prefix + event.utterance;
+    if (event.commit === OWN) placed.commit = null;
+    const at = (value, isEnd) => this.#ms(this.#position(value, isEnd));
+    if ("audio_start_ms" in event) placed.audio_start_ms = at(event.audio_start_ms);
+    if ("audio_end_ms" in event) placed.audio_end_ms = at(event.audio_end_ms, true);
+    for (const part of ["segments", "words"])
+      if (Array.isArray(event[part]))
+        placed[part] = event[part].map((of) => ({ ...of, start_ms: at(of.start_ms), end_ms: at(of.end_ms, true) }));
+    return placed;
+  }
+}
