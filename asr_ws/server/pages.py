@@ -1,38 +1,30 @@
-"""What plain GETs are answered with: the front page, liveness, readiness, and the numbers."""
+"""What plain GETs are answered with: the page and its client, liveness, readiness, and the numbers."""
 
 from __future__ import annotations
 
-import html
 import json
 import time
 from collections import Counter
+from functools import partial
 from http import HTTPStatus
-from typing import Protocol
+from importlib.resources import files
+from pathlib import Path
+from typing import Final, Protocol
 
-from asr_ws import __version__, messages, schema
+from asr_ws import schema
 from asr_ws.core.types import ServiceState
 from asr_ws.metrics import Metrics
 from asr_ws.server.dispatcher import Dispatcher
 from asr_ws.server.listener import Listener, Page
 
-_FRONT = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>asr_ws</title>
-<link rel="stylesheet" href="style.css">
-<h1>asr_ws {version}</h1>
-<p>A streaming speech-recognition server: audio in over a WebSocket, text out, and a clear word when it is busy.</p>
-<p>The model is <b>{model}</b>; the server is <b>{state}</b>.</p>
-<ul><li>Sessions are WebSockets at <code>{path}</code> below this page's address (<code>{protocol}</code>)
-<li><a href="v1/stats">v1/stats</a>: queue, waits and outcomes as JSON
-<li><a href="metrics">metrics</a>: the same and more, for Prometheus; a server that wants tokens wants one for both
-<li><a href="readyz">readyz</a>: whether it can decode now · <a href="livez">livez</a>: whether it lives</ul>
-<p>From a shell: <code>asr-ws transcribe FILE --url ADDRESS</code>, this page's address; with
-<code>--token-file FILE</code> where tokens are wanted</p></html>
-"""
-
-# Apart, because the Content-Security-Policy allows no style within the page.
-_STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 44rem; margin: 3rem auto; padding: 0 1rem }
-code { background: #8882; padding: .1em .3em }
-"""
+# Of clients/browser: what the page and other programs load, by the end of its name.
+BROWSER_TYPES: Final = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".d.ts": "text/plain",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+}
 
 
 class WorkerFacts(Protocol):
@@ -82,8 +74,7 @@ class Pages:
 
     def by_path(self) -> dict[str, Page]:
         return {
-            "/": self._front,
-            "/style.css": lambda: (HTTPStatus.OK, "text/css", _STYLE),
+            **_browser_files(),
             "/livez": self._live,
             "/healthz": self._live,
             "/readyz": self._ready,
@@ -91,16 +82,6 @@ class Pages:
             "/v1/stats": self._stats,
             "/v1/schema.json": self._schema,
         }
-
-    def _front(self) -> tuple[HTTPStatus, str, str]:
-        values = {
-            "version": __version__,
-            "model": self._model,
-            "state": self._dispatcher.queue.state.value,
-            "path": messages.PATH.removeprefix("/"),
-            "protocol": messages.PROTOCOL,
-        }
-        return HTTPStatus.OK, "text/html", _FRONT.format(**{key: html.escape(text) for key, text in values.items()})
 
     def _live(self) -> tuple[HTTPStatus, str, str]:
         return HTTPStatus.OK, "text/plain", "alive\n"
@@ -139,3 +120,25 @@ class Pages:
             "max_concurrent_decodes": worker.max_concurrent_decodes,
         }
         return HTTPStatus.OK, "application/json", json.dumps(stats) + "\n"
+
+
+def browser_folder() -> Path:
+    """Where the page is: a wheel carries it; in a checkout it is where it is written."""
+    package = Path(str(files("asr_ws")))
+    installed = package / "assets" / "browser"
+    return installed if installed.is_dir() else package.parent / "clients" / "browser"
+
+
+def _browser_files() -> dict[str, Page]:
+    """The page and the modules of the JavaScript client, by the paths that their links name; read once."""
+    folder, found = browser_folder(), dict[str, Page]()
+    for file in sorted((*folder.glob("*.*"), *folder.glob("page/*"))):
+        kind = next((kind for end, kind in BROWSER_TYPES.items() if file.name.endswith(end)), None)
+        if kind is not None:
+            found[f"/{file.relative_to(folder).as_posix()}"] = partial(_text, kind, file.read_text("utf-8"))
+    found["/"] = found.pop("/index.html")
+    return found
+
+
+def _text(content_type: str, body: str) -> tuple[HTTPStatus, str, str]:
+    return HTTPStatus.OK, content_type, body

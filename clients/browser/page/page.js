@@ -1,0 +1,323 @@
+/** The page's controls: each recording is an AsrClient of its own, whose events go to the transcript, gauges, notices. */
+
+import { AsrClient } from "../asr-client.js";
+import { Gauges } from "./gauges.js";
+import { still, tell, tellAsIs } from "./notices.js";
+import { locale, speak, t } from "./texts.js";
+import { Transcript } from "./transcript.js";
+
+const HOLD_MS = 400; // a key that is down for longer is held, not tapped
+const QUIET_MS = 4000; // without any sound at all: muted
+const MAX_FILE_BYTES = 200e6; // it is decoded in memory
+const FILE_RATE = 16_000; // Hz
+const LOAD_REASONS = ["starting", "restarting", "unavailable"];
+
+const $ = (id) => document.getElementById(id);
+const asked = new URLSearchParams(location.search);
+await speak(locale);
+
+const transcript = new Transcript($("transcript"), $("spoken"));
+const gauges = new Gauges();
+let client = null; // of the recording that goes on
+let visitor = null; // asks for what the server is, before the first recording
+
+// ---------------------------------------------------------------- recordings
+
+function setPhase(phase) {
+  document.body.dataset.phase = phase;
+  const isOn = phase === "opening" || phase === "recording";
+  $("phase").textContent = t(`phase_${phase}`);
+  $("microphone").ariaLabel = t(isOn ? "stop" : "start");
+  $("microphone").ariaPressed = String(isOn);
+  $("microphone").disabled = phase === "finishing" || phase === "file";
+  $("file-button").disabled = phase !== "idle";
+  $("progress").hidden = phase !== "file";
+  if (!isOn) $("microphone").style.setProperty("--level", 0);
+}
+
+function newClient() {
+  visitor?.close();
+  visitor = null;
+  still();
+  transcript.begin();
+  const device = $("device").value;
+  const made = new AsrClient(".", {
+    token: $("token").value.trim(),
+    start: {
+      language: $("language").value || null,
+      prompt: $("prompt").value || null,
+      task: $("translate").checked ? "translate" : "transcribe",
+    },
+    microphone: device ? { deviceId: { exact: device } } : {},
+  });
+  const on = (type, act) => made.addEventListener(type, ({ detail }) => act(detail));
+  followServer(made);
+  on("speech_started", (event) => transcript.speech(event));
+  on("partial", (event) => transcript.partial(event));
+  on("accepted", ({ position, utterance }) => {
+    still(utterance);
+    gauges.queue({ depth: Math.max(0, position - 1), running: 1 });
+  });
+  on("waiting", ({ utterance, reason, delay_ms, queue_depth, queue_capacity }) => {
+    tell(utterance, LOAD_REASONS.includes(reason) ? "busy_load" : "busy", { delay_ms });
+    gauges.queue({ depth: queue_depth, capacity: queue_capacity });
+  });
+  on("retrying", ({ utterance }) => tell(utterance, "retrying"));
+  on("final", (event) => {
+    still(event.utterance);
+    transcript.final(event);
+    if (document.body.dataset.phase !== "file") gauges.latency(event.latency_ms);
+  });
+  on("dropped", ({ utterance, reason }) => {
+    still(utterance);
+    transcript.forget(utterance);
+    if (reason !== "not_held") tell("dropped", "dropped", { reason }); // that one is sent again
+  });
+  on("error", ({ utterance, code, message, hint }) => {
+    if (!utterance) return tellAsIs(code, message, hint);
+    still(utterance);
+    transcript.forget(utterance);
+    tell("failed", "failed", { reason: code });
+  });
+  on("gap", ({ audio_start_ms, audio_end_ms }) => tell("gap", "gap", { seconds: seconds(audio_end_ms - audio_start_ms) }));
+  on("behind", ({ behind_ms }) => {
+    if (document.body.dataset.phase === "file") return; // it is not to be sent faster than it is heard
+    if (behind_ms > 2000) tell("behind", "behind", { seconds: seconds(behind_ms) });
+    else still("behind");
+  });
+  on("reconnecting", ({ interrupted }) => {
+    for (const utterance of interrupted) still(utterance);
+    transcript.forgetUnfinished(); // it is heard again
+  });
+  on("rtt", ({ ms }) => gauges.rtt(ms));
+  on("level", showLevel);
+  on("microphone", ({ state }) => {
+    if (state === "open") setPhase("recording");
+    if (state === "lost") tell("microphone", "microphone_lost");
+  });
+  on("closed", ({ error }) => {
+    transcript.forgetUnfinished();
+    if (error && error.code !== "closed") fail(error);
+  });
+  return made;
+}
+
+/** What any session tells of the server. */
+function followServer(made) {
+  const on = (type, act) => made.addEventListener(type, ({ detail }) => act(detail));
+  gauges.token = $("token").value.trim();
+  on("ready", (ready) => {
+    still("server");
+    still("unauthorized");
+    gauges.ready(ready);
+    offerLanguages(ready.languages);
+  });
+  on("state", ({ state }) => (gauges.state = state));
+  on("reconnecting", ({ reason, delay_ms }) => {
+    gauges.state = reason === "max_sessions" ? "full" : "unreachable";
+    if (made === client) tell("server", reason === "max_sessions" ? "full" : "reconnecting", { delay_ms });
+    setTimeout(() => made === client && made.isOpen && !made.ready && tell("server", "connecting"), delay_ms);
+  });
+}
+
+/** In this page's words, where there are some. */
+function fail({ code, message, hint }) {
+  if (code === "unauthorized") gauges.state = "locked";
+  if (t(`${code}_hint`)) tell(code, code);
+  else tellAsIs(code, message, hint || code);
+}
+
+async function record() {
+  if (client) return;
+  client = newClient();
+  setPhase("opening");
+  const lock = await navigator.wakeLock?.request("screen").catch(() => null);
+  try {
+    await client?.start();
+    void offerDevices();
+  } catch (error) {
+    if (error.code !== "closed") fail(error);
+    finish();
+  } finally {
+    client?.addEventListener("closed", () => lock?.release());
+  }
+}
+
+async function stop() {
+  if (!client) return;
+  setPhase("finishing");
+  await client.stop().catch(() => {}); // told by `closed`
+  finish();
+}
+
+function finish() {
+  client = null;
+  setPhase("idle");
+}
+
+async function transcribe(file) {
+  if (client || !file) return;
+  if (file.size > MAX_FILE_BYTES) return tell("file", "file_large");
+  client = newClient();
+  setPhase("file");
+  try {
+    const samples = await decode(file);
+    const step = FILE_RATE / 2;
+    await client.open({ sampleRate: FILE_RATE });
+    for (let at = 0; at < samples.length; at += step) {
+      $("progress").value = at / samples.length;
+      await client.send(samples.subarray(at, at + step));
+    }
+    await client.stop();
+  } catch (error) {
+    if (!error.code || error.name === "EncodingError") tell("file", "file_unreadable");
+  }
+  finish();
+}
+
+/** Resampled and mixed down by the browser. */
+async function decode(file) {
+  const decoded = await new OfflineAudioContext(1, 1, FILE_RATE).decodeAudioData(await file.arrayBuffer());
+  const mixer = new OfflineAudioContext(1, decoded.length, FILE_RATE);
+  const source = new AudioBufferSourceNode(mixer, { buffer: decoded });
+  source.connect(mixer.destination);
+  source.start();
+  return (await mixer.startRendering()).getChannelData(0);
+}
+
+let soundAt = 0; // when there was any
+
+function showLevel({ peak, rms }) {
+  $("microphone").style.setProperty("--level", Math.min(1, Math.sqrt(rms * 4)).toFixed(2));
+  const now = performance.now();
+  if (peak > 0 || !soundAt) soundAt = now;
+  if (now - soundAt > QUIET_MS) tell("quiet", "quiet");
+  else still("quiet");
+}
+
+function seconds(ms) {
+  return (ms / 1000).toFixed(1);
+}
+
+// ---------------------------------------------------------------- choices
+
+function offerLanguages(codes) {
+  const select = $("language");
+  const isOne = codes.length === 1;
+  const chosen = select.value || localStorage.getItem("spoken") || "";
+  const names = new Intl.DisplayNames([locale], { type: "language" });
+  const options = codes.map((code) => new Option(names.of(code), code));
+  options.sort((one, other) => one.text.localeCompare(other.text, locale));
+  if (!isOne) options.unshift(new Option(t("detect"), ""));
+  select.replaceChildren(...options);
+  select.value = codes.includes(chosen) ? chosen : isOne ? codes[0] : "";
+  select.disabled = isOne;
+  $("translate-label").hidden = isOne;
+}
+
+async function offerDevices() {
+  const devices = (await navigator.mediaDevices.enumerateDevices()).filter(({ kind }) => kind === "audioinput");
+  const chosen = $("device").value;
+  const options = devices.filter(({ deviceId }) => deviceId !== "default").map(({ label, deviceId }) => new Option(label, deviceId));
+  $("device").replaceChildren(new Option(t("device_default"), ""), ...options);
+  $("device").value = chosen;
+}
+
+/** Ask the server what it is, once: its languages, and whether it wants a token. */
+function visit() {
+  visitor?.close();
+  visitor = new AsrClient(".", { token: $("token").value.trim(), maxReconnects: Infinity });
+  followServer(visitor);
+  visitor.addEventListener("ready", ({ target }) => target.close());
+  visitor.open().catch((error) => error.code !== "closed" && fail(error));
+}
+
+function download(name, text, type) {
+  const url = URL.createObjectURL(new Blob([text], { type }));
+  Object.assign(document.createElement("a"), { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
+}
+
+// ---------------------------------------------------------------- controls
+
+$("microphone").onclick = () => (client ? stop() : record());
+$("file-button").onclick = () => $("file").click();
+$("file").onchange = ({ target }) => {
+  void transcribe(target.files[0]);
+  target.value = "";
+};
+$("clear").onclick = () => transcript.clear();
+$("txt").onclick = () => download("transcript.txt", transcript.text + "\n", "text/plain");
+$("srt").onclick = () => download("transcript.srt", transcript.srt, "application/x-subrip");
+$("vtt").onclick = () => download("transcript.vtt", transcript.vtt, "text/vtt");
+$("copy").onclick = async ({ target }) => {
+  await navigator.clipboard.writeText(transcript.text);
+  target.textContent = t("copied");
+  setTimeout(() => (target.textContent = t("copy")), 1500);
+};
+$("language").onchange = ({ target }) => localStorage.setItem("spoken", target.value);
+$("token").onchange = () => client || visit();
+$("theme-toggle").onclick = () => {
+  const root = document.documentElement;
+  root.dataset.theme = getComputedStyle(root).colorScheme === "dark" || isDark() ? "light" : "dark";
+};
+
+function isDark() {
+  const { theme } = document.documentElement.dataset;
+  return theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+$("language-toggle").onclick = async () => {
+  const other = locale === "en" ? "zh" : "en";
+  localStorage.setItem("lang", other);
+  await speak(other);
+  showTexts();
+};
+
+function showTexts() {
+  const isEnglish = locale === "en";
+  $("language-toggle").textContent = t("other");
+  $("language-toggle").lang = isEnglish ? "zh-CN" : "en";
+  setPhase(document.body.dataset.phase);
+  gauges.show();
+  const codes = [...$("language").options].map(({ value }) => value).filter(Boolean);
+  if (codes.length) offerLanguages(codes);
+}
+
+/** The space bar: held it records as long, tapped it is the button. Not where it types or presses something else. */
+let downAt = null;
+
+function isSpace({ code, target }) {
+  return code === "Space" && (target === $("microphone") || !target.closest("input, select, button, summary, a"));
+}
+
+document.addEventListener("keydown", (event) => {
+  if (!isSpace(event)) return;
+  event.preventDefault();
+  if (event.repeat || $("microphone").disabled) return;
+  downAt = client ? null : performance.now(); // while it records, a tap stops it
+  void (client ? stop() : record());
+});
+document.addEventListener("keyup", (event) => {
+  if (!isSpace(event)) return;
+  event.preventDefault();
+  if (downAt !== null && performance.now() - downAt > HOLD_MS) void stop();
+  downAt = null;
+});
+
+const card = $("drop");
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  card.classList.add("over");
+});
+document.addEventListener("dragleave", ({ relatedTarget }) => relatedTarget || card.classList.remove("over"));
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  card.classList.remove("over");
+  void transcribe(event.dataTransfer.files[0]);
+});
+
+if (asked.has("theme")) document.documentElement.dataset.theme = asked.get("theme");
+showTexts();
+if (asked.get("autostart") === "1") void record();
+else visit();

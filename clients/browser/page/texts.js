@@ -1,0 +1,19 @@
+/** What the page says: `data-t` names a text of an element, `data-t-label` its accessible name (texts.en.js, texts.zh.js). */
+
+const asked = new URLSearchParams(location.search).get("lang") ?? localStorage.getItem("lang") ?? navigator.language;
+export let locale = asked.startsWith("zh") ? "zh" : "en";
+let texts;
+
+/** The text of that name, with `{values}` put in; undefined: there is none. */
+export function t(name, values = {}) {
+  return texts[name]?.replace(/\{(\w+)\}/g, (whole, key) => values[key] ?? whole);
+}
+
+/** Speak that language. */
+export async function speak(language) {
+  texts = (await import(`./texts.${language}.js`)).default;
+  locale = language;
+  document.documentElement.lang = { en: "en", zh: "zh-CN" }[language];
+  for (const element of document.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
+  for (const element of document.querySelectorAll("[data-t-label]")) element.ariaLabel = t(element.dataset.tLabel);
+}

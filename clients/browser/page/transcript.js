@@ -1,0 +1,119 @@
+/** The text on the page: one paragraph for each utterance, in the order of the audio, and what can be made of it. */
+
+export class Transcript {
+  #element;
+  #spoken; // where a screen reader hears of what is settled, and only of that
+  #utterances = new Map(); // by id, of all recordings: {start, end, text, segments, element}
+  #recording = 0;
+  #base = 0; // milliseconds of the recordings before
+
+  constructor(element, spoken) {
+    this.#element = element;
+    this.#spoken = spoken;
+  }
+
+  /** A new recording begins, whose times and ids begin again. */
+  begin() {
+    this.#recording += 1;
+    this.#base = Math.max(0, ...[...this.#utterances.values()].map(({ end }) => end ?? 0));
+  }
+
+  partial({ utterance, stable, unstable, audio_end_ms }) {
+    const { element } = this.#at(utterance, audio_end_ms);
+    const parts = [[stable, "stable"], [unstable, "unstable"]].map(([text, name]) => {
+      const span = document.createElement("span");
+      span.className = name;
+      span.textContent = text; // never markup: it is what somebody said
+      return span;
+    });
+    this.#change(() => element.replaceChildren(...parts));
+  }
+
+  final({ utterance, text, segments, audio_start_ms, audio_end_ms }) {
+    if (!text) return this.forget(utterance);
+    const entry = this.#at(utterance, audio_start_ms);
+    const at = (ms) => this.#base + ms;
+    segments = segments.map(({ text, start_ms, end_ms }) => ({ text: text.trim(), start: at(start_ms), end: at(end_ms) }));
+    Object.assign(entry, { start: at(audio_start_ms), end: at(audio_end_ms), text, segments });
+    this.#change(() => {
+      entry.element.className = "final";
+      entry.element.textContent = text;
+      this.#place(entry);
+    });
+    this.#spoken.textContent = text;
+  }
+
+  /** It is being heard, or waits. */
+  speech({ utterance, audio_start_ms }) {
+    this.#at(utterance, audio_start_ms).element.textContent ||= "…";
+  }
+
+  forget(utterance) {
+    const key = `${this.#recording}/${utterance}`;
+    this.#utterances.get(key)?.element.remove();
+    this.#utterances.delete(key);
+  }
+
+  /** What has no text will have none under that name. */
+  forgetUnfinished() {
+    for (const [key, { text, element }] of this.#utterances) if (text === undefined) this.#utterances.delete(key), element.remove();
+  }
+
+  clear() {
+    this.#utterances.clear();
+    this.#element.replaceChildren();
+    this.#spoken.textContent = "";
+  }
+
+  get text() {
+    return this.#settled().map(({ text }) => text).join("\n");
+  }
+
+  get srt() {
+    return this.#cues().map(([start, end, text], n) => `${n + 1}\n${clock(start, ",")} --> ${clock(end, ",")}\n${text}\n`).join("\n");
+  }
+
+  get vtt() {
+    const safe = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+    const cues = this.#cues().map(([start, end, text]) => `${clock(start, ".")} --> ${clock(end, ".")}\n${safe(text)}\n`);
+    return ["WEBVTT\n", ...cues].join("\n");
+  }
+
+  #settled() {
+    return [...this.#utterances.values()].filter(({ text }) => text).sort((one, other) => one.start - other.start);
+  }
+
+  #cues() {
+    return this.#settled().flatMap(({ segments }) => segments.filter(({ text }) => text).map(({ start, end, text }) => [start, end, text]));
+  }
+
+  #at(utterance, ms) {
+    const key = `${this.#recording}/${utterance}`;
+    if (!this.#utterances.has(key)) {
+      const entry = { start: this.#base + ms, element: document.createElement("p") };
+      entry.element.className = "live";
+      this.#utterances.set(key, entry);
+      this.#change(() => this.#place(entry));
+    }
+    return this.#utterances.get(key);
+  }
+
+  #place(entry) {
+    const later = [...this.#utterances.values()].filter(({ start, element }) => start > entry.start && element.isConnected);
+    const next = later.reduce((first, each) => (first && first.start < each.start ? first : each), null);
+    this.#element.insertBefore(entry.element, next && next.element);
+  }
+
+  /** Who reads at the end stays there. */
+  #change(change) {
+    const box = this.#element;
+    const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
+    change();
+    if (isAtEnd) box.scrollTop = box.scrollHeight;
+  }
+}
+
+function clock(ms, decimal) {
+  const two = (value) => String(Math.floor(value)).padStart(2, "0");
+  return `${two(ms / 3600000)}:${two((ms / 60000) % 60)}:${two((ms / 1000) % 60)}${decimal}${String(Math.round(ms) % 1000).padStart(3, "0")}`;
+}

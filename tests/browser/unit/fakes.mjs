@@ -1,0 +1,127 @@
+/** The world of asr-client.js as its unit tests have it: a socket without a network, and a clock that stands still. */
+
+import { mock } from "node:test";
+
+/**
+ * A WebSocket whose server is the test.
+ *
+ * Unrealistic: what is sent has arrived at once, unless `isSlow`, and then it waits until the test drains it; messages
+ * come in the caller's own stack, not in a turn of the loop; close() brings no `close` event, whatever it is given; no
+ * `error` events; nothing checks that a frame is within the protocol's limits.
+ */
+export class FakeSocket {
+  static all = [];
+  readyState = 0;
+  bufferedAmount = 0;
+  isSlow = false;
+  closed = null; // the code that close() was given
+  sent = []; // messages and Int16Arrays
+
+  constructor(url, protocol) {
+    Object.assign(this, { url, protocol });
+    FakeSocket.all.push(this);
+  }
+
+  static get last() {
+    return FakeSocket.all.at(-1);
+  }
+
+  send(data) {
+    if (this.readyState !== 1) throw new Error(`sent in the state ${this.readyState}`);
+    if (this.isSlow) this.bufferedAmount += typeof data === "string" ? data.length : data.byteLength;
+    this.sent.push(typeof data === "string" ? JSON.parse(data) : data);
+  }
+
+  close(code) {
+    this.readyState = 3;
+    this.closed = code;
+  }
+
+  // ---------------------------------------------------------------- the server's end
+
+  open() {
+    this.readyState = 1;
+    this.onopen();
+  }
+
+  receive(...events) {
+    for (const event of events) this.onmessage?.({ data: typeof event === "string" ? event : JSON.stringify(event) });
+  }
+
+  /** Open, with the settings taken. */
+  begin() {
+    this.open();
+    this.receive(READY, STARTED);
+  }
+
+  /** The answers to its first pings, which have had none. */
+  pong(n = Infinity) {
+    const pings = this.sent.filter(({ type }) => type === "ping").slice(this.nPongs, this.nPongs + n);
+    this.nPongs += pings.length;
+    for (const { id } of pings) this.receive({ type: "pong", id });
+  }
+  nPongs = 0;
+
+  /** The server's, or the network's. */
+  fail(code, reason = "") {
+    this.readyState = 3;
+    this.onclose({ code, reason });
+  }
+
+  /** What was sent, in short: audio as the range of the recording that it is (see `audio`), one piece as one. */
+  get log() {
+    const log = [];
+    for (const data of this.sent) {
+      if (data instanceof Int16Array) {
+        const [from, to] = [data[0], data.at(-1) + 1];
+        const before = Array.isArray(log.at(-1)) && log.at(-1)[1] === from ? log.pop()[0] : from;
+        log.push([before, to]);
+      } else if (data.type !== "ping") log.push([data.type, data.id ?? data.utterance].filter(Boolean).join(" "));
+    }
+    return log;
+  }
+
+  /** Samples of audio that came. */
+  get nSamples() {
+    return this.sent.reduce((sum, data) => sum + (data instanceof Int16Array ? data.length : 0), 0);
+  }
+}
+
+export const READY = { type: "ready", protocol: "asr-ws.v1", session: "s", languages: ["en"] };
+export const STARTED = { type: "started", seq: 1 };
+
+/** Samples of which each is its own position in the recording. */
+export function audio(from, to) {
+  return Int16Array.from({ length: to - from }, (_, i) => from + i);
+}
+
+let now = 0;
+
+/** Before each test. No jitter: Math.random is 0. */
+export function stopTime() {
+  FakeSocket.all = [];
+  now = 0;
+  mock.timers.enable({ apis: ["setTimeout", "setInterval"] });
+  mock.method(performance, "now", () => now);
+  mock.method(Math, "random", () => 0);
+}
+
+/** After each test. */
+export function freeTime() {
+  mock.timers.reset();
+  mock.restoreAll();
+}
+
+/** Milliseconds pass, in steps that no interval in the code is shorter than. */
+export function pass(ms) {
+  for (let left = ms; left > 0; left -= 50) {
+    const step = Math.min(left, 50);
+    now += step;
+    mock.timers.tick(step);
+  }
+}
+
+/** Whatever promises can do by now is done: one turn of the loop. */
+export function turn() {
+  return new Promise(setImmediate);
+}
