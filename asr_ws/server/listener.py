@@ -37,7 +37,7 @@ from asr_ws.server.connection import Connection, ConnectionLimits
 from asr_ws.server.dispatcher import Dispatcher
 from asr_ws.server.door import Door
 from asr_ws.server.intake import Intake, Turns
-from asr_ws.server.reception import Answer, Reception, revoked
+from asr_ws.server.reception import Answer, Packed, Reception, revoked
 from asr_ws.server.tally import Tally
 
 FRAMES_AHEAD = 4  # read from the socket before we look at them; beyond it TCP holds the client back
@@ -66,7 +66,7 @@ HEADERS: Final = {
     "Connection": "close",
 }
 
-Page = Callable[[], tuple[HTTPStatus, str, str]]  # status, content type, body
+Page = Callable[[], tuple[HTTPStatus, str, str | Packed]]  # status, content type, body
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +299,7 @@ class Listener:
                 return None
             self._reception.count(too_many, client)
             answer = Answer(HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY[too_many], RETRY_AFTER)
-        return _response(answer or self._page(path, request.method), with_body=request.method != "HEAD")
+        return _response(answer or self._page(path, request.method), request)
 
     def _too_many(self, client: Client, token: Token | None) -> AccessRefusal | None:
         """Why there is no time to tell him in band what he may not, or to wait for who he is, if there is none."""
@@ -349,11 +349,17 @@ def _counted(counter: Counter[Hashable], *keys: Hashable) -> Iterator[None]:
                 del counter[key]
 
 
-def _response(answer: Answer, *, with_body: bool) -> Response:
-    content = answer.body.encode()
-    own = {"Content-Type": f"{answer.content_type}; charset=utf-8", "Content-Length": str(len(content))}
+def _response(answer: Answer, request: Request) -> Response:
+    encoding = {}
+    if isinstance(answer.body, str):
+        content = answer.body.encode()
+    elif "gzip" in (each.strip() for each in ",".join(request.headers.get_all("Accept-Encoding")).split(",")):
+        content, encoding = answer.body.gzipped, {"Content-Encoding": "gzip"}
+    else:
+        content = answer.body.plain
+    own = {"Content-Type": f"{answer.content_type}; charset=utf-8", "Content-Length": str(len(content)), **encoding}
     headers = Headers({**own, **HEADERS, **dict(answer.headers)})
-    return Response(answer.status.value, answer.status.phrase, headers, content if with_body else b"")
+    return Response(answer.status.value, answer.status.phrase, headers, content if request.method != "HEAD" else b"")
 
 
 def _select_subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from functools import partial
 from http import HTTPStatus
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +15,7 @@ from asr_ws.core.types import ServiceState
 from asr_ws.metrics import Metrics
 from asr_ws.server.dispatcher import Dispatcher
 from asr_ws.server.listener import Listener, Page
+from asr_ws.server.reception import Packed
 
 # Of clients/browser: what the page and other programs load, by the end of its name.
 BROWSER_TYPES: Final = {
@@ -135,10 +135,10 @@ def _browser_files() -> dict[str, Page]:
     for file in sorted((*folder.glob("*.*"), *folder.glob("page/*"))):
         kind = next((kind for end, kind in BROWSER_TYPES.items() if file.name.endswith(end)), None)
         if kind is not None:
-            found[f"/{file.relative_to(folder).as_posix()}"] = partial(_text, kind, file.read_text("utf-8"))
+            found[f"/{file.relative_to(folder).as_posix()}"] = _fixed(kind, Packed.of(file.read_text("utf-8")))
     found["/"] = found.pop("/index.html")
     return found
 
 
-def _text(content_type: str, body: str) -> tuple[HTTPStatus, str, str]:
-    return HTTPStatus.OK, content_type, body
+def _fixed(content_type: str, body: Packed) -> Page:
+    return lambda: (HTTPStatus.OK, content_type, body)

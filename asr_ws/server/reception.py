@@ -7,6 +7,7 @@ first message, `start`, and until then there is no session: who has not said who
 from __future__ import annotations
 
 import asyncio
+import gzip
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -28,11 +29,23 @@ GUARDED: Final = ("/metrics", "/v1/stats")
 
 
 @dataclass(frozen=True, slots=True)
+class Packed:
+    """A body that never changes, so that it is compressed once."""
+
+    plain: bytes
+    gzipped: bytes
+
+    @classmethod
+    def of(cls, text: str) -> Packed:
+        return cls(text.encode(), gzip.compress(text.encode()))
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A plain HTTP response instead of what was asked for."""
 
     status: HTTPStatus
-    body: str
+    body: str | Packed
     headers: tuple[tuple[str, str], ...] = ()
     content_type: str = "text/plain"
 

@@ -63,8 +63,9 @@ export class Microphone {
 
   async #open(onAudio, constraints, workletUrl) {
     this.#context = new AudioContext({ sampleRate: RATE }); // at once: a click's permission to do so does not last
+    // Not noise suppression, which is made for ears: it takes words from a recognizer (docs/howto/browser.md).
     this.#stream = await navigator.mediaDevices.getUserMedia({
-      audio: { channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true, ...constraints },
+      audio: { channelCount: 1, echoCancellation: true, autoGainControl: true, noiseSuppression: false, ...constraints },
     });
     let source;
     try {

@@ -103,7 +103,11 @@ class Page:
         text = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
         virtual = {" ": 32, "Tab": 9, "Enter": 13}[key]
         await self.call(
-            "Input.dispatchKeyEvent", type=type, key=key, code=code, windowsVirtualKeyCode=virtual,
+            "Input.dispatchKeyEvent",
+            type=type,
+            key=key,
+            code=code,
+            windowsVirtualKeyCode=virtual,
             **(text if type == "keyDown" else {}),
         )
 
@@ -165,7 +169,11 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
             await page.call(f"{domain}.enable")
         await page.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1 + mobile, mobile=mobile
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1 + mobile,
+            mobile=mobile,
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await page.call("Emulation.setEmulatedMedia", features=[scheme])

@@ -5,8 +5,8 @@ import { mock } from "node:test";
 /**
  * A WebSocket whose server is the test.
  *
- * Unrealistic: what is sent has arrived at once, unless `isSlow`, and then it waits until the test drains it; messages
- * come in the caller's own stack, not in a turn of the loop; close() brings no `close` event, whatever it is given; no
+ * Unrealistic: what is sent has arrived at once, unless `isSlow`, and then it waits until the test drains it (text weighs
+ * nothing); messages come in the caller's own stack, not in a turn of the loop; close() brings no `close` event, whatever it is given; no
  * `error` events; nothing checks that a frame is within the protocol's limits.
  */
 export class FakeSocket {
@@ -28,7 +28,7 @@ export class FakeSocket {
 
   send(data) {
     if (this.readyState !== 1) throw new Error(`sent in the state ${this.readyState}`);
-    if (this.isSlow) this.bufferedAmount += typeof data === "string" ? data.length : data.byteLength;
+    if (this.isSlow) this.bufferedAmount += data.byteLength ?? 0;
     this.sent.push(typeof data === "string" ? JSON.parse(data) : data);
   }
 
