@@ -349,7 +349,7 @@ async def test_plain_gets(scripted: WorkerSpec) -> None:
     async with serving(scripted) as app:
         status, page = await get(app, "/")
         assert status == 200
-        assert "<code>v1/stream</code>" in page, "relative: a proxy may have a prefix"
+        assert 'src="page/page.js"' in page, "relative: a proxy may have a prefix"
         assert await get(app, "/livez") == await get(app, "/healthz") == (200, "alive\n")
         assert (await get(app, "/nowhere"))[0] == 404
         assert (await get(app, "/livez", "OPTIONS"))[0] == 405

@@ -5,9 +5,9 @@ import { mock } from "node:test";
 /**
  * A WebSocket whose server is the test.
  *
- * Unrealistic: what is sent has arrived at once, unless `isSlow`, and then it waits until the test drains it (text weighs
- * nothing); messages come in the caller's own stack, not in a turn of the loop; close() brings no `close` event, whatever it is given; no
- * `error` events; nothing checks that a frame is within the protocol's limits.
+ * Unrealistic: what is sent has arrived at once, unless `isSlow`, and then it waits until the test drains it (text
+ * weighs nothing); messages come in the caller's own stack, not in a turn of the loop; close() brings no `close` event,
+ * whatever it is given; there are no `error` events; nothing checks that a frame is within the protocol's limits.
  */
 export class FakeSocket {
   static all = [];
