@@ -22,6 +22,7 @@ const AHEAD_S = 0.5; // audio in the browser's buffer, at most
 const BEHIND_S = 1; // from here on the network is called slow
 const FRAME_S = 0.1; // of older audio; live audio goes as it comes
 const HEARING_S = 2.5; // a detector that has told of no speech by now has heard none: min_speech_ms + prefix_ms + more
+const MAX_HELD = 2; // refused utterances that the server keeps for a session: a third one drives out the oldest
 const HOLD_MARGIN_MS = 500; // a retry is sent this long before the server's hold ends, at the latest
 const JITTER_MS = 250; // upon the server's hint, which has its own
 const MAX_LOAD_WAIT_MS = 10_000;
@@ -105,9 +106,12 @@ export class Session {
 
   /** Whether a source that can wait may give more: the server has no more to do than keeps its model busy. */
   get hasRoom() {
-    const entries = [...this.#utterances.values()];
-    const isBusy = entries.some(({ isRefused }) => isRefused) || entries.filter(({ isAdmitted }) => isAdmitted).length > 1;
+    const isBusy = this.#count("isRefused") > 0 || this.#count("isAdmitted") > 1;
     return Boolean(this.#ready) && !isBusy && this.behindMs <= AHEAD_S * 1000;
+  }
+
+  #count(state) {
+    return [...this.#utterances.values()].filter((entry) => entry[state]).length;
   }
 
   /** Drop it, or everything unfinished. */
@@ -134,7 +138,8 @@ export class Session {
     if (!this.#ready || this.#isEndSent || this.#isOver) return;
     const { ring, rate, marks } = this.#recording;
     this.#loseWhatIsGone();
-    while (this.#socket.bufferedAmount < AHEAD_S * 2 * rate && this.#sent - this.#taken < WINDOW_S * rate) {
+    const isHeld = this.#count("isRefused") >= MAX_HELD; // what comes now had better stay here
+    while (!isHeld && this.#socket.bufferedAmount < AHEAD_S * 2 * rate && this.#sent - this.#taken < WINDOW_S * rate) {
       const [start, end] = ring.unsettled(this.#cursor, ring.end)[0] ?? [ring.end, ring.end];
       if (start !== this.#cursor || !this.#pieces.length) this.#goTo(start);
       if (marks[this.#nextMark]?.at === start) {
@@ -153,7 +158,7 @@ export class Session {
       this.#isEndSent = true;
       this.#send({ type: "end" });
     }
-    this.#note();
+    this.#note(isHeld);
   }
 
   /** The next piece begins there. */
@@ -175,9 +180,10 @@ export class Session {
     }
   }
 
-  #note() {
+  #note(isHeld) {
     const isBehind = this.behindMs > (this.#isBehind ? AHEAD_S : BEHIND_S) * 1000;
-    if (isBehind || this.#isBehind) this.#emit("behind", { behind_ms: isBehind ? this.behindMs : 0 });
+    const why = isHeld ? "busy" : "network";
+    if (isBehind || this.#isBehind) this.#emit("behind", { behind_ms: isBehind ? this.behindMs : 0, why });
     this.#isBehind = isBehind;
   }
 
@@ -205,8 +211,9 @@ export class Session {
     this.#isOver = true;
     clearInterval(this.#timer);
     for (const { timer } of this.#utterances.values()) clearTimeout(timer);
-    Object.assign(this.#socket, { onopen: null, onmessage: null, onclose: null, onerror: null });
-    this.#socket.close(1000);
+    const socket = this.#socket;
+    Object.assign(socket, { onopen: () => socket.close(1000), onmessage: null, onclose: null });
+    if (socket.readyState) socket.close(1000); // while it connects, a browser complains of that
     this.#onOver({ code, reason, error: this.#error, refusal: this.#refusal });
   }
 

@@ -18,7 +18,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
 NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-WAIT_S: Final = 120  # no condition takes so long, however slow the machine: it will not come true
+WAIT_S: Final = 60  # no condition takes so long, however slow the machine: it will not come true
 FLAGS: Final = (
     "--headless=new",
     "--remote-debugging-port=0",
@@ -80,7 +80,7 @@ class Page:
         async with asyncio.timeout(WAIT_S):
             while True:
                 try:
-                    if value := await self.evaluate(condition):
+                    if (value := await self.evaluate(condition)) not in (None, False, 0, ""):  # an element is {}
                         return value
                 except BrowserError:
                     pass  # the page before has just gone

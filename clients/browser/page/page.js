@@ -80,9 +80,9 @@ function newClient() {
     tell("failed", "failed", { reason: code });
   });
   on("gap", ({ audio_start_ms, audio_end_ms }) => tell("gap", "gap", { seconds: seconds(audio_end_ms - audio_start_ms) }));
-  on("behind", ({ behind_ms }) => {
+  on("behind", ({ behind_ms, why }) => {
     if (document.body.dataset.phase === "file") return; // it is not to be sent faster than it is heard
-    if (behind_ms > 2000) tell("behind", "behind", { seconds: seconds(behind_ms) });
+    if (behind_ms > 2000 && why === "network") tell("behind", "behind", { seconds: seconds(behind_ms) });
     else still("behind");
   });
   on("reconnecting", ({ interrupted }) => {

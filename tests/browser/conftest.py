@@ -1,0 +1,30 @@
+"""What the tests of the JavaScript client take from npm: TypeScript, and axe-core for the page."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.browser.driver import HERE, NODE
+
+
+def npm(*args: str, cwd: Path) -> str:
+    """Run it; its standard output."""
+    # By its script: the file `npm` beside node is a symbolic link, or on Windows a batch file.
+    beside = Path(NODE).parent
+    folders = (beside.parent / "lib" / "node_modules", beside / "node_modules")
+    script = next(path for folder in folders if (path := folder / "npm" / "bin" / "npm-cli.js").is_file())
+    ran = subprocess.run((NODE, str(script), *args), cwd=cwd, capture_output=True, encoding="utf-8", timeout=300)
+    assert ran.returncode == 0, f"npm {' '.join(args)}\n{ran.stdout}{ran.stderr}"
+    return ran.stdout
+
+
+@pytest.fixture(scope="session")
+def node_modules() -> Path:
+    """What tests/browser/package-lock.json names, installed once: a change of the lock installs it anew."""
+    installed, lock = HERE / "node_modules" / ".package-lock.json", HERE / "package-lock.json"
+    if not installed.is_file() or installed.stat().st_mtime < lock.stat().st_mtime:
+        npm("ci", "--prefer-offline", "--no-audit", "--no-fund", "--ignore-scripts", cwd=HERE)
+    return installed.parent

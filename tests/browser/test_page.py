@@ -1,0 +1,341 @@
+"""The page in a real browser, whose microphone is a recording; first the real model, then scripted workers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+import wave
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asr_ws.core.types import SAMPLE_RATE
+from asr_ws.server.app import App
+from asr_ws.testing.recognizer import Gate
+from asr_ws.testing.wer import word_errors
+from asr_ws.worker.supervisor import WorkerSpec
+from tests.browser.chromium import MICROPHONE, Page, browser, hears
+from tests.conftest import SPEECH
+from tests.e2e.test_speech import said
+from tests.server.running import MANUAL, SECOND, Client, serving
+
+JFK, LONG = "jfk.wav", "long-two-cities.wav"
+MAX_PAGE_BYTES = 60_000
+# Before anything of the page runs: each event of its client is kept, and each state of the transcript.
+SPY = """
+window.events = []; window.texts = [];
+const dispatch = EventTarget.prototype.dispatchEvent;
+EventTarget.prototype.dispatchEvent = function (event) {
+  if (event instanceof CustomEvent) window.events.push({type: event.type, detail: event.detail});
+  return dispatch.call(this, event);
+};
+document.addEventListener("DOMContentLoaded", () => {
+  const element = document.getElementById("transcript");
+  const look = () => window.texts.push(element.innerText);
+  if (element) new MutationObserver(look).observe(element, {childList: true, subtree: true, characterData: true});
+});
+"""
+IDLE = "document.body?.dataset.phase === 'idle'"
+RECORDING = "document.body?.dataset.phase === 'recording'"
+
+
+@asynccontextmanager
+async def shown(app: App, *flags: str, query: str = "") -> AsyncIterator[Page]:
+    """The page of that server, which complains of nothing and asks nobody else."""
+    async with opened(app.listener.url, *flags, query=query) as page:
+        yield page
+        assert page.complaints == []
+        assert [url for url in page.urls if f"//127.0.0.1:{app.listener.port}/" not in url] == []
+
+
+@asynccontextmanager
+async def opened(url: str, *flags: str, query: str = "") -> AsyncIterator[Page]:
+    async with browser(*flags) as chromium:
+        page = await chromium.page()
+        await page.call("Page.addScriptToEvaluateOnNewDocument", source=SPY)
+        await page.open(f"{url}/?lang=en{query}")
+        yield page
+
+
+async def events(page: Page, *types: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = await page.evaluate(
+        f"events.filter(e => {json.dumps(types)}.includes(e.type)).map(e => ({{...e.detail, type: e.type}}))"
+    )
+    return found
+
+
+async def stop(page: Page) -> str:
+    """Press the button. Returns: the text, once it is all there."""
+    await page.click("#microphone")
+    await page.wait(IDLE)
+    return await page.text("#transcript")
+
+
+def wav(file: Path, n_samples: int, frames: bytes = b"") -> Path:
+    with wave.open(str(file), "wb") as out:
+        out.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+        out.writeframes(frames or bytes(2 * n_samples))
+    return file
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    """Two and a half seconds of somebody speaking, and then silence."""
+    with wave.open(str(SPEECH / JFK)) as source:
+        return wav(tmp_path / "speech.wav", 0, source.readframes(5 * SAMPLE_RATE // 2) + bytes(4 * SAMPLE_RATE))
+
+
+# ---------------------------------------------------------------- the real model
+
+
+@pytest.mark.model
+async def test_speech_becomes_text_that_grows_while_it_is_spoken(tiny_en: Path) -> None:
+    async with (
+        serving(WorkerSpec(tiny_en, device="cpu"), partials="on", ingest_speed=2.0) as app,
+        shown(app, *hears(SPEECH / JFK), query="&autostart=1") as page,
+    ):
+        await page.wait("events.some(e => e.type === 'final' && e.detail.audio_end_ms > 10000)")
+        text = await stop(page)
+        [done] = await events(page, "done")
+        assert word_errors(said(JFK), text).rate <= 0.1, text
+        assert done["lost_ms"] == done["refused_ms"] == 0
+        assert done["finals"] == len(await events(page, "final"))
+        grown = [told["stable"] + told["unstable"] for told in await events(page, "partial")]
+        assert len(grown) >= 2
+        seen = await page.evaluate("texts")
+        assert any(grown[-1].strip() in told for told in seen), "as it was told it was shown"
+        assert await page.text("#latency-text") != "no text yet"
+        assert (await page.text("#server")).startswith("ready · ")
+        loaded = await page.evaluate(
+            "performance.getEntries().filter(e => 'transferSize' in e && !e.name.includes('/v1/'))"
+            ".reduce((sum, e) => sum + e.transferSize, 0)"
+        )
+        assert 0 < loaded < MAX_PAGE_BYTES
+
+
+@pytest.mark.model
+async def test_silence_has_no_text(tiny_en: Path, tmp_path: Path) -> None:
+    silence = wav(tmp_path / "silence.wav", SAMPLE_RATE)
+    async with (
+        serving(WorkerSpec(tiny_en, device="cpu"), partials="on") as app,
+        shown(app, *hears(silence), query="&autostart=1") as page,
+    ):
+        await page.wait("events.some(e => e.type === 'level') && document.querySelector('[data-name=quiet]')")
+        assert "muted" in await page.text("#notices")
+        assert await stop(page) == ""
+        assert await events(page, "final", "partial", "error") == []
+
+
+@pytest.mark.model
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+async def test_text_arrives_though_the_recognizer_is_killed_in_mid_utterance(tiny_en: Path) -> None:
+    async with (
+        serving(WorkerSpec(tiny_en, device="cpu"), partials="on", ingest_speed=2.0) as app,
+        shown(app, *hears(SPEECH / JFK), query="&autostart=1") as page,
+    ):
+        await page.wait("events.some(e => e.type === 'partial' && e.detail.audio_end_ms > 3000)")
+        assert app.supervisor.pid is not None
+        os.kill(app.supervisor.pid, signal.SIGSEGV)
+        await page.wait("document.getElementById('server').dataset.state === 'restarting'")
+        await page.wait("events.some(e => e.type === 'final' && e.detail.audio_end_ms > 10000)")
+        text = await stop(page)
+        assert word_errors(said(JFK), text).rate <= 0.1, text
+        assert app.supervisor.n_restarts == 1
+
+
+@pytest.mark.model
+async def test_restarted_server_gets_what_has_no_outcome_and_each_word_once(tiny_en: Path, tmp_path: Path) -> None:
+    """Beside it the same recording is heard by a server that stays, for comparison."""
+    spec = WorkerSpec(tiny_en, device="cpu")
+    with wave.open(str(SPEECH / LONG)) as source:
+        clip = wav(tmp_path / "clip.wav", 0, source.readframes(21 * SAMPLE_RATE) + bytes(4 * SAMPLE_RATE))
+    is_over = "events.some(e => e.type === 'final' && e.detail.audio_end_ms > 19000)"
+    async with AsyncExitStack() as stack:
+        calm = await stack.enter_async_context(serving(spec))
+        uncut = await stack.enter_async_context(shown(calm, *hears(clip), query="&autostart=1"))
+        first = AsyncExitStack()
+        app = await first.enter_async_context(serving(spec))
+        port, url = app.listener.port, app.listener.url
+        page = await stack.enter_async_context(opened(url, *hears(clip), query="&autostart=1"))
+        await page.wait("events.filter(e => e.type === 'speech_started').length >= 3")
+        await first.aclose()
+        await page.wait("document.querySelector('[data-name=server] .countdown')")
+        await stack.enter_async_context(serving(spec, port=port))
+        await asyncio.gather(page.wait(is_over), uncut.wait(is_over))
+        texts = [await stop(page), await stop(uncut)]
+        ranges = [(e["audio_start_ms"], e["audio_end_ms"]) for e in await events(page, "final")]
+        assert await events(page, "gap", "error") == []
+        assert len(await events(page, "reconnected")) == 1
+        print(texts, sorted(ranges), await events(page, "speech_started", "accepted", "reconnecting", "reconnected", "dropped"))
+        edges = [edge for range in sorted(ranges) for edge in range]
+        assert edges == sorted(edges), "no range has two outcomes"
+        words = " ".join(said(LONG).split()[: len(texts[1].split())])
+        cut, whole = (word_errors(words, text).rate for text in texts)
+        assert cut <= whole + 0.05, texts
+        assert {complaint.split(":")[0] for complaint in page.complaints} <= {"network", "['WebSocket"}
+
+
+# ---------------------------------------------------------------- scripted workers
+
+
+@asynccontextmanager
+async def busy(app: App, gate: Gate) -> AsyncIterator[None]:
+    """Its only worker stands at the gate, and its one place is taken."""
+    async with Client(app) as first, Client(app) as second:
+        for client in (first, second):
+            await client.send({**MANUAL, "prompt": gate.script}, SECOND, {"type": "commit"})
+            await client.until("accepted")
+        yield
+
+
+async def test_busy_server_is_explained_counted_down_and_asked_again(scripted: WorkerSpec, speech: Path) -> None:
+    async with (
+        Gate() as gate,
+        serving(scripted, queue_capacity=1) as app,
+        busy(app, gate),
+        shown(app, *hears(speech), query="&autostart=1") as page,
+    ):
+        counted = await page.wait("document.querySelector('#notices .countdown')?.innerText")
+        assert 0 < float(counted) <= 1.8
+        assert await page.evaluate("document.querySelectorAll('#queue .full').length") == 2
+        assert "busy. Your words are kept" in await page.text("#notices")
+        await page.wait("events.some(e => e.type === 'retrying')")
+        await gate.open()
+        await gate.open()
+        await page.wait("events.some(e => e.type === 'final')")
+        assert await page.text("#notices") == ""
+        assert (await stop(page)).startswith("country ")
+
+
+MARKUP = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>&amp;"
+
+
+async def test_markup_in_a_transcript_stays_text(scripted: WorkerSpec, speech: Path) -> None:
+    """Row 52 of the table of faults."""
+    async with serving(scripted) as app, shown(app, *hears(speech)) as page:
+        await page.evaluate(f"document.getElementById('prompt').value = {json.dumps('say ' + MARKUP)}")
+        await page.click("#microphone")
+        await page.wait("events.some(e => e.type === 'final')")
+        assert await stop(page) == MARKUP
+        assert await page.evaluate("document.querySelectorAll('#transcript img, #transcript script').length") == 0
+        assert await page.evaluate("document.title") == "asr_ws"
+
+
+async def test_space_bar_is_held_to_talk_and_enter_presses_the_button(scripted: WorkerSpec, speech: Path) -> None:
+    async with serving(scripted) as app, shown(app, *hears(speech)) as page:
+        await page.wait("document.getElementById('server').dataset.state === 'ready'")
+        await page.key("keyDown", " ", "Space")
+        await page.wait("events.some(e => e.type === 'speech_started')")
+        await page.key("keyUp", " ", "Space")
+        await page.wait(IDLE)
+        assert (await page.text("#transcript")).startswith("country ")
+        await page.evaluate("document.getElementById('microphone').focus()")
+        await page.press("Enter", "Enter")
+        await page.wait(RECORDING)
+        await page.press("Enter", "Enter")
+        await page.wait(IDLE)
+        assert len(await events(page, "done")) == 2
+
+
+async def test_space_in_a_field_is_a_space(scripted: WorkerSpec) -> None:
+    async with serving(scripted) as app, shown(app, *MICROPHONE) as page:
+        await page.evaluate("document.querySelector('details').open = true; document.getElementById('prompt').focus()")
+        await page.press(" ", "Space")
+        assert await page.evaluate("document.getElementById('prompt').value") == " "
+        assert await page.evaluate(IDLE)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [
+        (("--use-fake-device-for-media-stream", "--deny-permission-prompts"), "microphone_refused"),
+        (("--use-fake-ui-for-media-stream",), "microphone_missing"),
+    ],
+)
+async def test_microphone_that_is_not_to_be_had_is_explained(
+    scripted: WorkerSpec, flags: tuple[str, ...], code: str
+) -> None:
+    async with serving(scripted) as app, shown(app, *flags) as page:
+        await page.click("#microphone")
+        await page.wait(f"document.querySelector('[data-name={code}] small')")
+        assert await page.evaluate(IDLE)
+        assert "choose a file" in (await page.text("#notices")).lower()
+
+
+async def test_insecure_page_is_explained(scripted: WorkerSpec) -> None:
+    async with serving(scripted, allow_origin=("*",)) as app:
+        flags = (*MICROPHONE, "--host-resolver-rules=MAP asr.test 127.0.0.1")
+        async with opened(f"http://asr.test:{app.listener.port}", *flags) as page:
+            await page.click("#microphone")
+            await page.wait("document.querySelector('[data-name=microphone_insecure] small')")
+            assert "--tls-self-signed" in await page.text("#notices")
+
+
+async def test_file_is_an_alternative_and_its_text_can_be_taken_along(
+    scripted: WorkerSpec, speech: Path, tmp_path: Path
+) -> None:
+    async with serving(scripted) as app, shown(app) as page:
+        await page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+        await page.evaluate("document.getElementById('prompt').value = 'say a <b> & c'")
+        await page.choose_file("#file", speech)
+        await page.wait("events.some(e => e.type === 'done')")
+        await page.wait(IDLE)
+        assert await page.text("#transcript") == "a <b> & c"
+        for kind in ("txt", "srt", "vtt"):
+            await page.click(f"#{kind}")
+        downloads = {kind: tmp_path / f"transcript.{kind}" for kind in ("txt", "srt", "vtt")}
+        while not all(file.exists() and file.stat().st_size for file in downloads.values()):
+            await asyncio.sleep(0.02)
+        told = {kind: file.read_text("utf-8") for kind, file in downloads.items()}
+        assert told["txt"] == "a <b> & c\n"
+        time = r"00:00:0\d[.,]\d{3}"
+        assert re.fullmatch(rf"1\n{time} --> {time}\na <b> & c\n", told["srt"])
+        assert re.fullmatch(rf"WEBVTT\n\n{time} --> {time}\na &lt;b&gt; &amp; c\n", told["vtt"])
+
+
+async def test_file_without_audio_is_explained(scripted: WorkerSpec, tmp_path: Path) -> None:
+    file = tmp_path / "no.wav"
+    file.write_bytes(b"RIFF, but no more than that")
+    async with serving(scripted) as app, shown(app) as page:
+        await page.choose_file("#file", file)
+        await page.wait("document.querySelector('[data-name=file] small')")
+        await page.wait(IDLE)
+
+
+async def test_server_that_wants_a_token_gets_it_from_the_settings(
+    scripted: WorkerSpec, speech: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "tokens"
+    file.write_text("0123456789abcdef\n")
+    file.chmod(0o600)
+    async with serving(scripted, auth_token_file=str(file)) as app, shown(app, *hears(speech)) as page:
+        await page.wait("document.querySelector('[data-name=unauthorized] small')")
+        assert (await page.text("#server")).startswith("wants a token")
+        await page.evaluate("document.querySelector('details').open = true; document.getElementById('token').focus()")
+        await page.call("Input.insertText", text="0123456789abcdef")
+        await page.press("Tab", "Tab")
+        await page.wait("document.getElementById('server').dataset.state === 'ready'")
+        await page.click("#microphone")
+        await page.wait("events.some(e => e.type === 'final')")
+        assert (await stop(page)).startswith("country ")
+
+
+async def test_page_speaks_chinese(scripted: WorkerSpec) -> None:
+    async with serving(scripted) as app, shown(app, *MICROPHONE) as page:
+        await page.click("#language-toggle")
+        await page.wait("document.documentElement.lang === 'zh-CN'")
+        assert await page.text("#copy") == "复制"
+        left = await page.evaluate(
+            "[...document.querySelectorAll('[data-t], [data-t-label]')].filter(e => !(e.textContent || e.ariaLabel))"
+            ".map(e => e.outerHTML)"
+        )
+        assert left == []
+        await page.call("Page.reload")
+        await page.wait("document.documentElement?.lang === 'en'")  # as the address says
