@@ -29,7 +29,7 @@ export interface AsrClientOptions {
   ringSeconds?: number;
   /** Tries in a row to connect again, before it is given up (10). */
   maxReconnects?: number;
-  /** For `start()`: which microphone, and how; upon one channel with echo cancellation, noise suppression and gain. */
+  /** For `start()`: which microphone, and how; upon one channel with echo cancellation and gain control. */
   microphone?: MediaTrackConstraints;
   /** Where recorder-worklet.js is, if it is not beside asr-client.js. */
   workletUrl?: string | URL;
@@ -450,9 +450,11 @@ export interface Gap {
   audio_end_ms: number;
 }
 
-/** The network is slow: so much audio has not been sent. 0: it has caught up. */
+/** So much audio has not been sent. 0: it has caught up. */
 export interface Behind {
   behind_ms: number;
+  /** network: it is slow; busy: the server has refused as many utterances as it keeps, and gets no more for now. */
+  why: "network" | "busy";
 }
 
 /** A ping's way to the server and back, behind the audio before it. */

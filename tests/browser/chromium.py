@@ -175,6 +175,7 @@ class Browser:
             deviceScaleFactor=1 + mobile,
             mobile=mobile,
         )
+        await page.call("Emulation.setTouchEmulationEnabled", enabled=mobile)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await page.call("Emulation.setEmulatedMedia", features=[scheme])
         return page

@@ -173,7 +173,11 @@ async def test_restarted_server_gets_what_has_no_outcome_and_each_word_once(tiny
         ranges = [(e["audio_start_ms"], e["audio_end_ms"]) for e in await events(page, "final")]
         assert await events(page, "gap", "error") == []
         assert len(await events(page, "reconnected")) == 1
-        print(texts, sorted(ranges), await events(page, "speech_started", "accepted", "reconnecting", "reconnected", "dropped"))
+        print(
+            texts,
+            sorted(ranges),
+            await events(page, "speech_started", "accepted", "reconnecting", "reconnected", "dropped"),
+        )
         edges = [edge for range in sorted(ranges) for edge in range]
         assert edges == sorted(edges), "no range has two outcomes"
         words = " ".join(said(LONG).split()[: len(texts[1].split())])

@@ -71,7 +71,7 @@ asr.addEventListener("retrying", ({ detail }) => detail.utterance);
 asr.addEventListener("reconnecting", ({ detail }) => [detail.attempt, detail.code, ...detail.interrupted]);
 asr.addEventListener("reconnected", () => {}, { once: true });
 asr.addEventListener("gap", ({ detail }) => detail.audio_end_ms - detail.audio_start_ms);
-asr.addEventListener("behind", ({ detail }) => detail.behind_ms);
+asr.addEventListener("behind", ({ detail }) => detail.behind_ms > 0 && detail.why === "busy");
 asr.addEventListener("rtt", ({ detail }) => detail.ms);
 asr.addEventListener("level", ({ detail }) => detail.peak + detail.rms);
 asr.addEventListener("microphone", ({ detail }) => detail.state === "lost");

@@ -3,10 +3,11 @@
 const asked = new URLSearchParams(location.search).get("lang") ?? localStorage.getItem("lang") ?? navigator.language;
 export let locale = asked.startsWith("zh") ? "zh" : "en";
 let texts;
+const isTouched = matchMedia("(pointer: coarse)").matches; // there is no space bar
 
 /** The text of that name, with `{values}` put in; undefined: there is none. */
 export function t(name, values = {}) {
-  return texts[name]?.replace(/\{(\w+)\}/g, (whole, key) => values[key] ?? whole);
+  return (texts[isTouched && `${name}_touch`] ?? texts[name])?.replace(/\{(\w+)\}/g, (whole, key) => values[key] ?? whole);
 }
 
 /** Speak that language. */

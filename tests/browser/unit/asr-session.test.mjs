@@ -319,14 +319,14 @@ describe("sending", () => {
     scene.record(1000);
     assert.deepEqual(scene.of("behind"), []);
     scene.record(1);
-    assert.deepEqual(scene.of("behind"), [{ behind_ms: 1001 }]);
+    assert.deepEqual(scene.of("behind"), [{ behind_ms: 1001, why: "network" }]);
     scene.socket.bufferedAmount = 0; // 501 still wait
     pass(100);
-    assert.deepEqual(scene.of("behind").at(-1), { behind_ms: 1001 - 500 });
+    assert.deepEqual(scene.of("behind").at(-1), { behind_ms: 501, why: "network" });
     scene.socket.bufferedAmount = 0;
     pass(100);
     const told = scene.of("behind");
-    assert.deepEqual(told.at(-1), { behind_ms: 0 });
+    assert.deepEqual(told.at(-1), { behind_ms: 0, why: "network" });
     pass(1000);
     assert.equal(scene.of("behind").length, told.length);
   });
@@ -631,6 +631,21 @@ describe("refusals", () => {
       assert.deepEqual([scene.socket.log, scene.of("retrying")], [["start"], []]);
     });
 
+  test("audio waits here while the server keeps two refused utterances, for which it has no more room", () => {
+    const scene = new Scene().begin();
+    scene.record(100);
+    scene.socket.receive(busy("u1"));
+    scene.record(100);
+    scene.socket.receive(busy("u2"));
+    scene.record(1500);
+    scene.commit("c1");
+    assert.deepEqual(scene.socket.log, ["start", [0, 200]]);
+    assert.deepEqual(scene.of("behind"), [{ behind_ms: 1500, why: "busy" }, { behind_ms: 1500, why: "busy" }]);
+    scene.socket.receive(accepted("u1", 0, 100));
+    assert.deepEqual(scene.socket.log, ["start", [0, 1700], "commit c1"]);
+    assert.deepEqual(scene.of("behind").at(-1), { behind_ms: 0, why: "network" });
+  });
+
   test("a source that can wait has no room while something is refused, or two are admitted", () => {
     const scene = new Scene().connect();
     assert.equal(scene.session.hasRoom, false, "before ready");
@@ -777,6 +792,14 @@ describe("ending", () => {
     scene.session.close();
     pass(60_000);
     assert.deepEqual([scene.ends, scene.socket.closed], [[], 1000]);
+  });
+
+  test("closed while it connects, it is closed once it is open, and says nothing", () => {
+    const scene = new Scene().connect();
+    scene.session.close();
+    assert.equal(scene.socket.closed, null, "browsers complain of a close before that");
+    scene.socket.open();
+    assert.deepEqual([scene.socket.closed, scene.socket.sent, scene.ends], [1000, [], []]);
   });
 
   test("nothing goes out after its end", () => {
