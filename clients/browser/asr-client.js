@@ -33,7 +33,12 @@ export function reconnectDelayMs(attempt, retryAfterMs = 0, random = Math.random
 
 /** The address of sessions: a server's plain address will do, also with a proxy's path. */
 export function sessionUrl(url, base = globalThis.document?.baseURI) {
-  const address = new URL(url, base);
+  let address;
+  try {
+    address = new URL(url, base);
+  } catch (error) {
+    throw new AsrError("bad_address", `${url} is no address`, "such as http://127.0.0.1:8765/", { cause: error });
+  }
   const isPlain = address.protocol.startsWith("http") || address.pathname === "/";
   address.protocol = address.protocol.replace("http", "ws");
   if (isPlain) address.pathname = address.pathname.replace(new RegExp(`(${PATH})?/*$`), "") + PATH;
@@ -47,6 +52,7 @@ export class AsrClient extends EventTarget {
   #recording = null; // {ring, rate, marks, isEnding, finals, opened, finished}: until its end
   #session = null;
   #microphone = null;
+  #closing = null; // the microphone: until its last frame has come
   #opening = null;
   #nSessions = 0;
   #attempt = 0;
@@ -125,6 +131,7 @@ export class AsrClient extends EventTarget {
    */
   async send(samples) {
     const recording = this.#open();
+    if (recording.isEnding) throw new AsrError("not_open", "the recording was stopped", "start a new one");
     this.#append(samples instanceof Float32Array ? Int16Array.from(samples, asInt16) : samples);
     while (this.#recording === recording && !this.#session?.hasRoom) await this.#changed.promise;
     if (this.#recording !== recording) await recording.finished.promise;
@@ -210,11 +217,11 @@ export class AsrClient extends EventTarget {
     this.#change();
   }
 
-  async #closeMicrophone() {
+  #closeMicrophone() {
     const microphone = this.#microphone;
     this.#microphone = null;
-    await microphone?.close();
-    if (microphone) this.#emit("microphone", { state: "closed" });
+    if (microphone) this.#closing = microphone.close().then(() => this.#emit("microphone", { state: "closed" }));
+    return this.#closing;
   }
 
   // ---------------------------------------------------------------- its sessions
@@ -232,6 +239,7 @@ export class AsrClient extends EventTarget {
         prefix: this.#nSessions ? `${this.#nSessions}:` : "",
         emit: (type, detail) => this.#receive(type, detail),
         onOver: (end) => this.#lose(end),
+        onTick: () => this.#change(),
       });
     } catch (error) {
       const hint = "a page that came by https:// reaches wss:// only";
@@ -268,8 +276,8 @@ export class AsrClient extends EventTarget {
     }
     const delay_ms = reconnectDelayMs(this.#attempt, refusal?.retry_after_ms);
     const why = refusal?.reason ?? error?.code ?? reason;
-    this.#emit("reconnecting", { attempt: this.#attempt, delay_ms, code, reason: why, interrupted });
     this.#timer = setTimeout(() => this.#connect(), delay_ms);
+    this.#emit("reconnecting", { attempt: this.#attempt, delay_ms, code, reason: why, interrupted });
   }
 
   #failure(code, reason, error, refusal) {

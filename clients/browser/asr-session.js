@@ -43,6 +43,7 @@ export class Session {
   #start;
   #emit;
   #onOver;
+  #onTick;
   #prefix;
   #timer;
   #heard = performance.now(); // when anything last came or went
@@ -76,12 +77,13 @@ export class Session {
    * @param {(type: string, detail: object) => void} options.emit
    * @param {(end: {code: number, reason: string, error: object | null, refusal: object | null}) => void} options.onOver
    */
-  constructor({ url, WebSocket, start, recording, prefix, emit, onOver }) {
+  constructor({ url, WebSocket, start, recording, prefix, emit, onOver, onTick = () => {} }) {
     this.#recording = recording;
     this.#start = start;
     this.#prefix = prefix;
     this.#emit = emit;
     this.#onOver = onOver;
+    this.#onTick = onTick;
     this.#socket = new WebSocket(url, PROTOCOL);
     this.#socket.onopen = () => this.#send({ type: "start", ...start });
     this.#socket.onmessage = ({ data }) => this.#receive(data);
@@ -123,7 +125,7 @@ export class Session {
 
   /** Without a word to anybody: whoever closes it knows. */
   close() {
-    this.#onOver = () => {};
+    this.#onOver = this.#emit = () => {};
     this.#over(1000, "");
   }
 
@@ -154,7 +156,7 @@ export class Session {
       this.#cursor = until;
       if (this.#sent - this.#pinged.sent >= PING_S * rate) this.#ping();
     }
-    if (this.#recording.isEnding && this.#cursor === ring.end) {
+    if (this.#recording.isEnding && this.#cursor === ring.end && this.#nextMark === marks.length) {
       this.#isEndSent = true;
       this.#send({ type: "end" });
     }
@@ -164,7 +166,10 @@ export class Session {
   /** The next piece begins there. */
   #goTo(start) {
     const { marks } = this.#recording;
-    if (this.#sent && this.#pieces.at(-1).at !== this.#sent) this.#send({ type: "commit", id: OWN });
+    if (this.#sent && this.#pieces.at(-1).at !== this.#sent) {
+      const mark = marks[this.#nextMark];
+      this.#send({ type: "commit", id: mark?.at === this.#cursor ? mark.id : OWN });
+    }
     while (marks[this.#nextMark]?.at <= start) this.#nextMark++; // that commit, or the session before, has done it
     this.#cursor = start;
     this.#pieces.push({ at: this.#sent, from: start });
@@ -196,6 +201,7 @@ export class Session {
     else if (this.#ready) {
       this.pump();
       if (now - this.#pinged.now > PING_MS) this.#ping();
+      this.#onTick();
     }
   }
 
@@ -233,6 +239,7 @@ export class Session {
       return;
     }
     this.#emit("message", event);
+    if (this.#isOver) return;
     this.#take(event);
     this.pump();
   }
@@ -362,8 +369,13 @@ export class Session {
   /** Of the recording, in samples; an end belongs to the piece before it. */
   #position(ms, isEnd = false) {
     const sample = Math.round((ms * this.#recording.rate) / 1000);
-    const piece = this.#pieces.findLast(({ at }) => (isEnd ? at < sample : at <= sample)) ?? this.#pieces[0];
-    return piece ? piece.from + sample - piece.at : sample;
+    const near = this.#recording.rate / 1000; // as far as rounding to milliseconds can have moved it
+    const found = this.#pieces.findLastIndex(({ at }) => (isEnd ? at + near < sample : at <= sample + near));
+    const i = Math.max(found, 0);
+    if (!this.#pieces.length) return sample;
+    const { at, from } = this.#pieces[i];
+    const n = (this.#pieces[i + 1]?.at ?? Infinity) - at;
+    return from + Math.min(Math.max(sample - at, 0), n);
   }
 
   /** An event with its utterance and its times as the recording has them. */

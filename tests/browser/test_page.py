@@ -343,3 +343,40 @@ async def test_page_speaks_chinese(scripted: WorkerSpec) -> None:
         assert left == []
         await page.call("Page.reload")
         await page.wait("document.documentElement?.lang === 'en'")  # as the address says
+
+
+AXE = (
+    "axe.run({resultTypes: ['violations']})"
+    ".then(r => r.violations.map(v => [v.impact, v.id, v.nodes.map(n => n.html)]))"
+)
+
+
+@pytest.mark.parametrize("look", ["light", "dark"])
+@pytest.mark.parametrize("language", ["en", "zh"])
+async def test_accessibility_rules_find_nothing_serious(
+    scripted: WorkerSpec, speech: Path, node_modules: Path, language: str, look: str
+) -> None:
+    """By axe-core: first as it comes, then with text, a notice of a fault and the settings open."""
+    async with serving(scripted) as app, shown(app, *hears(speech), query=f"&theme={look}") as page:
+        await page.evaluate((node_modules / "axe-core" / "axe.min.js").read_text("utf-8") + ";0")
+        if language == "zh":
+            await page.click("#language-toggle")
+        await page.wait("document.getElementById('server').dataset.state === 'ready'")
+        assert await page.evaluate(AXE) == []
+        await page.click("#microphone")
+        await page.wait("events.some(e => e.type === 'final')")
+        await stop(page)
+        await page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true })")
+        await page.evaluate("import('./page/notices.js').then(({ tell }) => tell('x', 'unreachable'))")
+        assert await page.evaluate(AXE) == []
+
+
+async def test_everything_is_reached_by_the_tab_key(scripted: WorkerSpec) -> None:
+    async with serving(scripted) as app, shown(app, *MICROPHONE) as page:
+        await page.wait("document.getElementById('server').dataset.state === 'ready'")
+        reached = []
+        for _ in range(13):
+            await page.press("Tab", "Tab")
+            reached.append(await page.evaluate("document.activeElement.id || document.activeElement.localName"))
+        wanted = "language-toggle theme-toggle transcript copy txt srt vtt clear microphone file-button summary"
+        assert [id for id in reached if id in wanted.split()][:11] == wanted.split()

@@ -296,7 +296,7 @@ describe("sending", () => {
     assert.deepEqual(scene.socket.log, ["start", [0, 700], "end"]);
   });
 
-  test("a commit at the very end goes before end", { todo: "if the socket is full, pump() sends end alone" }, () => {
+  test("a commit at the very end goes before end", () => {
     const scene = new Scene().begin();
     scene.socket.isSlow = true;
     scene.record(500); // as much as the socket takes
@@ -403,7 +403,7 @@ describe("after a reconnect", () => {
     assert.deepEqual(scene.socket.log, ["start", [1000, 2000], "commit c2", [2000, 3000], "commit c3", [3000, 3100]]);
   });
 
-  test("the user's commit at a piece's end keeps its id", { todo: "#goTo() sends its own in its place" }, () => {
+  test("the user's commit at a piece's end keeps its id", () => {
     const scene = new Scene().begin();
     for (const id of ["c1", "c2"]) {
       scene.record(1000);
@@ -462,7 +462,6 @@ describe("after a reconnect", () => {
   for (const [ms, told] of [[1001, "behind"], [1007, "before"]])
     test(
       `an edge that is ${told} its rounded millisecond still is the edge`,
-      { todo: "#position() takes the millisecond for the exact sample" },
       () => {
         const scene = new Scene({ rate: 44_100 });
         const edge = Math.floor((ms * 44_100) / 1000) + (told === "behind" ? 1 : 0);
@@ -810,7 +809,7 @@ describe("ending", () => {
     assert.deepEqual(scene.socket.log, ["start"]);
   });
 
-  test("whoever closes it at an event hears no more of it", { todo: "#receive() goes on after close()" }, () => {
+  test("whoever closes it at an event hears no more of it", () => {
     const scene = new Scene().connect();
     scene.onEvent = () => scene.session.close();
     scene.socket.open();
