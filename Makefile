@@ -10,7 +10,7 @@ PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --no-inp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint soak chaos clean
+.PHONY: help demo test lint soak chaos screenshots clean
 
 # Of soak and chaos.
 SECONDS = 600
@@ -25,6 +25,7 @@ help:
 	@echo "make lint     ruff and mypy alone"
 	@echo "make soak     $(SECONDS) s of five times the load that the server can take: does anything grow, is anything lost?"
 	@echo "make chaos    $(SECONDS) s of faults: the worker is killed, hangs, leaks, clients vanish; SECONDS=N SEED=N REPORT=FILE"
+	@echo "make screenshots  the pictures in docs/images, by chromium"
 	@echo "make clean    remove .venv and what the tools left behind (downloaded models stay)"
 	@echo "PYTHON=...    the interpreter that .venv is made with, 3.11 or newer (now: $(PYTHON))"
 
@@ -47,9 +48,13 @@ soak chaos: $(VENV)/.test
 	@$(PY) -m asr_ws pull tiny.en --source index
 	$(PY) -m benchmarks.chaos $(SCENE) --seconds $(SECONDS) --seed $(SEED) --report "$(REPORT)"
 
+screenshots: $(VENV)/.test
+	@$(PY) -m asr_ws pull tiny.en --source index
+	$(PY) -m tests.browser.screenshots
+
 clean:
 	rm -f soak-report.json chaos-report.json
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf tests/browser/node_modules $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:
