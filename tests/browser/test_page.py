@@ -150,13 +150,22 @@ async def test_text_arrives_though_the_recognizer_is_killed_in_mid_utterance(tin
         assert app.supervisor.n_restarts == 1
 
 
+THREE = (13, 29)  # seconds of LONG: three short sentences with pauses
+SAID = (
+    "It was the season of Light, it was the season of Darkness, it was the spring of hope, it was the winter of "
+    "despair, we had everything before us, we had nothing before us"
+)
+
+
 @pytest.mark.model
 async def test_restarted_server_gets_what_has_no_outcome_and_each_word_once(tiny_en: Path, tmp_path: Path) -> None:
     """Beside it the same recording is heard by a server that stays, for comparison."""
     spec = WorkerSpec(tiny_en, device="cpu")
     with wave.open(str(SPEECH / LONG)) as source:
-        clip = wav(tmp_path / "clip.wav", 0, source.readframes(21 * SAMPLE_RATE) + bytes(4 * SAMPLE_RATE))
-    is_over = "events.some(e => e.type === 'final' && e.detail.audio_end_ms > 19000)"
+        source.setpos(THREE[0] * SAMPLE_RATE)
+        spoken = source.readframes((THREE[1] - THREE[0]) * SAMPLE_RATE)
+    clip = wav(tmp_path / "clip.wav", 0, spoken + bytes(4 * SAMPLE_RATE))
+    is_over = "events.some(e => e.type === 'final' && e.detail.audio_end_ms > 10000)"
     async with AsyncExitStack() as stack:
         calm = await stack.enter_async_context(serving(spec))
         uncut = await stack.enter_async_context(shown(calm, *hears(clip), query="&autostart=1"))
@@ -164,26 +173,21 @@ async def test_restarted_server_gets_what_has_no_outcome_and_each_word_once(tiny
         app = await first.enter_async_context(serving(spec))
         port, url = app.listener.port, app.listener.url
         page = await stack.enter_async_context(opened(url, *hears(clip), query="&autostart=1"))
-        await page.wait("events.filter(e => e.type === 'speech_started').length >= 3")
+        await page.wait("events.filter(e => e.type === 'speech_started').length >= 2")
         await first.aclose()
         await page.wait("document.querySelector('[data-name=server] .countdown')")
         await stack.enter_async_context(serving(spec, port=port))
         await asyncio.gather(page.wait(is_over), uncut.wait(is_over))
         texts = [await stop(page), await stop(uncut)]
-        ranges = [(e["audio_start_ms"], e["audio_end_ms"]) for e in await events(page, "final")]
+        finals = await events(page, "final")
         assert await events(page, "gap", "error") == []
         assert len(await events(page, "reconnected")) == 1
-        print(
-            texts,
-            sorted(ranges),
-            await events(page, "speech_started", "accepted", "reconnecting", "reconnected", "dropped"),
-        )
-        edges = [edge for range in sorted(ranges) for edge in range]
+        edges = [edge for final in finals for edge in (final["audio_start_ms"], final["audio_end_ms"])]
         assert edges == sorted(edges), "no range has two outcomes"
-        words = " ".join(said(LONG).split()[: len(texts[1].split())])
-        cut, whole = (word_errors(words, text).rate for text in texts)
+        cut, whole = (word_errors(SAID, text).rate for text in texts)
         assert cut <= whole + 0.05, texts
-        assert {complaint.split(":")[0] for complaint in page.complaints} <= {"network", "['WebSocket"}
+        others = [complaint for complaint in page.complaints if "WebSocket connection to" not in complaint]
+        assert [complaint for complaint in others if "/v1/stats" not in complaint] == []
 
 
 # ---------------------------------------------------------------- scripted workers
@@ -351,8 +355,7 @@ AXE = (
 )
 
 
-@pytest.mark.parametrize("look", ["light", "dark"])
-@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize(("language", "look"), [("en", "light"), ("zh", "dark")])
 async def test_accessibility_rules_find_nothing_serious(
     scripted: WorkerSpec, speech: Path, node_modules: Path, language: str, look: str
 ) -> None:

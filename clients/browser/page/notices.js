@@ -7,11 +7,14 @@ const notices = new Map(); // by name: its element, and the timer of its countdo
 
 /** A text of the page's, with its hint if it has one. */
 export function tell(name, text, values = {}) {
-  tellAsIs(name, t(text, values), t(`${text}_hint`), values.delay_ms);
+  tellAsIs(name, t(text, values), t(`${text}_hint`), values.delay_ms, t(values.then));
 }
 
-/** @param {number} [delayMs] counted down where the message has `{countdown}` */
-export function tellAsIs(name, message, hint = "", delayMs = 0) {
+/**
+ * @param {number} [delayMs] counted down where the message has `{countdown}`
+ * @param {string} [then] the message after that
+ */
+export function tellAsIs(name, message, hint = "", delayMs = 0, then = undefined) {
   still(name);
   const element = document.createElement("p");
   element.className = hint ? "notice bad" : "notice";
@@ -22,7 +25,11 @@ export function tellAsIs(name, message, hint = "", delayMs = 0) {
   if (after !== undefined) {
     const seconds = document.createElement("span");
     const due = performance.now() + delayMs;
-    const count = () => (seconds.textContent = Math.max(0, (due - performance.now()) / 1000).toFixed(1));
+    const count = () => {
+      const left = Math.max(0, (due - performance.now()) / 1000);
+      seconds.textContent = left.toFixed(1);
+      if (!left && then) element.textContent = then;
+    };
     seconds.className = "countdown";
     seconds.ariaHidden = "true"; // a screen reader would read each tenth of a second
     timer = setInterval(count, 100);

@@ -2,6 +2,7 @@
 
 import { AsrClient } from "../asr-client.js";
 import { Gauges } from "./gauges.js";
+import { recall, remember } from "./memory.js";
 import { still, tell, tellAsIs } from "./notices.js";
 import { locale, speak, t } from "./texts.js";
 import { Transcript } from "./transcript.js";
@@ -28,7 +29,6 @@ function setPhase(phase) {
   const isOn = phase === "opening" || phase === "recording";
   $("phase").textContent = t(`phase_${phase}`);
   $("microphone").ariaLabel = t(isOn ? "stop" : "start");
-  $("microphone").ariaPressed = String(isOn);
   $("microphone").disabled = phase === "finishing" || phase === "file";
   $("file-button").disabled = phase !== "idle";
   $("progress").hidden = phase !== "file";
@@ -98,6 +98,7 @@ function newClient() {
   on("closed", ({ error }) => {
     transcript.forgetUnfinished();
     if (error && error.code !== "closed") fail(error);
+    if (client === made) finish();
   });
   return made;
 }
@@ -115,8 +116,7 @@ function followServer(made) {
   on("state", ({ state }) => (gauges.state = state));
   on("reconnecting", ({ reason, delay_ms }) => {
     gauges.state = reason === "max_sessions" ? "full" : "unreachable";
-    if (made === client) tell("server", reason === "max_sessions" ? "full" : "reconnecting", { delay_ms });
-    setTimeout(() => made === client && made.isOpen && !made.ready && tell("server", "connecting"), delay_ms);
+    if (made === client) tell("server", reason === "max_sessions" ? "full" : "reconnecting", { delay_ms, then: "connecting" });
   });
 }
 
@@ -128,26 +128,25 @@ function fail({ code, message, hint }) {
 }
 
 async function record() {
-  if (client) return;
-  client = newClient();
+  const made = (client = newClient());
   setPhase("opening");
-  const lock = await navigator.wakeLock?.request("screen").catch(() => null);
   try {
-    await client?.start();
+    await made.start();
     void offerDevices();
+    const lock = await navigator.wakeLock?.request("screen").catch(() => null);
+    made.addEventListener("closed", () => lock?.release());
   } catch (error) {
-    if (error.code !== "closed") fail(error);
+    if (client !== made) return; // stopped meanwhile, or told by `closed`
+    fail(error);
     finish();
-  } finally {
-    client?.addEventListener("closed", () => lock?.release());
   }
 }
 
 async function stop() {
-  if (!client) return;
+  const made = client;
   setPhase("finishing");
-  await client.stop().catch(() => {}); // told by `closed`
-  finish();
+  await made.stop().catch(() => {}); // told by `closed`
+  if (client === made) finish(); // there was nothing to be closed yet
 }
 
 function finish() {
@@ -158,21 +157,22 @@ function finish() {
 async function transcribe(file) {
   if (client || !file) return;
   if (file.size > MAX_FILE_BYTES) return tell("file", "file_large");
-  client = newClient();
+  const made = (client = newClient());
   setPhase("file");
   try {
     const samples = await decode(file);
     const step = FILE_RATE / 2;
-    await client.open({ sampleRate: FILE_RATE });
+    await made.open({ sampleRate: FILE_RATE });
     for (let at = 0; at < samples.length; at += step) {
       $("progress").value = at / samples.length;
-      await client.send(samples.subarray(at, at + step));
+      await made.send(samples.subarray(at, at + step));
     }
-    await client.stop();
+    await made.stop();
   } catch (error) {
-    if (!error.code || error.name === "EncodingError") tell("file", "file_unreadable");
+    if (client !== made) return; // told by `closed`
+    tell("file", "file_unreadable");
+    finish();
   }
-  finish();
 }
 
 /** Resampled and mixed down by the browser. */
@@ -204,7 +204,7 @@ function seconds(ms) {
 function offerLanguages(codes) {
   const select = $("language");
   const isOne = codes.length === 1;
-  const chosen = select.value || localStorage.getItem("spoken") || "";
+  const chosen = select.value || recall("spoken") || "";
   const names = new Intl.DisplayNames([locale], { type: "language" });
   const options = codes.map((code) => new Option(names.of(code), code));
   options.sort((one, other) => one.text.localeCompare(other.text, locale));
@@ -255,21 +255,17 @@ $("copy").onclick = async ({ target }) => {
   target.textContent = t("copied");
   setTimeout(() => (target.textContent = t("copy")), 1500);
 };
-$("language").onchange = ({ target }) => localStorage.setItem("spoken", target.value);
+$("language").onchange = ({ target }) => remember("spoken", target.value);
 $("token").onchange = () => client || visit();
 $("theme-toggle").onclick = () => {
-  const root = document.documentElement;
-  root.dataset.theme = getComputedStyle(root).colorScheme === "dark" || isDark() ? "light" : "dark";
+  const { dataset } = document.documentElement;
+  const isDark = dataset.theme ? dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  dataset.theme = isDark ? "light" : "dark";
 };
-
-function isDark() {
-  const { theme } = document.documentElement.dataset;
-  return theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-}
 
 $("language-toggle").onclick = async () => {
   const other = locale === "en" ? "zh" : "en";
-  localStorage.setItem("lang", other);
+  remember("lang", other);
   await speak(other);
   showTexts();
 };
@@ -301,7 +297,7 @@ document.addEventListener("keydown", (event) => {
 document.addEventListener("keyup", (event) => {
   if (!isSpace(event)) return;
   event.preventDefault();
-  if (downAt !== null && performance.now() - downAt > HOLD_MS) void stop();
+  if (client && downAt !== null && performance.now() - downAt > HOLD_MS) void stop();
   downAt = null;
 });
 

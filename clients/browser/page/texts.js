@@ -1,6 +1,8 @@
 /** What the page says: `data-t` names a text of an element, `data-t-label` its accessible name (texts.en.js, texts.zh.js). */
 
-const asked = new URLSearchParams(location.search).get("lang") ?? localStorage.getItem("lang") ?? navigator.language;
+import { recall } from "./memory.js";
+
+const asked = new URLSearchParams(location.search).get("lang") ?? recall("lang") ?? navigator.language;
 export let locale = asked.startsWith("zh") ? "zh" : "en";
 let texts;
 const isTouched = matchMedia("(pointer: coarse)").matches; // there is no space bar
