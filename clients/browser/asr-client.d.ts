@@ -43,6 +43,8 @@ export interface AsrResult {
   text: string;
   /** In the same order. */
   finals: Final[];
+  /** What has no text: `gap`, `dropped`, and `error` of an utterance. */
+  unfinished: (Gap | Dropped | ServerError)[];
   /** What the last session accounts for; null: there was none. */
   done: Done | null;
 }
@@ -51,7 +53,7 @@ export class AsrClient extends EventTarget {
   /** @param url the server's address; by default the page's own (".") */
   constructor(url?: string | URL, options?: AsrClientOptions);
 
-  /** Whether a recording is going on: from start() or open() until its last outcome. */
+  /** Whether a recording is going on: from start() or open() until `closed`. */
   get isOpen(): boolean;
 
   /** What the server said of itself; null: nothing yet. */
@@ -185,7 +187,6 @@ export interface AsrEventMap {
   dropped: Dropped;
   error: ServerError;
   state: State;
-  pong: Pong;
   done: Done;
 
   // The client's own.
@@ -309,7 +310,7 @@ export interface Final extends ServerEvent<"final"> {
   filtered: string | null;
   /** The recognizer died after the text, before it had said so. */
   recovered?: boolean;
-  /** The client's own: audio that was recorded after the utterance, by the time its text came. */
+  /** The client's own: from the utterance's end to its text, where the audio comes as it is spoken. */
   latency_ms: number;
 }
 
@@ -401,11 +402,6 @@ export interface ServerError extends ServerEvent<"error"> {
 export interface State extends ServerEvent<"state"> {
   state: ServiceState;
   partials: "on" | "paused";
-}
-
-/** Answers to the client's own pings are not among them: see `rtt`. */
-export interface Pong extends ServerEvent<"pong"> {
-  id: string | number | null;
 }
 
 /** What the session accounts for: `received_ms` is the sum of the next four. */

@@ -49,7 +49,7 @@ export function sessionUrl(url, base = globalThis.document?.baseURI) {
 export class AsrClient extends EventTarget {
   #url;
   #options;
-  #recording = null; // {ring, rate, marks, isEnding, finals, opened, finished}: until its end
+  #recording = null; // {ring, rate, marks, isEnding, finals, ...}: until its end
   #session = null;
   #microphone = null;
   #closing = null; // the microphone: until its last frame has come
@@ -67,9 +67,9 @@ export class AsrClient extends EventTarget {
     this.#options = { ringSeconds: 60, maxReconnects: 10, WebSocket: globalThis.WebSocket, ...options };
   }
 
-  /** Whether a recording is going on: from start() or open() until its last outcome. */
+  /** Whether a recording is going on: from start() or open() until `closed`. */
   get isOpen() {
-    return this.#recording !== null;
+    return this.#recording !== null || this.#opening !== null;
   }
 
   /** What the server said of itself: the event `ready`, or null. */
@@ -109,13 +109,17 @@ export class AsrClient extends EventTarget {
         this.#append(samples);
         this.#emit("level", level);
       };
+      this.#opening = null;
       const opened = this.#begin(microphone.sampleRate);
       for (const frame of early) onAudio(...frame);
       this.#emit("microphone", { state: "open" });
-      this.#opening = null;
       await opened;
-    } finally {
-      if (this.#opening === opening) this.#opening = null;
+    } catch (error) {
+      if (this.#opening === opening) {
+        this.#opening = null;
+        this.#emit("closed", { error });
+      }
+      throw error;
     }
   }
 
@@ -147,31 +151,38 @@ export class AsrClient extends EventTarget {
   /** Drop that utterance, or everything up to now that has no outcome yet. */
   cancel(utterance = undefined) {
     const { ring } = this.#open();
-    if (utterance === undefined) ring.settle(0, ring.end);
+    const { start, end } = utterance === undefined ? { start: 0, end: Infinity } : (this.#range(utterance) ?? {});
+    if (end) ring.settle(start, Math.min(end, ring.end));
     this.#session?.cancel(utterance);
   }
 
   /**
    * No more audio: waits for the outcome of all that was recorded.
-   * @returns {Promise<{text: string, finals: object[], done: object}>}
+   * @returns {Promise<{text: string, finals: object[], unfinished: object[], done: object}>}
    * @throws {AsrError} the connection ended before that, for good
    */
   async stop() {
     if (this.#opening) {
-      this.#opening.isStopped = true;
-      return { text: "", finals: [], done: null };
+      this.close();
+      return { text: "", finals: [], unfinished: [], done: null };
     }
     const recording = this.#open();
     await this.#closeMicrophone();
     recording.isEnding = true;
+    recording.endedAt ??= performance.now();
     this.#session?.pump();
     return recording.finished.promise;
   }
 
   /** End at once; what has no outcome yet is lost. */
   close() {
-    if (this.#opening) this.#opening.isStopped = true;
-    if (this.#recording) this.#end(new AsrError("closed", "the recording was closed"));
+    const error = new AsrError("closed", "the recording was closed");
+    if (this.#recording) this.#end(error);
+    else if (this.#opening) {
+      this.#opening.isStopped = true;
+      this.#opening = null;
+      this.#emit("closed", { error });
+    }
   }
 
   // ---------------------------------------------------------------- a recording
@@ -188,11 +199,17 @@ export class AsrClient extends EventTarget {
 
   #begin(rate) {
     const ring = new AudioRing(this.#options.ringSeconds * rate);
-    this.#recording = { ring, rate, marks: [], isEnding: false, finals: [], opened: promise(), finished: promise() };
+    const told = { finals: [], unfinished: [], interrupted: new Map() };
+    this.#recording = { ring, rate, marks: [], isEnding: false, ...told, opened: promise(), finished: promise() };
     this.#nSessions = this.#attempt = 0;
     const { opened } = this.#recording;
     this.#connect();
     return opened.promise;
+  }
+
+  /** Of an utterance without outcome, also of a session before. */
+  #range(utterance) {
+    return this.#session?.unfinished.get(utterance) ?? this.#recording.interrupted.get(utterance);
   }
 
   #append(samples) {
@@ -203,7 +220,7 @@ export class AsrClient extends EventTarget {
 
   /** With its outcome, or with an error. */
   #end(error, done = null) {
-    const { finals, opened, finished } = this.#recording;
+    const { finals, unfinished, opened, finished } = this.#recording;
     this.#recording = null;
     clearTimeout(this.#timer);
     clearTimeout(this.#stableTimer);
@@ -212,7 +229,7 @@ export class AsrClient extends EventTarget {
     void this.#closeMicrophone();
     finals.sort((one, other) => one.audio_start_ms - other.audio_start_ms);
     if (error) for (const { reject } of [opened, finished]) reject(error);
-    else finished.resolve({ text: finals.map(({ text }) => text).filter(Boolean).join(" "), finals, done });
+    else finished.resolve({ text: finals.map(({ text }) => text).filter(Boolean).join(" "), finals, unfinished, done });
     this.#emit("closed", { error });
     this.#change();
   }
@@ -252,20 +269,25 @@ export class AsrClient extends EventTarget {
     if (type === "ready") {
       this.#ready = detail;
       this.#stableTimer = setTimeout(() => (this.#attempt = 0), STABLE_MS);
+      recording.unfinished = recording.unfinished.filter(({ reason }) => !reason || reason === "cancelled");
       if (this.#nSessions++) this.#emit("reconnected", {});
       recording.opened.resolve();
     }
     if (type === "final") {
-      detail.latency_ms = this.positionMs - detail.audio_end_ms;
+      const sinceEnd = recording.endedAt ? performance.now() - recording.endedAt : 0;
+      detail.latency_ms = Math.round(this.positionMs + sinceEnd - detail.audio_end_ms);
       recording.finals.push(detail);
     }
+    if (type === "gap" || type === "dropped" || (type === "error" && detail.utterance)) recording.unfinished.push(detail);
     this.#emit(type, detail);
     if (type === "done" && this.#recording === recording) this.#end(null, detail);
     this.#change();
   }
 
   #lose({ code, reason, error, refusal }) {
-    const interrupted = this.#session.unfinished;
+    const { unfinished } = this.#session;
+    const interrupted = [...unfinished.keys()];
+    for (const [id, range] of unfinished) this.#recording.interrupted.set(id, range);
     this.#session = null;
     clearTimeout(this.#stableTimer);
     const isOver = error ? error.fatal === false || !TRANSIENT.includes(error.code) : !RECONNECT.includes(code);

@@ -21,13 +21,14 @@ const SILENT_MS = 15_000; // nothing came and nothing went: the connection is de
 const AHEAD_S = 0.5; // audio in the browser's buffer, at most
 const BEHIND_S = 1; // from here on the network is called slow
 const FRAME_S = 0.1; // of older audio; live audio goes as it comes
-const HEARING_S = 2.5; // a detector that has told of no speech by now has heard none: min_speech_ms + prefix_ms + more
 const MAX_HELD = 2; // refused utterances that the server keeps for a session: a third one drives out the oldest
 const HOLD_MARGIN_MS = 500; // a retry is sent this long before the server's hold ends, at the latest
 const JITTER_MS = 250; // upon the server's hint, which has its own
 const MAX_LOAD_WAIT_MS = 10_000;
-const AWAITS_LOAD = ["starting", "restarting", "unavailable"]; // the reasons for which a model is waited for
+const WINDOW_MS = 32; // of the speech detector
+export const AWAITS_LOAD = ["starting", "restarting", "unavailable"]; // the reasons for which a model is waited for
 const OUTCOMES = ["decode_failed", "poison_audio"]; // errors that are an utterance's end
+const EVENTS = "ready started speech_started partial accepted final busy retry dropped error state done".split(" ");
 const OWN = "asr-client.js"; // id of the commits and pings that the user did not ask for
 
 /** Milliseconds to wait before a refused utterance is offered again. */
@@ -37,10 +38,14 @@ export function retryDelayMs({ reason, retry_after_ms, estimated_wait_ms, held_m
   return Math.round(Math.min(delay, Math.max(held_ms - HOLD_MARGIN_MS, retry_after_ms)));
 }
 
+/** After so much audio without `speech_started` there was no speech: its windows may come one by one, pauses between. */
+function hearingMs({ prefix_ms = 300, min_speech_ms = 150, silence_ms = 600 } = {}) {
+  return prefix_ms + min_speech_ms + Math.ceil(min_speech_ms / WINDOW_MS) * silence_ms;
+}
+
 export class Session {
   #socket;
   #recording;
-  #start;
   #emit;
   #onOver;
   #onTick;
@@ -50,10 +55,10 @@ export class Session {
   #buffered = 0;
   #pings = []; // that have no pong yet: {id, now, sent, cursor}
   #pinged = { now: performance.now(), sent: 0 }; // the last one
-  #taken = 0; // samples of those sent
+  #acknowledged = 0; // samples of those sent
   #nPings = 0;
-  #ready = null;
-  #isStarted = false;
+  #isReady = false;
+  #hearingMs = null; // once it is `started`: a detector that has told of no speech by then has heard none
   #error = null; // that ended it
   #refusal = null;
   #pieces = []; // {at: of the session, from: of the recording}, in samples
@@ -75,11 +80,11 @@ export class Session {
    * @param {object} options.recording {ring, rate, marks, isEnding}: shared with the sessions before and after
    * @param {string} options.prefix what makes its utterances' ids the recording's
    * @param {(type: string, detail: object) => void} options.emit
+   * @param {() => void} [options.onTick] now and then
    * @param {(end: {code: number, reason: string, error: object | null, refusal: object | null}) => void} options.onOver
    */
   constructor({ url, WebSocket, start, recording, prefix, emit, onOver, onTick = () => {} }) {
     this.#recording = recording;
-    this.#start = start;
     this.#prefix = prefix;
     this.#emit = emit;
     this.#onOver = onOver;
@@ -91,13 +96,9 @@ export class Session {
     this.#timer = setInterval(() => this.#tick(), TICK_MS);
   }
 
-  get ready() {
-    return this.#ready;
-  }
-
-  /** Ids of utterances that have no outcome yet. */
+  /** Utterances that have no outcome yet, and their ranges. */
   get unfinished() {
-    return [...this.#utterances.keys()].map((id) => this.#prefix + id);
+    return new Map([...this.#utterances].map(([id, { start, end }]) => [this.#prefix + id, { start, end }]));
   }
 
   /** Milliseconds of audio that the server has not been sent. */
@@ -109,7 +110,7 @@ export class Session {
   /** Whether a source that can wait may give more: the server has no more to do than keeps its model busy. */
   get hasRoom() {
     const isBusy = this.#count("isRefused") > 0 || this.#count("isAdmitted") > 1;
-    return Boolean(this.#ready) && !isBusy && this.behindMs <= AHEAD_S * 1000;
+    return this.#isReady && !isBusy && this.behindMs <= AHEAD_S * 1000;
   }
 
   #count(state) {
@@ -137,11 +138,11 @@ export class Session {
 
   /** Send on, as far as the socket takes it; then `commit` and `end` where they belong. */
   pump() {
-    if (!this.#ready || this.#isEndSent || this.#isOver) return;
+    if (!this.#isReady || this.#isEndSent || this.#isOver) return;
     const { ring, rate, marks } = this.#recording;
     this.#loseWhatIsGone();
     const isHeld = this.#count("isRefused") >= MAX_HELD; // what comes now had better stay here
-    while (!isHeld && this.#socket.bufferedAmount < AHEAD_S * 2 * rate && this.#sent - this.#taken < WINDOW_S * rate) {
+    while (!isHeld && this.#socket.bufferedAmount < AHEAD_S * 2 * rate && this.#sent - this.#acknowledged < WINDOW_S * rate) {
       const [start, end] = ring.unsettled(this.#cursor, ring.end)[0] ?? [ring.end, ring.end];
       if (start !== this.#cursor || !this.#pieces.length) this.#goTo(start);
       if (marks[this.#nextMark]?.at === start) {
@@ -160,7 +161,7 @@ export class Session {
       this.#isEndSent = true;
       this.#send({ type: "end" });
     }
-    this.#note(isHeld);
+    this.#tellBehind(isHeld);
   }
 
   /** The next piece begins there. */
@@ -185,7 +186,7 @@ export class Session {
     }
   }
 
-  #note(isHeld) {
+  #tellBehind(isHeld) {
     const isBehind = this.behindMs > (this.#isBehind ? AHEAD_S : BEHIND_S) * 1000;
     const why = isHeld ? "busy" : "network";
     if (isBehind || this.#isBehind) this.#emit("behind", { behind_ms: isBehind ? this.behindMs : 0, why });
@@ -197,8 +198,9 @@ export class Session {
     const buffered = this.#socket.bufferedAmount;
     if (buffered < this.#buffered) this.#heard = now;
     this.#buffered = buffered;
-    if (now - this.#heard > (this.#ready ? SILENT_MS : OPEN_MS)) this.#over(1006, "no answer");
-    else if (this.#ready) {
+    const asked = this.#isReady ? (this.#pings[0]?.now ?? now) : this.#heard; // a tab may be left alone for a minute
+    if (now - Math.max(asked, this.#heard) > (this.#isReady ? SILENT_MS : OPEN_MS)) this.#over(1006, "no answer");
+    else if (this.#isReady) {
       this.pump();
       if (now - this.#pinged.now > PING_MS) this.#ping();
       this.#onTick();
@@ -240,19 +242,20 @@ export class Session {
     }
     this.#emit("message", event);
     if (this.#isOver) return;
-    this.#take(event);
+    if (EVENTS.includes(event.type)) this.#dispatch(event); // what a newer server may add is a `message`
+    else if (event.type === "pong") this.#acknowledge(event);
     this.pump();
   }
 
-  #take(event) {
+  #dispatch(event) {
     const placed = this.#placed(event); // while it is known where its utterance lies
     switch (event.type) {
       case "ready":
-        this.#ready = event;
+        this.#isReady = true;
         this.#loseWhatIsGone();
         break;
       case "started":
-        this.#isStarted = true;
+        this.#hearingMs = hearingMs(event.endpointing);
         break;
       case "speech_started":
         this.#begin(event);
@@ -266,20 +269,16 @@ export class Session {
         else this.#refuse(event, placed);
         break;
       case "final":
-        this.#settle(event);
+        this.#finish(event);
         break;
       case "dropped":
-        if (event.reason === "cancelled") this.#settle(event);
-        else this.#owe(event);
-        break;
-      case "pong":
-        if (this.#acknowledge(event)) return;
+        this.#finish(event, event.reason === "cancelled");
         break;
       case "error":
         if (event.code === "nothing_to_commit" && event.commit === OWN) return;
-        if (event.utterance && OUTCOMES.includes(event.code)) this.#settle(event);
+        if (event.utterance && OUTCOMES.includes(event.code)) this.#finish(event);
         // With other settings than were asked for, the audio would be taken for something else.
-        if (event.fatal || !this.#isStarted) this.#error = event;
+        if (event.fatal || this.#hearingMs === null) this.#error = event;
     }
     this.#emit(event.type, placed);
     if (this.#error && !this.#error.fatal) this.#over(1008, this.#error.code);
@@ -307,15 +306,13 @@ export class Session {
     this.#emit("waiting", { ...placed, delay_ms });
   }
 
-  /** Returns: whether it is the answer to a ping of ours. */
   #acknowledge({ id }) {
     const ping = this.#pings.find((ping) => ping.id === id);
-    if (!ping) return false;
+    if (!ping) return;
     this.#pings = this.#pings.slice(this.#pings.indexOf(ping) + 1);
-    this.#taken = ping.sent;
-    this.#settleQuiet(ping.cursor - HEARING_S * this.#recording.rate);
+    this.#acknowledged = ping.sent;
+    if (this.#hearingMs !== null) this.#settleQuiet(ping.cursor - (this.#hearingMs * this.#recording.rate) / 1000);
     this.#emit("rtt", { ms: Math.round(this.#heard - ping.now) });
-    return true;
   }
 
   // ---------------------------------------------------------------- what has its outcome
@@ -333,22 +330,12 @@ export class Session {
     return { start: this.#position(audio_start_ms), end: this.#position(audio_end_ms, true) };
   }
 
-  /** It was dropped, and not at our wish: the next session gets it. */
-  #owe(event) {
+  #finish(event, isSettled = true) {
     const { start, end } = this.#range(event);
-    this.#owed.add(start, end);
-    this.#forget(event.utterance);
-  }
-
-  #settle(event) {
-    const { start, end } = this.#range(event);
-    this.#recording.ring.settle(start, Math.min(end, this.#cursor));
-    this.#forget(event.utterance);
-  }
-
-  #forget(utterance) {
-    clearTimeout(this.#utterances.get(utterance)?.timer);
-    this.#utterances.delete(utterance);
+    if (isSettled) this.#recording.ring.settle(start, Math.min(end, this.#cursor));
+    else this.#owed.add(start, end); // it was dropped, and not at our wish: the next session gets it
+    clearTimeout(this.#utterances.get(event.utterance)?.timer);
+    this.#utterances.delete(event.utterance);
   }
 
   /** What of the audio before that is no utterance's is silence. */

@@ -85,8 +85,13 @@ export class Microphone {
     });
     this.#node.port.onmessage = ({ data }) => (data ? onAudio(data.samples, data.level) : this.#drained?.());
     source.connect(this.#node);
-    await this.#context.resume();
+    this.#context.onstatechange = () => this.#listen(); // a telephone call takes it away
+    this.#listen();
     for (const track of this.#stream.getTracks()) track.onended = () => this.#onEnded?.();
+  }
+
+  #listen() {
+    if (["suspended", "interrupted"].includes(this.#context.state)) void this.#context.resume();
   }
 
   /** Give it back, once the last of its audio has come. */

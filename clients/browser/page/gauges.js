@@ -67,8 +67,8 @@ export class Gauges {
     if (!this.mayPoll || document.hidden) return;
     try {
       const headers = this.token ? { Authorization: `Bearer ${this.token}` } : {};
-      const answer = await fetch("v1/stats", { headers });
-      this.mayPoll = answer.ok; // who has no token is not told, and need not ask
+      const answer = await fetch("v1/stats", { headers, signal: AbortSignal.timeout(POLL_MS) });
+      this.mayPoll = answer.status !== 401; // who has no token is not told, and need not ask
       if (!answer.ok) return;
       const { state, queue_depth, queue_capacity, in_flight_tasks } = await answer.json();
       this.#state = state;

@@ -15,6 +15,7 @@ export function tell(name, text, values = {}) {
  * @param {string} [then] the message after that
  */
 export function tellAsIs(name, message, hint = "", delayMs = 0, then = undefined) {
+  if (notices.get(name)?.message === message && !delayMs) return; // it is being told
   still(name);
   const element = document.createElement("p");
   element.className = hint ? "notice bad" : "notice";
@@ -37,7 +38,7 @@ export function tellAsIs(name, message, hint = "", delayMs = 0, then = undefined
     element.append(seconds, after);
   }
   if (hint) element.append(Object.assign(document.createElement("small"), { textContent: hint }));
-  notices.set(name, { element, timer });
+  notices.set(name, { element, timer, message });
   box.append(element);
 }
 

@@ -1,6 +1,7 @@
 /** The page's controls: each recording is an AsrClient of its own, whose events go to the transcript, gauges, notices. */
 
 import { AsrClient } from "../asr-client.js";
+import { AWAITS_LOAD } from "../asr-session.js";
 import { Gauges } from "./gauges.js";
 import { recall, remember } from "./memory.js";
 import { still, tell, tellAsIs } from "./notices.js";
@@ -8,10 +9,10 @@ import { locale, speak, t } from "./texts.js";
 import { Transcript } from "./transcript.js";
 
 const HOLD_MS = 400; // a key that is down for longer is held, not tapped
+const TWICE_MS = 500;
 const QUIET_MS = 4000; // without any sound at all: muted
 const MAX_FILE_BYTES = 200e6; // it is decoded in memory
 const FILE_RATE = 16_000; // Hz
-const LOAD_REASONS = ["starting", "restarting", "unavailable"];
 
 const $ = (id) => document.getElementById(id);
 const asked = new URLSearchParams(location.search);
@@ -24,12 +25,14 @@ let visitor = null; // asks for what the server is, before the first recording
 
 // ---------------------------------------------------------------- recordings
 
+let phaseAt = 0;
+
 function setPhase(phase) {
+  if (phase !== document.body.dataset.phase) phaseAt = performance.now();
   document.body.dataset.phase = phase;
   const isOn = phase === "opening" || phase === "recording";
   $("phase").textContent = t(`phase_${phase}`);
-  $("microphone").ariaLabel = t(isOn ? "stop" : "start");
-  $("microphone").disabled = phase === "finishing" || phase === "file";
+  $("microphone").ariaLabel = t(phase === "idle" ? "start" : isOn ? "stop" : "give_up");
   $("file-button").disabled = phase !== "idle";
   $("progress").hidden = phase !== "file";
   if (!isOn) $("microphone").style.setProperty("--level", 0);
@@ -59,7 +62,7 @@ function newClient() {
     gauges.queue({ depth: Math.max(0, position - 1), running: 1 });
   });
   on("waiting", ({ utterance, reason, delay_ms, queue_depth, queue_capacity }) => {
-    tell(utterance, LOAD_REASONS.includes(reason) ? "busy_load" : "busy", { delay_ms });
+    tell(utterance, AWAITS_LOAD.includes(reason) ? "busy_load" : "busy", { delay_ms });
     gauges.queue({ depth: queue_depth, capacity: queue_capacity });
   });
   on("retrying", ({ utterance }) => tell(utterance, "retrying"));
@@ -82,7 +85,7 @@ function newClient() {
   on("gap", ({ audio_start_ms, audio_end_ms }) => tell("gap", "gap", { seconds: seconds(audio_end_ms - audio_start_ms) }));
   on("behind", ({ behind_ms, why }) => {
     if (document.body.dataset.phase === "file") return; // it is not to be sent faster than it is heard
-    if (behind_ms > 2000 && why === "network") tell("behind", "behind", { seconds: seconds(behind_ms) });
+    if (behind_ms > 2000 && why === "network") tell("behind", "behind", { seconds: Math.round(behind_ms / 1000) });
     else still("behind");
   });
   on("reconnecting", ({ interrupted }) => {
@@ -93,12 +96,19 @@ function newClient() {
   on("level", showLevel);
   on("microphone", ({ state }) => {
     if (state === "open") setPhase("recording");
-    if (state === "lost") tell("microphone", "microphone_lost");
+    if (state === "open") soundAt = performance.now();
+    if (state === "lost") {
+      tell("microphone", "microphone_lost");
+      setPhase("finishing");
+    }
   });
-  on("closed", ({ error }) => {
+  const lock = navigator.wakeLock?.request("screen").catch(() => null);
+  on("closed", async ({ error }) => {
+    still("server");
     transcript.forgetUnfinished();
     if (error && error.code !== "closed") fail(error);
     if (client === made) finish();
+    await (await lock)?.release();
   });
   return made;
 }
@@ -124,29 +134,22 @@ function followServer(made) {
 function fail({ code, message, hint }) {
   if (code === "unauthorized") gauges.state = "locked";
   if (t(`${code}_hint`)) tell(code, code);
-  else tellAsIs(code, message, hint || code);
+  else tellAsIs(code, t(code) ?? message, hint || message);
 }
 
 async function record() {
-  const made = (client = newClient());
+  client = newClient();
   setPhase("opening");
-  try {
-    await made.start();
-    void offerDevices();
-    const lock = await navigator.wakeLock?.request("screen").catch(() => null);
-    made.addEventListener("closed", () => lock?.release());
-  } catch (error) {
-    if (client !== made) return; // stopped meanwhile, or told by `closed`
-    fail(error);
-    finish();
-  }
+  await client.start().then(offerDevices, () => {}); // told by `closed`
 }
 
-async function stop() {
-  const made = client;
+/** The button, while there is a recording: once stops it, what it waits for then is given up by the next. */
+function stop() {
+  const { phase } = document.body.dataset;
+  if (performance.now() - phaseAt < TWICE_MS) return; // a double click is one
+  if (phase === "finishing" || phase === "file") return client.close();
   setPhase("finishing");
-  await made.stop().catch(() => {}); // told by `closed`
-  if (client === made) finish(); // there was nothing to be closed yet
+  client.stop().catch(() => {}); // told by `closed`
 }
 
 function finish() {
@@ -155,12 +158,17 @@ function finish() {
 }
 
 async function transcribe(file) {
-  if (client || !file) return;
+  if (!file) return;
+  if (client) return tell("file", "file_later");
   if (file.size > MAX_FILE_BYTES) return tell("file", "file_large");
   const made = (client = newClient());
   setPhase("file");
+  const samples = await decode(file).catch(() => null);
+  if (!samples) {
+    tell("file", "file_unreadable");
+    return finish();
+  }
   try {
-    const samples = await decode(file);
     const step = FILE_RATE / 2;
     await made.open({ sampleRate: FILE_RATE });
     for (let at = 0; at < samples.length; at += step) {
@@ -168,10 +176,8 @@ async function transcribe(file) {
       await made.send(samples.subarray(at, at + step));
     }
     await made.stop();
-  } catch (error) {
-    if (client !== made) return; // told by `closed`
-    tell("file", "file_unreadable");
-    finish();
+  } catch {
+    // told by `closed`
   }
 }
 
@@ -189,11 +195,14 @@ let soundAt = 0; // when there was any
 
 function showLevel({ peak, rms }) {
   $("microphone").style.setProperty("--level", Math.min(1, Math.sqrt(rms * 4)).toFixed(2));
-  const now = performance.now();
-  if (peak > 0 || !soundAt) soundAt = now;
-  if (now - soundAt > QUIET_MS) tell("quiet", "quiet");
-  else still("quiet");
+  if (peak === 0) return;
+  soundAt = performance.now();
+  still("quiet");
 }
+
+setInterval(() => {
+  if (document.body.dataset.phase === "recording" && performance.now() - soundAt > QUIET_MS) tell("quiet", "quiet");
+}, 1000);
 
 function seconds(ms) {
   return (ms / 1000).toFixed(1);
@@ -240,7 +249,12 @@ function download(name, text, type) {
 
 // ---------------------------------------------------------------- controls
 
-$("microphone").onclick = () => (client ? stop() : record());
+function press() {
+  if (client) stop();
+  else void record();
+}
+
+$("microphone").onclick = press;
 $("file-button").onclick = () => $("file").click();
 $("file").onchange = ({ target }) => {
   void transcribe(target.files[0]);
@@ -251,7 +265,13 @@ $("txt").onclick = () => download("transcript.txt", transcript.text + "\n", "tex
 $("srt").onclick = () => download("transcript.srt", transcript.srt, "application/x-subrip");
 $("vtt").onclick = () => download("transcript.vtt", transcript.vtt, "text/vtt");
 $("copy").onclick = async ({ target }) => {
-  await navigator.clipboard.writeText(transcript.text);
+  try {
+    await navigator.clipboard.writeText(transcript.text); // there is none on an insecure page
+  } catch {
+    getSelection().selectAllChildren($("transcript"));
+    document.execCommand("copy");
+    getSelection().removeAllRanges();
+  }
   target.textContent = t("copied");
   setTimeout(() => (target.textContent = t("copy")), 1500);
 };
@@ -283,23 +303,30 @@ function showTexts() {
 /** The space bar: held it records as long, tapped it is the button. Not where it types or presses something else. */
 let downAt = null;
 
-function isSpace({ code, target }) {
-  return code === "Space" && (target === $("microphone") || !target.closest("input, select, button, summary, a"));
+function isSpace({ code, target, ctrlKey, altKey, metaKey }) {
+  return code === "Space" && !(ctrlKey || altKey || metaKey) && (target === $("microphone") || !target.closest("input, select, button, summary, a"));
 }
 
 document.addEventListener("keydown", (event) => {
   if (!isSpace(event)) return;
   event.preventDefault();
-  if (event.repeat || $("microphone").disabled) return;
+  if (event.repeat) return;
   downAt = client ? null : performance.now(); // while it records, a tap stops it
-  void (client ? stop() : record());
+  press();
 });
 document.addEventListener("keyup", (event) => {
   if (!isSpace(event)) return;
   event.preventDefault();
-  if (client && downAt !== null && performance.now() - downAt > HOLD_MS) void stop();
-  downAt = null;
+  letGo();
 });
+window.addEventListener("blur", letGo); // the key is let go where we do not hear it
+
+function letGo() {
+  const { phase } = document.body.dataset;
+  const isHeld = downAt !== null && performance.now() - downAt > HOLD_MS;
+  if (isHeld && (phase === "recording" || phase === "opening")) stop();
+  downAt = null;
+}
 
 const card = $("drop");
 document.addEventListener("dragover", (event) => {

@@ -80,7 +80,7 @@ export class Transcript {
   }
 
   #settled() {
-    return [...this.#utterances.values()].filter(({ text }) => text).sort((one, other) => one.start - other.start);
+    return [...this.#utterances.values()].filter(({ text }) => text).sort(byStart);
   }
 
   #cues() {
@@ -99,9 +99,9 @@ export class Transcript {
   }
 
   #place(entry) {
-    const later = [...this.#utterances.values()].filter(({ start, element }) => start > entry.start && element.isConnected);
-    const next = later.reduce((first, each) => (first && first.start < each.start ? first : each), null);
-    this.#element.insertBefore(entry.element, next && next.element);
+    const later = [...this.#utterances.values()].filter(({ start }) => start > entry.start);
+    const next = later.sort(byStart)[0];
+    this.#element.insertBefore(entry.element, next?.element ?? null);
   }
 
   /** Who reads at the end stays there. */
@@ -111,6 +111,10 @@ export class Transcript {
     change();
     if (isAtEnd) box.scrollTop = box.scrollHeight;
   }
+}
+
+function byStart(one, other) {
+  return one.start - other.start;
 }
 
 function clock(ms, decimal) {
