@@ -27,7 +27,9 @@ export interface AsrClientOptions {
   start?: StartFields;
   /** Seconds of audio that are kept to be sent again after a reconnect (60). */
   ringSeconds?: number;
-  /** Tries in a row to connect again, before it is given up (10). */
+  /** Finals are held back until everything that was said before has its outcome (false: each comes at once). */
+  ordered?: boolean;
+  /** Tries in a row to connect again, before it is given up (10; 3 as long as there was no session). */
   maxReconnects?: number;
   /** For `start()`: which microphone, and how; upon one channel with echo cancellation and gain control. */
   microphone?: MediaTrackConstraints;

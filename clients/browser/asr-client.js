@@ -23,12 +23,13 @@ const RECONNECT = [1001, 1005, 1006, 1011, 1012, 1013]; // close codes after whi
 const TRANSIENT = ["internal", "slow_consumer"]; // fatal errors that another session need not have
 const FIRST_DELAY_MS = 500;
 const MAX_DELAY_MS = 30_000;
+const FIRST_TRIES = 3; // as long as there was no session: the address may be wrong, or the page not let in
 const STABLE_MS = 5_000; // a session that has lived so long ends the row of failed ones
 
 /** Milliseconds before the n-th try (1, 2, ...) in a row: doubled each time, and spread, so that not all come at once. */
 export function reconnectDelayMs(attempt, retryAfterMs = 0, random = Math.random) {
   const delay = Math.min(FIRST_DELAY_MS * 2 ** (attempt - 1), MAX_DELAY_MS);
-  return Math.round(Math.max(delay * (0.5 + random() / 2), retryAfterMs));
+  return Math.round(Math.max(delay * (0.5 + random() / 2), Math.min(retryAfterMs, MAX_DELAY_MS)));
 }
 
 /** The address of sessions: a server's plain address will do, also with a proxy's path. */
@@ -105,12 +106,13 @@ export class AsrClient extends EventTarget {
         throw new AsrError("closed", "stopped before the microphone was open");
       }
       this.#microphone = microphone;
-      onAudio = (samples, level) => {
-        this.#append(samples);
-        this.#emit("level", level);
-      };
       this.#opening = null;
       const opened = this.#begin(microphone.sampleRate);
+      const recording = this.#recording;
+      onAudio = (samples, level) => {
+        this.#append(recording, samples);
+        this.#emit("level", level);
+      };
       for (const frame of early) onAudio(...frame);
       this.#emit("microphone", { state: "open" });
       await opened;
@@ -136,7 +138,9 @@ export class AsrClient extends EventTarget {
   async send(samples) {
     const recording = this.#open();
     if (recording.isEnding) throw new AsrError("not_open", "the recording was stopped", "start a new one");
-    this.#append(samples instanceof Float32Array ? Int16Array.from(samples, asInt16) : samples);
+    if (!(samples instanceof Float32Array || samples instanceof Int16Array))
+      throw new AsrError("bad_audio", "audio is an Int16Array, or a Float32Array within [-1, 1]");
+    this.#append(recording, samples instanceof Float32Array ? Int16Array.from(samples, asInt16) : samples);
     while (this.#recording === recording && !this.#session?.hasRoom) await this.#changed.promise;
     if (this.#recording !== recording) await recording.finished.promise;
   }
@@ -199,7 +203,7 @@ export class AsrClient extends EventTarget {
 
   #begin(rate) {
     const ring = new AudioRing(this.#options.ringSeconds * rate);
-    const told = { finals: [], unfinished: [], interrupted: new Map() };
+    const told = { finals: [], heldBack: [], unfinished: [], interrupted: new Map() };
     this.#recording = { ring, rate, marks: [], isEnding: false, ...told, opened: promise(), finished: promise() };
     this.#nSessions = this.#attempt = 0;
     const { opened } = this.#recording;
@@ -212,9 +216,9 @@ export class AsrClient extends EventTarget {
     return this.#session?.unfinished.get(utterance) ?? this.#recording.interrupted.get(utterance);
   }
 
-  #append(samples) {
-    if (!this.#recording || this.#recording.isEnding) return;
-    this.#recording.ring.append(samples);
+  #append(recording, samples) {
+    if (this.#recording !== recording || recording?.isEnding) return; // the last of a microphone that was given back
+    recording?.ring.append(samples);
     this.#session?.pump();
   }
 
@@ -227,7 +231,7 @@ export class AsrClient extends EventTarget {
     this.#session?.close();
     this.#session = null;
     void this.#closeMicrophone();
-    finals.sort((one, other) => one.audio_start_ms - other.audio_start_ms);
+    finals.sort(byStart);
     if (error) for (const { reject } of [opened, finished]) reject(error);
     else finished.resolve({ text: finals.map(({ text }) => text).filter(Boolean).join(" "), finals, unfinished, done });
     this.#emit("closed", { error });
@@ -279,9 +283,29 @@ export class AsrClient extends EventTarget {
       recording.finals.push(detail);
     }
     if (type === "gap" || type === "dropped" || (type === "error" && detail.utterance)) recording.unfinished.push(detail);
-    this.#emit(type, detail);
-    if (type === "done" && this.#recording === recording) this.#end(null, detail);
+    if (type === "final" && this.#options.ordered) recording.heldBack.push(detail);
+    else this.#emit(type, detail);
+    this.#releaseInOrder(recording);
+    if (type === "done" && this.#recording === recording) this.#finish(detail);
     this.#change();
+  }
+
+  /** Finals are held back until everything that was said before has its outcome. */
+  #releaseInOrder({ heldBack }) {
+    const starts = [...(this.#session?.unfinished.values() ?? [])].map(({ start }) => (start / this.#recording.rate) * 1000);
+    heldBack.sort(byStart);
+    while (heldBack.length && !starts.some((start) => start < heldBack[0].audio_start_ms - 1)) this.#emit("final", heldBack.shift());
+  }
+
+  /** Everything was sent; what the server dropped all the same is sent again, to another session. */
+  #finish(done) {
+    if (!this.#session?.owes || ++this.#attempt > this.#options.maxReconnects) {
+      this.#end(null, done);
+      return;
+    }
+    clearTimeout(this.#stableTimer);
+    this.#session.close();
+    this.#connect();
   }
 
   #lose({ code, reason, error, refusal }) {
@@ -292,7 +316,8 @@ export class AsrClient extends EventTarget {
     clearTimeout(this.#stableTimer);
     const isOver = error ? error.fatal === false || !TRANSIENT.includes(error.code) : !RECONNECT.includes(code);
     this.#attempt += 1;
-    if (isOver || this.#attempt > this.#options.maxReconnects) {
+    const tries = this.#nSessions || refusal ? this.#options.maxReconnects : Math.min(this.#options.maxReconnects, FIRST_TRIES);
+    if (isOver || this.#attempt > tries) {
       this.#end(this.#failure(code, reason, error, refusal));
       return;
     }
@@ -309,7 +334,7 @@ export class AsrClient extends EventTarget {
       return new AsrError(
         "unreachable",
         `no session at ${this.#url}`,
-        "is the server running? does it let this page's origin in (--allow-origin)?",
+        `is the server running? ${originHint(this.#url)}`,
       );
     return new AsrError("connection_lost", `the connection ended with ${code} ${reason}`.trim());
   }
@@ -323,6 +348,16 @@ export class AsrClient extends EventTarget {
     this.#changed = promise();
     resolve();
   }
+}
+
+function byStart(one, other) {
+  return one.audio_start_ms - other.audio_start_ms;
+}
+
+function originHint(url) {
+  const { host, origin } = globalThis.location ?? {};
+  if (!origin || new URL(url).host === host) return "asr-ws serve";
+  return `does it let this page in? asr-ws serve --allow-origin ${origin}`;
 }
 
 function asInt16(value) {

@@ -15,15 +15,16 @@ export const PROTOCOL = "asr-ws.v1";
 const TICK_MS = 100;
 const OPEN_MS = 10_000; // to `ready`
 const PING_MS = 5_000; // at most from one to the next, and PING_S of audio
-const PING_S = 1;
-const WINDOW_S = 5; // of audio that the server has not said to have taken, at most: the rest waits in the ring
+const PING_S = 0.5;
+const WINDOW_S = 1; // of audio that the server has not said to have taken, beside the way there and back, twice
 const SILENT_MS = 15_000; // nothing came and nothing went: the connection is dead, whatever the browser thinks
 const AHEAD_S = 0.5; // audio in the browser's buffer, at most
 const BEHIND_S = 1; // from here on the network is called slow
 const FRAME_S = 0.1; // of older audio; live audio goes as it comes
-const MAX_HELD = 2; // refused utterances that the server keeps for a session: a third one drives out the oldest
+const MAX_HELD = 2; // refused utterances that the server keeps for a session: one more would drive out the oldest
 const HOLD_MARGIN_MS = 500; // a retry is sent this long before the server's hold ends, at the latest
 const JITTER_MS = 250; // upon the server's hint, which has its own
+const MAX_WAIT_MS = 60_000; // whatever the server says
 const MAX_LOAD_WAIT_MS = 10_000;
 const WINDOW_MS = 32; // of the speech detector
 export const AWAITS_LOAD = ["starting", "restarting", "unavailable"]; // the reasons for which a model is waited for
@@ -35,7 +36,7 @@ const OWN = "asr-client.js"; // id of the commits and pings that the user did no
 export function retryDelayMs({ reason, retry_after_ms, estimated_wait_ms, held_ms }, random = Math.random) {
   const load = AWAITS_LOAD.includes(reason) ? Math.min(estimated_wait_ms, MAX_LOAD_WAIT_MS) : 0;
   const delay = Math.max(retry_after_ms, load) + random() * JITTER_MS;
-  return Math.round(Math.min(delay, Math.max(held_ms - HOLD_MARGIN_MS, retry_after_ms)));
+  return Math.round(Math.min(delay, Math.max(held_ms - HOLD_MARGIN_MS, retry_after_ms), MAX_WAIT_MS));
 }
 
 /** After so much audio without `speech_started` there was no speech: its windows may come one by one, pauses between. */
@@ -53,6 +54,7 @@ export class Session {
   #timer;
   #heard = performance.now(); // when anything last came or went
   #buffered = 0;
+  #fastestMs = Infinity; // there and back
   #pings = []; // that have no pong yet: {id, now, sent, cursor}
   #pinged = { now: performance.now(), sent: 0 }; // the last one
   #acknowledged = 0; // samples of those sent
@@ -65,6 +67,7 @@ export class Session {
   #sent = 0; // samples
   #cursor = 0; // of the recording: all before it was sent, or need not be
   #nextMark = 0;
+  #barrier = null; // the ping behind a commit: nothing follows before it is known what became of that
   #isEndSent = false;
   #isOver = false;
   #isBehind = false;
@@ -113,6 +116,22 @@ export class Session {
     return this.#isReady && !isBusy && this.behindMs <= AHEAD_S * 1000;
   }
 
+  /** Whether what comes now had better stay here, since the server may not be able to keep it. */
+  get #isHeld() {
+    return this.#count("isRefused") > 0 && this.#utterances.size >= MAX_HELD;
+  }
+
+  /** Whether audio was dropped, and not at our wish: the next session gets it. */
+  get owes() {
+    const { ring } = this.#recording;
+    return this.#owed.within(ring.start, ring.end).length > 0;
+  }
+
+  get #windowSamples() {
+    const wayMs = Number.isFinite(this.#fastestMs) ? 2 * this.#fastestMs : 0;
+    return (WINDOW_S + wayMs / 1000) * this.#recording.rate;
+  }
+
   #count(state) {
     return [...this.#utterances.values()].filter((entry) => entry[state]).length;
   }
@@ -140,15 +159,14 @@ export class Session {
   pump() {
     if (!this.#isReady || this.#isEndSent || this.#isOver) return;
     const { ring, rate, marks } = this.#recording;
-    this.#loseWhatIsGone();
-    const isHeld = this.#count("isRefused") >= MAX_HELD; // what comes now had better stay here
-    while (!isHeld && this.#socket.bufferedAmount < AHEAD_S * 2 * rate && this.#sent - this.#acknowledged < WINDOW_S * rate) {
+    const isHeld = this.#isHeld;
+    if (!isHeld || ring.start - this.#cursor >= rate) this.#loseWhatIsGone(); // not frame by frame
+    const window = this.#windowSamples;
+    while (!isHeld && this.#socket.bufferedAmount < AHEAD_S * 2 * rate && this.#sent - this.#acknowledged < window) {
       const [start, end] = ring.unsettled(this.#cursor, ring.end)[0] ?? [ring.end, ring.end];
       if (start !== this.#cursor || !this.#pieces.length) this.#goTo(start);
-      if (marks[this.#nextMark]?.at === start) {
-        this.#send({ type: "commit", id: marks[this.#nextMark++].id });
-        continue;
-      }
+      if (marks[this.#nextMark]?.at === start) this.#commit(marks[this.#nextMark++].id);
+      if (this.#barrier) break;
       if (start === end) break;
       const until = Math.min(end, marks[this.#nextMark]?.at ?? end, start + Math.ceil(FRAME_S * rate));
       const samples = ring.read(start, until - start);
@@ -164,12 +182,17 @@ export class Session {
     this.#tellBehind(isHeld);
   }
 
+  #commit(id) {
+    this.#send({ type: "commit", id });
+    this.#barrier = this.#ping();
+  }
+
   /** The next piece begins there. */
   #goTo(start) {
     const { marks } = this.#recording;
     if (this.#sent && this.#pieces.at(-1).at !== this.#sent) {
       const mark = marks[this.#nextMark];
-      this.#send({ type: "commit", id: mark?.at === this.#cursor ? mark.id : OWN });
+      this.#commit(mark?.at === this.#cursor ? mark.id : OWN);
     }
     while (marks[this.#nextMark]?.at <= start) this.#nextMark++; // that commit, or the session before, has done it
     this.#cursor = start;
@@ -212,6 +235,7 @@ export class Session {
     this.#pinged = { id, now: performance.now(), sent: this.#sent, cursor: this.#cursor };
     this.#pings.push(this.#pinged);
     this.#send({ type: "ping", id });
+    return id;
   }
 
   #over(code, reason) {
@@ -221,7 +245,9 @@ export class Session {
     for (const { timer } of this.#utterances.values()) clearTimeout(timer);
     const socket = this.#socket;
     Object.assign(socket, { onopen: () => socket.close(1000), onmessage: null, onclose: null });
-    if (socket.readyState) socket.close(1000); // while it connects, a browser complains of that
+    // While it connects, a browser complains of that; but it may make one handshake after the other, and this one hang.
+    if (socket.readyState || code !== 1000) socket.close(1000);
+    else setTimeout(() => socket.close(1000), OPEN_MS);
     this.#onOver({ code, reason, error: this.#error, refusal: this.#refusal });
   }
 
@@ -281,6 +307,7 @@ export class Session {
         if (event.fatal || this.#hearingMs === null) this.#error = event;
     }
     this.#emit(event.type, placed);
+    this.#offerOldest();
     if (this.#error && !this.#error.fatal) this.#over(1008, this.#error.code);
   }
 
@@ -292,18 +319,28 @@ export class Session {
   }
 
   #admit(event) {
-    Object.assign(this.#entry(event), { ...this.#range(event), isAdmitted: true, isRefused: false });
+    Object.assign(this.#entry(event), { ...this.#range(event), isAdmitted: true, isRefused: false, isDue: false });
   }
 
   #refuse(event, placed) {
-    const entry = Object.assign(this.#entry(event), { isAdmitted: false, isRefused: true });
+    const entry = Object.assign(this.#entry(event), { isAdmitted: false, isRefused: true, isDue: false });
     if (!event.held_ms) return; // `dropped` follows
     const delay_ms = retryDelayMs(event);
     entry.timer = setTimeout(() => {
-      this.#send({ type: "retry", utterance: event.utterance });
-      this.#emit("retrying", { utterance: placed.utterance });
+      entry.isDue = true;
+      this.#offerOldest();
     }, delay_ms);
     this.#emit("waiting", { ...placed, delay_ms });
+  }
+
+  /** Of those that are refused, the one that was said first: else a later one would take its place again and again. */
+  #offerOldest() {
+    const refused = [...this.#utterances].filter(([, { isRefused }]) => isRefused);
+    const [id, oldest] = refused.sort(([, one], [, other]) => one.start - other.start)[0] ?? [];
+    if (!oldest?.isDue) return;
+    oldest.isDue = false;
+    this.#send({ type: "retry", utterance: id });
+    this.#emit("retrying", { utterance: this.#prefix + id });
   }
 
   #acknowledge({ id }) {
@@ -311,8 +348,11 @@ export class Session {
     if (!ping) return;
     this.#pings = this.#pings.slice(this.#pings.indexOf(ping) + 1);
     this.#acknowledged = ping.sent;
+    if (!this.#pings.some(({ id }) => id === this.#barrier)) this.#barrier = null;
     if (this.#hearingMs !== null) this.#settleQuiet(ping.cursor - (this.#hearingMs * this.#recording.rate) / 1000);
-    this.#emit("rtt", { ms: Math.round(this.#heard - ping.now) });
+    const ms = Math.round(this.#heard - ping.now);
+    this.#fastestMs = Math.min(this.#fastestMs, ms);
+    this.#emit("rtt", { ms });
   }
 
   // ---------------------------------------------------------------- what has its outcome
@@ -355,7 +395,7 @@ export class Session {
 
   /** Of the recording, in samples; an end belongs to the piece before it. */
   #position(ms, isEnd = false) {
-    const sample = Math.round((ms * this.#recording.rate) / 1000);
+    const sample = Math.round(((Number.isFinite(ms) ? ms : 0) * this.#recording.rate) / 1000);
     const near = this.#recording.rate / 1000; // as far as rounding to milliseconds can have moved it
     const found = this.#pieces.findLastIndex(({ at }) => (isEnd ? at + near < sample : at <= sample + near));
     const i = Math.max(found, 0);

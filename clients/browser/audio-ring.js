@@ -17,6 +17,12 @@ export class Ranges {
     this.#ranges = [...apart, [start, end]].sort(([one], [other]) => one - other);
   }
 
+  /** What of `[start, end)` is in one of them. */
+  within(start, end) {
+    const parts = this.#ranges.map(([from, to]) => [Math.max(from, start), Math.min(to, end)]);
+    return parts.filter(([from, to]) => from < to);
+  }
+
   /** What of `[start, end)` is in none of them. */
   gaps(start, end) {
     const gaps = [];

@@ -38,6 +38,7 @@ export class Microphone {
    * @throws {AsrError} microphone_insecure, microphone_refused, microphone_missing, microphone_busy, microphone_failed
    */
   static async open({ onAudio, onEnded, constraints, workletUrl }) {
+    if (!globalThis.document) throw new AsrError("microphone_missing", "there is no microphone here", "open() and send()");
     if (!globalThis.isSecureContext || !navigator.mediaDevices)
       throw new AsrError(
         "microphone_insecure",
@@ -87,7 +88,10 @@ export class Microphone {
     source.connect(this.#node);
     this.#context.onstatechange = () => this.#listen(); // a telephone call takes it away
     this.#listen();
-    for (const track of this.#stream.getTracks()) track.onended = () => this.#onEnded?.();
+    for (const track of this.#stream.getTracks()) {
+      track.onended = () => this.#onEnded?.();
+      if (track.readyState === "ended") throw new DOMException("it is gone again", "NotFoundError");
+    }
   }
 
   #listen() {

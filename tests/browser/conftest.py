@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
+import sys
 from pathlib import Path
 
+import click
 import pytest
 
-from tests.browser.driver import HERE, NODE
+from benchmarks.chromium import find
+from tests.browser.driver import HERE, NODE, node
 
 
 def npm(*args: str, cwd: Path) -> str:
@@ -16,7 +19,7 @@ def npm(*args: str, cwd: Path) -> str:
     beside = Path(NODE).parent
     folders = (beside.parent / "lib" / "node_modules", beside / "node_modules")
     script = next(path for folder in folders if (path := folder / "npm" / "bin" / "npm-cli.js").is_file())
-    ran = subprocess.run((NODE, str(script), *args), cwd=cwd, capture_output=True, encoding="utf-8", timeout=300)
+    ran = node(script, *args, cwd=cwd)
     assert ran.returncode == 0, f"npm {' '.join(args)}\n{ran.stdout}{ran.stderr}"
     return ran.stdout
 
@@ -28,3 +31,14 @@ def node_modules() -> Path:
     if not installed.is_file() or installed.stat().st_mtime < lock.stat().st_mtime:
         npm("ci", "--prefer-offline", "--no-audit", "--no-fund", "--ignore-scripts", cwd=HERE)
     return installed.parent
+
+
+@pytest.fixture
+def chromium() -> None:
+    """Skips the test where there is none; CI installs it on Linux."""
+    try:
+        find()
+    except click.ClickException as error:
+        if os.environ.get("CI") and sys.platform == "linux":
+            raise
+        pytest.skip(error.message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import subprocess
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
@@ -18,6 +19,11 @@ from tests.schema import check_event, check_message
 
 HERE = Path(__file__).parent
 NODE = str(Path(executable.ROOT_DIR) / ("node.exe" if sys.platform == "win32" else "bin/node"))
+
+
+def node(*args: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run it to its end."""
+    return subprocess.run((NODE, *args), cwd=cwd, capture_output=True, encoding="utf-8", timeout=300)
 
 
 class CallFailed(Exception):

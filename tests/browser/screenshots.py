@@ -14,7 +14,7 @@ from asr_ws import models
 from asr_ws.server.app import App
 from asr_ws.testing.recognizer import Gate, scripted_worker
 from asr_ws.worker.supervisor import WorkerSpec
-from tests.browser.chromium import MICROPHONE, Page, browser, hears
+from benchmarks.chromium import MICROPHONE, Page, browser, hears
 from tests.conftest import SPEECH
 from tests.server.running import MANUAL, SECOND, Client, serving
 

@@ -15,10 +15,12 @@ import pytest
 
 from asr_ws.server.pages import browser_folder
 from asr_ws.worker.supervisor import WorkerSpec
-from tests.browser.chromium import browser, hears
+from benchmarks.chromium import browser, hears
 from tests.browser.test_page import speech  # noqa: F401  # a fixture
 from tests.server.running import serving
 from tests.test_docs import ROOT, code_blocks
+
+pytestmark = pytest.mark.usefixtures("chromium")
 
 HOWTO = ROOT / "docs" / "howto"
 

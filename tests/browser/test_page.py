@@ -18,13 +18,15 @@ import pytest
 
 from asr_ws.core.types import SAMPLE_RATE
 from asr_ws.server.app import App
-from asr_ws.testing.recognizer import Gate
+from asr_ws.testing.recognizer import Gate, scripted_worker
 from asr_ws.testing.wer import word_errors
 from asr_ws.worker.supervisor import WorkerSpec
-from tests.browser.chromium import MICROPHONE, Page, browser, hears
+from benchmarks.chromium import MICROPHONE, Page, browser, hears
 from tests.conftest import SPEECH
 from tests.e2e.test_speech import said
 from tests.server.running import MANUAL, SECOND, Client, serving
+
+pytestmark = pytest.mark.usefixtures("chromium")
 
 JFK, LONG = "jfk.wav", "long-two-cities.wav"
 MAX_PAGE_BYTES = 60_000
@@ -227,13 +229,14 @@ MARKUP = "<img src=x onerror=\"document.title='owned'\"><script>document.title='
 
 async def test_markup_in_a_transcript_stays_text(scripted: WorkerSpec, speech: Path) -> None:
     """Row 52 of the table of faults."""
-    async with serving(scripted) as app, shown(app, *hears(speech)) as page:
+    async with serving(scripted, partials="on") as app, shown(app, *hears(speech)) as page:
         await page.evaluate(f"document.getElementById('prompt').value = {json.dumps('say ' + MARKUP)}")
         await page.click("#microphone")
         await page.wait("events.some(e => e.type === 'final')")
         assert await stop(page) == MARKUP
         assert await page.evaluate("document.querySelectorAll('#transcript img, #transcript script').length") == 0
         assert await page.evaluate("document.title") == "asr_ws"
+        assert await events(page, "partial") != []
 
 
 async def test_space_bar_is_held_to_talk_and_enter_presses_the_button(scripted: WorkerSpec, speech: Path) -> None:
@@ -250,6 +253,88 @@ async def test_space_bar_is_held_to_talk_and_enter_presses_the_button(scripted: 
         await page.press("Enter", "Enter")
         await page.wait(IDLE)
         assert len(await events(page, "done")) == 2
+
+
+async def test_quick_presses_leave_no_microphone_behind(scripted: WorkerSpec) -> None:
+    """While the permission was asked for, a second recording was begun, and lost the first one's microphone."""
+    slow = """window.tracks = [];
+    const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+    navigator.mediaDevices.getUserMedia = async (wanted) => {
+      const stream = await ask(wanted);
+      await new Promise((resolve) => setTimeout(resolve, 100));
+      window.tracks.push(...stream.getTracks());
+      return stream;
+    }"""
+    async with serving(scripted) as app, shown(app, *MICROPHONE) as page:
+        await page.evaluate(f"{slow};0")
+        for _ in range(3):
+            await page.click("#microphone")
+        await page.wait(RECORDING)
+        await page.wait("tracks.length === 2 && tracks.filter((track) => track.readyState === 'live').length === 1")
+        await stop(page)
+        await page.wait("tracks.every((track) => track.readyState === 'ended')")
+
+
+async def test_microphone_that_is_unplugged_ends_the_recording_with_its_text(
+    scripted: WorkerSpec, speech: Path
+) -> None:
+    take_away = """
+    const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+    navigator.mediaDevices.getUserMedia = async (wanted) => (window.stream = await ask(wanted))"""
+    async with serving(scripted) as app, shown(app, *hears(speech)) as page:
+        await page.evaluate(f"{take_away};0")
+        await page.click("#microphone")
+        await page.wait("events.some(e => e.type === 'speech_started')")
+        await page.evaluate("stream.getTracks().forEach((track) => track.dispatchEvent(new Event('ended')))")
+        await page.wait(IDLE)
+        assert (await page.text("#transcript")).startswith("country ")
+        assert "The microphone is gone" in await page.text("#notices")
+
+
+async def test_server_that_ends_the_recording_ends_the_listening(
+    scripted: WorkerSpec, speech: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "tokens"
+    file.write_text("0123456789abcdef\n")
+    file.chmod(0o600)
+    async with serving(scripted, auth_token_file=str(file)) as app, shown(app, *hears(speech)) as page:
+        await page.evaluate("document.getElementById('token').value = '0123456789abcdef'")
+        await page.click("#microphone")
+        await page.wait("events.some(e => e.type === 'speech_started')")
+        file.write_text("another-token-of-16\n")
+        await page.wait(IDLE)
+        assert "not accepted" in await page.text("#notices")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "asr.test"])
+async def test_text_is_copied_on_a_secure_page_and_on_another(scripted: WorkerSpec, speech: Path, host: str) -> None:
+    flag = "--host-resolver-rules=MAP asr.test 127.0.0.1"
+    async with serving(scripted, allow_origin=("*",)) as app:
+        async with opened(f"http://{host}:{app.listener.port}", flag) as page:
+            await page.evaluate("document.addEventListener('copy', () => { window.copied = `${getSelection()}` })")
+            await page.evaluate("document.getElementById('prompt').value = 'say to be copied'")
+            await page.choose_file("#file", speech)
+            await page.wait("events.some(e => e.type === 'done')")
+            await page.call("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+            await page.click("#copy")
+            await page.wait("document.getElementById('copy').textContent === 'Copied'")
+            copied = "navigator.clipboard.readText()" if host == "127.0.0.1" else "copied.trim()"
+            assert await page.evaluate(copied) == "to be copied"
+            assert page.complaints == []
+
+
+async def test_languages_of_the_model_are_offered(tmp_path: Path) -> None:
+    async with serving(scripted_worker(tmp_path, multilingual=True)) as app, shown(app) as page:
+        await page.wait("document.querySelectorAll('#language option').length === 4")
+        offered = await page.evaluate("[...document.querySelectorAll('#language option')].map(o => o.textContent)")
+        assert offered == ["Detect automatically", "Chinese", "English", "German"]
+        assert await page.evaluate("document.getElementById('translate-label').hidden") is False
+        await page.evaluate("document.getElementById('language').value = 'de'")
+        await page.evaluate("document.getElementById('translate').checked = true")
+        await page.choose_file("#file", wav(tmp_path / "quiet.wav", SAMPLE_RATE))
+        await page.wait("events.some(e => e.type === 'started')")
+        [started] = await events(page, "started")
+        assert (started["language"], started["task"]) == ("de", "translate")
 
 
 async def test_space_in_a_field_is_a_space(scripted: WorkerSpec) -> None:
@@ -381,5 +466,5 @@ async def test_everything_is_reached_by_the_tab_key(scripted: WorkerSpec) -> Non
         for _ in range(13):
             await page.press("Tab", "Tab")
             reached.append(await page.evaluate("document.activeElement.id || document.activeElement.localName"))
-        wanted = "language-toggle theme-toggle transcript copy txt srt vtt clear microphone file-button summary"
-        assert [id for id in reached if id in wanted.split()][:11] == wanted.split()
+        wanted = "language-toggle theme-toggle transcript microphone file-button summary"  # there is nothing to copy
+        assert [id for id in reached if id in wanted.split()][:6] == wanted.split()

@@ -25,7 +25,7 @@ const start: StartFields = {
   client: "mine",
 };
 const microphone = { deviceId: "usb" };
-const options: AsrClientOptions = { token: "secret", start, ringSeconds: 30, maxReconnects: 3, microphone };
+const options: AsrClientOptions = { token: "secret", start, ringSeconds: 30, maxReconnects: 3, ordered: true, microphone };
 const asr = new AsrClient(new URL("https://server/"), options);
 new AsrClient();
 new AsrClient("/", { workletUrl: new URL("https://server/worklet.js"), WebSocket });
@@ -40,11 +40,12 @@ export async function record(): Promise<string> {
   asr.commit("c1");
   asr.cancel();
   asr.cancel("u1");
-  const { text, finals, done } = await asr.stop();
+  const { text, finals, unfinished, done } = await asr.stop();
+  const lostMs = unfinished.map((each) => ("audio_end_ms" in each ? each.audio_end_ms - each.audio_start_ms : each.code));
   const lost: number | undefined = done?.lost_ms;
   const first: Final | undefined = finals[0];
   asr.close();
-  return `${text} ${lost} ${first?.latency_ms} ${asr.isOpen} ${asr.positionMs} ${asr.ready?.limits.hold_ms}`;
+  return `${text} ${lost} ${first?.latency_ms} ${lostMs} ${asr.isOpen} ${asr.positionMs} ${asr.ready?.limits.hold_ms}`;
 }
 
 asr.addEventListener("ready", ({ detail }) => detail.languages.includes("en"));
@@ -63,7 +64,6 @@ asr.addEventListener("retry", ({ detail }) => detail.waited_ms + detail.retry_af
 asr.addEventListener("dropped", ({ detail }) => detail.reason === "hold_expired");
 asr.addEventListener("error", ({ detail }) => detail.fatal && detail.code === "unauthorized" && detail.hint);
 asr.addEventListener("state", ({ detail }) => detail.state === "draining" && detail.partials === "paused");
-asr.addEventListener("pong", ({ detail }) => detail.id);
 asr.addEventListener("done", ({ detail }) => detail.received_ms - detail.lost_ms);
 asr.addEventListener("message", ({ detail }) => detail.type === "speaker" && detail["name"]);
 asr.addEventListener("waiting", ({ detail }) => detail.utterance.trim() + detail.delay_ms + detail.reason);
@@ -100,6 +100,8 @@ export const rate: Promise<number> = Microphone.open({
 asr.addEventListener("finals", () => {});
 // @ts-expect-error no such event
 asr.removeEventListener("finals", () => {});
+// @ts-expect-error its round trip is the event: `rtt`
+asr.addEventListener("pong", () => {});
 // @ts-expect-error the field of a `final`
 asr.addEventListener("partial", ({ detail }) => detail.text);
 // @ts-expect-error misspelt

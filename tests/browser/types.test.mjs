@@ -10,6 +10,7 @@ import * as client from "../../clients/browser/asr-client.js";
 const FOLDER = new URL("../../clients/browser/", import.meta.url);
 const file = fileURLToPath(new URL("asr-client.d.ts", FOLDER));
 const source = ts.createSourceFile(file, readFileSync(file, "utf8"), ts.ScriptTarget.Latest, true);
+const interfaces = new Map(source.statements.filter(ts.isInterfaceDeclaration).map((node) => [node.name.text, node]));
 const exported = source.statements.filter((node) => has(node, "ExportKeyword"));
 const classes = new Map(exported.filter(ts.isClassDeclaration).map((node) => [node.name.text, node]));
 
@@ -72,11 +73,45 @@ test("each code that the client's source gives to an AsrError is declared", () =
   assert.deepEqual([...new Set(given)].sort(), union("AsrClientErrorCode").sort());
 });
 
+/** Its fields, those of what it extends included. */
+function fields(name) {
+  const { members, heritageClauses = [] } = interfaces.get(name);
+  const bases = heritageClauses.flatMap(({ types }) => types.map(({ expression }) => expression.text));
+  return [...bases.flatMap(fields), ...members.map(({ name }) => name.text)];
+}
+
 test("each event that the client's source tells is declared", () => {
-  const map = exported.find((node) => ts.isInterfaceDeclaration(node) && node.name.text === "AsrEventMap");
-  const declaredEvents = new Set(map.members.map(({ name }) => name.text));
   const told = ["asr-client.js", "asr-session.js"].flatMap((name) =>
     [...readFileSync(new URL(name, FOLDER), "utf8").matchAll(/#emit\("(\w+)"/g)].map(([, type]) => type),
   );
-  assert.deepEqual(told.filter((type) => !declaredEvents.has(type)), []);
+  assert.deepEqual(told.filter((type) => !fields("AsrEventMap").includes(type)), []);
+});
+
+// ---------------------------------------------------------------- the protocol's
+
+const { $defs } = JSON.parse(readFileSync(new URL("../../asr_ws/assets/asr-ws.v1.schema.json", import.meta.url), "utf8"));
+const EVENTS = $defs.ServerEvent.oneOf.map(({ $ref }) => $ref.split("/").at(-1)).filter((name) => name !== "Pong"); // see `rtt`
+const PARTS = ["Limits", "AudioInForce", "EndpointingInForce", "FinalSegment", "FinalWord", "Start", "Endpointing"];
+const RENAMED = {
+  Partial: "PartialText", // TypeScript has a type of this name
+  Error: "ServerError",
+  AudioInForce: "AudioFormat",
+  EndpointingInForce: "Endpointing",
+  FinalSegment: "Segment",
+  FinalWord: "Word",
+  Start: "StartFields",
+};
+const OWN = { Final: ["latency_ms"] };
+const UNSAID = { Start: ["type", "token", "audio"] }; // which the client says itself
+
+for (const name of [...EVENTS, ...PARTS])
+  test(`each field of the protocol's ${name} is declared`, () => {
+    const said = Object.keys($defs[name].properties).filter((field) => !UNSAID[name]?.includes(field));
+    assert.deepEqual(fields(RENAMED[name] ?? name).sort(), [...said, ...(OWN[name] ?? [])].sort());
+  });
+
+test("each event of the protocol is declared, by its type", () => {
+  const { members } = interfaces.get("AsrEventMap");
+  const declaredAs = Object.fromEntries(members.map(({ name, type }) => [name.text, type.typeName?.text]));
+  for (const name of EVENTS) assert.equal(declaredAs[$defs[name].properties.type.enum[0]], RENAMED[name] ?? name);
 });

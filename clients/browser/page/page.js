@@ -21,6 +21,8 @@ await speak(locale);
 const transcript = new Transcript($("transcript"), $("spoken"));
 const gauges = new Gauges();
 let client = null; // of the recording that goes on
+let lostMs = 0; // of the recording, that could not be kept
+const waiting = new Set(); // its utterances that are refused
 let visitor = null; // asks for what the server is, before the first recording
 
 // ---------------------------------------------------------------- recordings
@@ -33,7 +35,8 @@ function setPhase(phase) {
   const isOn = phase === "opening" || phase === "recording";
   $("phase").textContent = t(`phase_${phase}`);
   $("microphone").ariaLabel = t(phase === "idle" ? "start" : isOn ? "stop" : "give_up");
-  $("file-button").disabled = phase !== "idle";
+  for (const id of ["file-button", "prompt", "device", "token", "translate"]) $(id).disabled = phase !== "idle";
+  $("language").disabled = phase !== "idle" || $("language").options.length === 1;
   $("progress").hidden = phase !== "file";
   if (!isOn) $("microphone").style.setProperty("--level", 0);
 }
@@ -42,6 +45,8 @@ function newClient() {
   visitor?.close();
   visitor = null;
   still();
+  waiting.clear();
+  lostMs = 0;
   transcript.begin();
   const device = $("device").value;
   const made = new AsrClient(".", {
@@ -58,41 +63,46 @@ function newClient() {
   on("speech_started", (event) => transcript.speech(event));
   on("partial", (event) => transcript.partial(event));
   on("accepted", ({ position, utterance }) => {
-    still(utterance);
+    served(utterance);
     gauges.queue({ depth: Math.max(0, position - 1), running: 1 });
   });
   on("waiting", ({ utterance, reason, delay_ms, queue_depth, queue_capacity }) => {
-    tell(utterance, AWAITS_LOAD.includes(reason) ? "busy_load" : "busy", { delay_ms });
+    waiting.add(utterance);
+    tell("busy", AWAITS_LOAD.includes(reason) ? "busy_load" : "busy", { delay_ms, then: "retrying" });
     gauges.queue({ depth: queue_depth, capacity: queue_capacity });
   });
-  on("retrying", ({ utterance }) => tell(utterance, "retrying"));
   on("final", (event) => {
-    still(event.utterance);
+    served(event.utterance);
     transcript.final(event);
     if (document.body.dataset.phase !== "file") gauges.latency(event.latency_ms);
   });
   on("dropped", ({ utterance, reason }) => {
-    still(utterance);
-    transcript.forget(utterance);
-    if (reason !== "not_held") tell("dropped", "dropped", { reason }); // that one is sent again
+    served(utterance);
+    if (reason === "cancelled") transcript.forget(utterance);
+    else transcript.age(utterance); // it is sent again
   });
   on("error", ({ utterance, code, message, hint }) => {
     if (!utterance) return tellAsIs(code, message, hint);
-    still(utterance);
+    served(utterance);
     transcript.forget(utterance);
     tell("failed", "failed", { reason: code });
   });
-  on("gap", ({ audio_start_ms, audio_end_ms }) => tell("gap", "gap", { seconds: seconds(audio_end_ms - audio_start_ms) }));
+  on("gap", ({ audio_start_ms, audio_end_ms }) => {
+    lostMs += audio_end_ms - audio_start_ms;
+    tell("gap", "gap", { seconds: (lostMs / 1000).toFixed(1) });
+  });
   on("behind", ({ behind_ms, why }) => {
     if (document.body.dataset.phase === "file") return; // it is not to be sent faster than it is heard
     if (behind_ms > 2000 && why === "network") tell("behind", "behind", { seconds: Math.round(behind_ms / 1000) });
     else still("behind");
   });
   on("reconnecting", ({ interrupted }) => {
-    for (const utterance of interrupted) still(utterance);
-    transcript.forgetUnfinished(); // it is heard again
+    for (const utterance of interrupted) {
+      served(utterance);
+      transcript.age(utterance); // it is heard again
+    }
   });
-  on("rtt", ({ ms }) => gauges.rtt(ms));
+  on("rtt", ({ ms }) => document.body.dataset.phase === "file" || gauges.rtt(ms)); // a file is ahead of the server
   on("level", showLevel);
   on("microphone", ({ state }) => {
     if (state === "open") setPhase("recording");
@@ -105,12 +115,19 @@ function newClient() {
   const lock = navigator.wakeLock?.request("screen").catch(() => null);
   on("closed", async ({ error }) => {
     still("server");
+    still("busy");
     transcript.forgetUnfinished();
     if (error && error.code !== "closed") fail(error);
     if (client === made) finish();
     await (await lock)?.release();
   });
   return made;
+}
+
+/** An utterance waits no more. */
+function served(utterance) {
+  waiting.delete(utterance);
+  if (!waiting.size) still("busy");
 }
 
 /** What any session tells of the server. */
@@ -132,7 +149,11 @@ function followServer(made) {
 
 /** In this page's words, where there are some. */
 function fail({ code, message, hint }) {
-  if (code === "unauthorized") gauges.state = "locked";
+  if (code === "unauthorized") {
+    gauges.state = "locked";
+    $("token").closest("details").open = true;
+    if ($("token").value) code = "unauthorized_wrong";
+  }
   if (t(`${code}_hint`)) tell(code, code);
   else tellAsIs(code, t(code) ?? message, hint || message);
 }
@@ -146,8 +167,10 @@ async function record() {
 /** The button, while there is a recording: once stops it, what it waits for then is given up by the next. */
 function stop() {
   const { phase } = document.body.dataset;
-  if (performance.now() - phaseAt < TWICE_MS) return; // a double click is one
-  if (phase === "finishing" || phase === "file") return client.close();
+  if (phase === "finishing" || phase === "file") {
+    if (performance.now() - phaseAt > TWICE_MS) client.close(); // a double click is one
+    return;
+  }
   setPhase("finishing");
   client.stop().catch(() => {}); // told by `closed`
 }
@@ -204,10 +227,6 @@ setInterval(() => {
   if (document.body.dataset.phase === "recording" && performance.now() - soundAt > QUIET_MS) tell("quiet", "quiet");
 }, 1000);
 
-function seconds(ms) {
-  return (ms / 1000).toFixed(1);
-}
-
 // ---------------------------------------------------------------- choices
 
 function offerLanguages(codes) {
@@ -260,7 +279,13 @@ $("file").onchange = ({ target }) => {
   void transcribe(target.files[0]);
   target.value = "";
 };
-$("clear").onclick = () => transcript.clear();
+$("clear").onclick = () => {
+  transcript.clear();
+  if (!client) still();
+};
+transcript.onChange = (hasText) => {
+  for (const id of ["copy", "txt", "srt", "vtt", "clear"]) $(id).disabled = !hasText;
+};
 $("txt").onclick = () => download("transcript.txt", transcript.text + "\n", "text/plain");
 $("srt").onclick = () => download("transcript.srt", transcript.srt, "application/x-subrip");
 $("vtt").onclick = () => download("transcript.vtt", transcript.vtt, "text/vtt");
@@ -304,7 +329,7 @@ function showTexts() {
 let downAt = null;
 
 function isSpace({ code, target, ctrlKey, altKey, metaKey }) {
-  return code === "Space" && !(ctrlKey || altKey || metaKey) && (target === $("microphone") || !target.closest("input, select, button, summary, a"));
+  return code === "Space" && !(ctrlKey || altKey || metaKey) && (target === $("microphone") || !target.closest("input, select, summary, a, button:focus-visible"));
 }
 
 document.addEventListener("keydown", (event) => {
@@ -315,10 +340,11 @@ document.addEventListener("keydown", (event) => {
   press();
 });
 document.addEventListener("keyup", (event) => {
-  if (!isSpace(event)) return;
+  if (event.code !== "Space" || downAt === null) return;
   event.preventDefault();
   letGo();
 });
+addEventListener("beforeunload", (event) => client && event.preventDefault());
 window.addEventListener("blur", letGo); // the key is let go where we do not hear it
 
 function letGo() {

@@ -5,12 +5,16 @@ export class Transcript {
   #spoken; // where a screen reader hears of what is settled, and only of that
   #utterances = new Map(); // by id, of all recordings: {start, end, text, segments, element}
   #recording = 0;
+  #latest = 0; // beginning of an utterance
   #base = 0; // milliseconds of the recordings before
 
   constructor(element, spoken) {
     this.#element = element;
     this.#spoken = spoken;
   }
+
+  /** @type {(hasText: boolean) => void} */
+  onChange = () => {};
 
   /** A new recording begins, whose times and ids begin again. */
   begin() {
@@ -19,6 +23,7 @@ export class Transcript {
   }
 
   partial({ utterance, stable, unstable, audio_end_ms }) {
+    this.#renew();
     const { element } = this.#at(utterance, audio_end_ms);
     const parts = [[stable, "stable"], [unstable, "unstable"]].map(([text, name]) => {
       const span = document.createElement("span");
@@ -30,6 +35,7 @@ export class Transcript {
   }
 
   final({ utterance, text, segments, audio_start_ms, audio_end_ms }) {
+    this.#renew();
     if (!text) return this.forget(utterance);
     const entry = this.#at(utterance, audio_start_ms);
     const at = (ms) => this.#base + ms;
@@ -41,6 +47,17 @@ export class Transcript {
       this.#place(entry);
     });
     this.#spoken.textContent = text;
+    this.onChange(true);
+  }
+
+  /** It will be heard again under another name: its words stay, grey, until the next ones come. */
+  age(utterance) {
+    const entry = this.#utterances.get(`${this.#recording}/${utterance}`);
+    if (entry) entry.element.className = "aged";
+  }
+
+  #renew() {
+    for (const [key, { element }] of this.#utterances) if (element.className === "aged") this.#remove(key);
   }
 
   /** It is being heard, or waits. */
@@ -49,20 +66,25 @@ export class Transcript {
   }
 
   forget(utterance) {
-    const key = `${this.#recording}/${utterance}`;
+    this.#remove(`${this.#recording}/${utterance}`);
+  }
+
+  #remove(key) {
     this.#utterances.get(key)?.element.remove();
     this.#utterances.delete(key);
   }
 
   /** What has no text will have none under that name. */
   forgetUnfinished() {
-    for (const [key, { text, element }] of this.#utterances) if (text === undefined) this.#utterances.delete(key), element.remove();
+    for (const [key, { text }] of this.#utterances) if (text === undefined) this.#remove(key);
   }
 
   clear() {
     this.#utterances.clear();
     this.#element.replaceChildren();
+    this.#latest = 0;
     this.#spoken.textContent = "";
+    this.onChange(false);
   }
 
   get text() {
@@ -99,9 +121,13 @@ export class Transcript {
   }
 
   #place(entry) {
+    if (!(entry.start < this.#latest)) {
+      this.#latest = entry.start;
+      if (this.#element.lastChild !== entry.element) this.#element.append(entry.element);
+      return;
+    }
     const later = [...this.#utterances.values()].filter(({ start }) => start > entry.start);
-    const next = later.sort(byStart)[0];
-    this.#element.insertBefore(entry.element, next?.element ?? null);
+    this.#element.insertBefore(entry.element, later.sort(byStart)[0]?.element ?? null);
   }
 
   /** Who reads at the end stays there. */

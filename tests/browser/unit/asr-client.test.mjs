@@ -14,7 +14,19 @@ import {
   reconnectDelayMs,
   sessionUrl,
 } from "../../../clients/browser/asr-client.js";
-import { FakeSocket, READY, audio, freeTime, pass, stopTime, turn } from "./fakes.mjs";
+import {
+  FakeSocket,
+  READY,
+  accepted,
+  audio,
+  dropped,
+  final,
+  freeTime,
+  pass,
+  speech,
+  stopTime,
+  turn,
+} from "./fakes.mjs";
 
 const FULL = { type: "busy", utterance: null, attempt: 0, reason: "max_sessions", retry_after_ms: 1400 };
 const DONE = { type: "done", seq: 9, received_ms: 1000, lost_ms: 0 };
@@ -58,14 +70,6 @@ async function opened(options) {
   return made;
 }
 
-function accepted(utterance, audio_start_ms, audio_end_ms) {
-  return { type: "accepted", utterance, attempt: 1, commit: null, audio_start_ms, audio_end_ms };
-}
-
-function final(utterance, audio_start_ms, audio_end_ms, text) {
-  return { type: "final", utterance, text, audio_start_ms, audio_end_ms };
-}
-
 /** Unrealistic: it gives what the test says, and has drained when the test says so. */
 class FakeMicrophone {
   sampleRate = 1000;
@@ -75,6 +79,7 @@ class FakeMicrophone {
   static install() {
     const { promise, resolve, reject } = Promise.withResolvers();
     const made = { resolve, reject, microphone: new FakeMicrophone() };
+    Microphone.open.mock?.restore(); // the next one
     mock.method(Microphone, "open", (asked) => {
       Object.assign(made.microphone, asked);
       return promise;
@@ -115,8 +120,9 @@ describe("reconnectDelayMs", () => {
     assert.deepEqual([0, 0.5, 1].map((random) => reconnectDelayMs(3, 0, () => random)), [1000, 1500, 2000]);
   });
 
-  test("is never below the server's hint, and not added to it", () => {
+  test("is never below the server's hint, which counts up to half a minute, and not added to it", () => {
     assert.equal(reconnectDelayMs(1, 1200, () => 1), 1200);
+    assert.equal(reconnectDelayMs(1, 1e9, () => 1), 30_000);
     assert.equal(reconnectDelayMs(3, 1200, () => 1), 2000);
   });
 
@@ -157,7 +163,8 @@ describe("sessionUrl", () => {
     test(`${url} on a page at ${base} is ${expected}`, () => assert.equal(sessionUrl(url, base), expected));
 
   test("a relative address without a page is no address", () => {
-    assert.throws(() => sessionUrl("."), { code: "bad_address" });
+    assert.throws(() => sessionUrl("."), { name: "AsrError", code: "bad_address" });
+    assert.throws(() => new AsrClient(), { name: "AsrError", code: "bad_address" });
   });
 });
 
@@ -253,10 +260,117 @@ describe("a recording", () => {
     const { asr } = await opened();
     await asr.send(audio(0, 50));
     asr.commit("c1");
+    FakeSocket.last.pong();
     await asr.send(audio(50, 80));
     asr.cancel("u1");
     asr.cancel();
     assert.deepEqual(FakeSocket.last.log, ["start", [0, 50], "commit c1", [50, 80], "cancel u1", "cancel"]);
+  });
+
+  test("tells what has no text, and why", async () => {
+    const { asr } = await opened({ ringSeconds: 1 });
+    const gap = { audio_start_ms: 1000, audio_end_ms: 2000 };
+    const failed = { type: "error", code: "decode_failed", fatal: false, utterance: "u2", commit: null };
+    const others = [{ type: "error", code: "nothing_to_commit", fatal: false, utterance: null, commit: "c1" }];
+    const cancelled = dropped("u3", "cancelled", 600, 700);
+    const refused = dropped("u4", "evicted", 700, 800);
+    await asr.send(audio(0, 1000));
+    FakeSocket.last.receive(final("u1", 0, 100), failed, cancelled, refused, ...others);
+    void asr.send(audio(1000, 2000));
+    void asr.send(audio(2000, 3000)); // more than a second waits for a pong, and this has no room
+    const stopping = asr.stop();
+    await turn();
+    FakeSocket.last.pong();
+    FakeSocket.last.receive(DONE);
+    const { text, unfinished } = await stopping;
+    assert.equal(text, "hello");
+    assert.deepEqual(unfinished, [failed, cancelled, refused, gap]);
+  });
+
+  test("sends again what the server dropped, and tells of it only if that has no outcome either", async () => {
+    const { asr } = await opened();
+    const failed = { type: "error", code: "decode_failed", fatal: false, utterance: "u1", commit: null };
+    const cancelled = dropped("u2", "cancelled", 100, 200);
+    await asr.send(audio(0, 1000));
+    FakeSocket.last.receive(accepted("u1", 0, 100), failed, cancelled, dropped("u3", "not_held", 200, 500));
+    FakeSocket.last.receive(final("u4", 500, 1000));
+    FakeSocket.last.fail(1006);
+    const stopping = asr.stop();
+    pass(250);
+    FakeSocket.last.begin();
+    FakeSocket.last.receive(final("u1", 0, 300, "again"), DONE);
+    const { text, unfinished } = await stopping;
+    assert.deepEqual([text, unfinished], ["again hello", [failed, cancelled]]);
+  });
+
+  test("sends again what the server dropped also when the rest is done", async () => {
+    const { asr, of } = await opened();
+    await asr.send(audio(0, 1000));
+    const stopping = asr.stop();
+    await turn();
+    FakeSocket.last.receive(final("u1", 0, 600), dropped("u2", "not_held", 600, 1000), DONE);
+    assert.deepEqual([await state(stopping), of("closed"), FakeSocket.all.length], ["pending", [], 2]);
+    assert.equal(FakeSocket.all[0].closed, 1000);
+    FakeSocket.last.begin();
+    assert.deepEqual(FakeSocket.last.log, ["start", [600, 1000], "end"]);
+    FakeSocket.last.receive(final("u1", 0, 400, "world"), DONE);
+    const { text, unfinished } = await stopping;
+    assert.deepEqual([text, unfinished, of("closed")], ["hello world", [], [{ error: null }]]);
+  });
+
+  test("sends again what the server dropped as often as it would connect again, and no more", async () => {
+    const { asr } = await opened({ maxReconnects: 2 });
+    await asr.send(audio(0, 1000));
+    const stopping = asr.stop();
+    await turn();
+    const told = dropped("u1", "not_held", 0, 1000);
+    FakeSocket.last.receive(told, DONE);
+    for (const _ of [1, 2]) {
+      FakeSocket.last.begin();
+      FakeSocket.last.receive(told, DONE);
+    }
+    const { text, unfinished } = await stopping;
+    assert.deepEqual([text, unfinished, FakeSocket.all.length], ["", [{ ...told, utterance: "2:u1" }], 3]);
+  });
+
+  test("counts a text's latency on after its last sample", async () => {
+    const { asr, of } = await opened();
+    await asr.send(audio(0, 500));
+    pass(1000); // a source may pause
+    FakeSocket.last.receive(final("u1", 0, 200));
+    const stopping = asr.stop();
+    await turn();
+    pass(300);
+    void asr.stop(); // is no end anew
+    await turn();
+    pass(100);
+    FakeSocket.last.receive(final("u2", 200, 450), DONE);
+    await stopping;
+    assert.deepEqual(of("final").map(({ latency_ms }) => latency_ms), [300, 450]);
+  });
+
+  test("an utterance that was cancelled is not sent after a reconnect, the others are", async () => {
+    const { asr } = await opened();
+    await asr.send(audio(0, 800));
+    FakeSocket.last.receive(speech("u1", 100), accepted("u1", 100, 300), speech("u2", 400), accepted("u2", 400, 600));
+    asr.cancel("u1");
+    asr.cancel("u9"); // there is none
+    assert.deepEqual(FakeSocket.last.log.slice(2), ["cancel u1", "cancel u9"]);
+    FakeSocket.last.fail(1006);
+    pass(250);
+    FakeSocket.last.begin();
+    assert.deepEqual(FakeSocket.last.log, ["start", [400, 800]]); // and what was silence is not either
+  });
+
+  test("an utterance of a session before is cancelled while the connection is away", async () => {
+    const { asr } = await opened();
+    await asr.send(audio(0, 800));
+    FakeSocket.last.receive(speech("u1", 0), accepted("u1", 0, 300), speech("u2", 300));
+    FakeSocket.last.fail(1006);
+    asr.cancel("u1");
+    pass(250);
+    FakeSocket.last.begin();
+    assert.deepEqual(FakeSocket.last.log, ["start", [300, 800]]);
   });
 
   test("what was cancelled is not sent after a reconnect", async () => {
@@ -273,6 +387,13 @@ describe("a recording", () => {
 });
 
 describe("send", () => {
+  test("takes samples alone: bad_audio", async () => {
+    const { asr } = await opened();
+    for (const samples of [new Uint8Array(4), new ArrayBuffer(4), [1, 2], null, "audio"])
+      assert.equal(await state(asr.send(samples)), "bad_audio");
+    assert.deepEqual([asr.positionMs, FakeSocket.last.log], [0, ["start"]]);
+  });
+
   test("resolves at once while the server keeps up", async () => {
     const { asr } = await opened();
     assert.equal(await state(asr.send(audio(0, 100))), "resolved");
@@ -345,7 +466,7 @@ describe("the connection", () => {
     test(`closed with ${code} comes back, with what has no outcome`, async () => {
       const { asr, of } = await opened();
       await asr.send(audio(0, 300));
-      FakeSocket.last.receive({ type: "speech_started", utterance: "u1", audio_start_ms: 100 });
+      FakeSocket.last.receive(speech("u1", 100));
       FakeSocket.last.fail(code, "why");
       const told = { attempt: 1, delay_ms: 250, code, reason: "why", interrupted: ["u1"] };
       assert.deepEqual([of("reconnecting"), asr.isOpen, FakeSocket.all.length], [[told], true, 1]);
@@ -421,6 +542,29 @@ describe("the connection", () => {
     assert.deepEqual(tries, [[1, 250], [2, 500], [3, 1000]]);
     assert.equal(await state(opening), "unreachable");
     assert.deepEqual([FakeSocket.all.length, of("closed").length, asr.isOpen], [4, 1, false]);
+  });
+
+  test("that never was is tried three times again, however often one that was would be", async () => {
+    const { asr, of } = client({ maxReconnects: Infinity });
+    const opening = asr.open();
+    for (let i = 0; i < 4; i++) {
+      FakeSocket.last.fail(1006);
+      pass(5000);
+    }
+    assert.deepEqual([await state(opening), of("reconnecting").length], ["unreachable", 3]);
+  });
+
+  test("that never was because the server is full is tried on", async () => {
+    const { asr, of } = client();
+    const opening = asr.open();
+    for (let i = 0; i < 6; i++) {
+      FakeSocket.last.open();
+      FakeSocket.last.receive(FULL);
+      FakeSocket.last.fail(1013);
+      pass(of("reconnecting").at(-1).delay_ms);
+    }
+    assert.deepEqual([await state(opening), of("reconnecting").length], ["pending", 6]);
+    asr.close();
   });
 
   test("that was there and does not come back is told as lost", async () => {
@@ -500,6 +644,37 @@ describe("the connection", () => {
     const error = await asr.open().catch((error) => error);
     assert.deepEqual([error.code, error.message, error.cause.name], ["bad_address", "insecure", "SyntaxError"]);
     assert.deepEqual([of("closed"), asr.isOpen], [[{ error }], false]);
+  });
+});
+
+describe("ordered", () => {
+  test("a text waits for those before it", async () => {
+    const { asr, of } = await opened({ ordered: true });
+    const texts = () => of("final").map(({ text }) => text);
+    await asr.send(audio(0, 900));
+    FakeSocket.last.receive(speech("u1", 0), accepted("u1", 0, 200), speech("u2", 300), accepted("u2", 300, 500));
+    FakeSocket.last.receive(speech("u3", 600), final("u2", 300, 500, "two"));
+    assert.deepEqual(texts(), []);
+    FakeSocket.last.receive(final("u1", 0, 200, "one"));
+    assert.deepEqual(texts(), ["one", "two"]);
+    FakeSocket.last.receive(final("u3", 600, 900, "three"));
+    assert.deepEqual(texts(), ["one", "two", "three"]);
+  });
+
+  test("a text does not wait for what will have none", async () => {
+    const { asr, of } = await opened({ ordered: true });
+    await asr.send(audio(0, 900));
+    FakeSocket.last.receive(speech("u1", 0), accepted("u1", 0, 200), speech("u2", 300), final("u2", 300, 500, "two"));
+    assert.deepEqual(of("final"), []);
+    FakeSocket.last.receive(dropped("u1", "cancelled", 0, 200));
+    assert.deepEqual(of("final").map(({ text }) => text), ["two"]);
+  });
+
+  test("without it none waits", async () => {
+    const { asr, of } = await opened();
+    await asr.send(audio(0, 900));
+    FakeSocket.last.receive(speech("u1", 0), accepted("u1", 0, 200), speech("u2", 300), final("u2", 300, 500, "two"));
+    assert.deepEqual(of("final").map(({ text }) => text), ["two"]);
   });
 });
 
@@ -597,12 +772,19 @@ describe("the wrong moment", () => {
     assert.deepEqual([asr.isOpen, FakeSocket.all.length], [true, 1]);
   });
 
-  test("no microphone is to be had outside of a secure page, and start() may be called again", async () => {
-    const { asr, told } = client();
-    assert.equal(await state(asr.start()), "microphone_insecure");
-    assert.equal(await state(asr.start()), "microphone_insecure");
-    assert.deepEqual([asr.isOpen, told, FakeSocket.all], [false, [], []]);
-  });
+  for (const [where, document, code] of [
+    ["outside of a page", undefined, "microphone_missing"],
+    ["on a page that is not secure", {}, "microphone_insecure"],
+  ])
+    test(`no microphone is to be had ${where}, and start() may be called again`, async (context) => {
+      context.after(() => delete globalThis.document);
+      if (document) globalThis.document = document;
+      const { asr, told } = client();
+      const errors = [await asr.start().catch((error) => error), await asr.start().catch((error) => error)];
+      assert.deepEqual(errors.map((error) => [error.name, error.code]), Array(2).fill(["AsrError", code]));
+      assert.deepEqual(told, errors.map((error) => ["closed", { error }]));
+      assert.deepEqual([asr.isOpen, FakeSocket.all], [false, []]);
+    });
 });
 
 describe("the microphone", () => {
@@ -683,14 +865,62 @@ describe("the microphone", () => {
   for (const call of ["stop", "close"])
     test(`that opens after ${call}() is given back`, async () => {
       const { open, microphone } = FakeMicrophone.install();
-      const { asr } = client();
+      const { asr, of } = client();
       const starting = asr.start();
+      assert.equal(asr.isOpen, true);
       const result = await asr[call]();
-      assert.deepEqual(result, call === "stop" ? { text: "", finals: [], done: null } : undefined);
+      const nothing = { text: "", finals: [], unfinished: [], done: null };
+      assert.deepEqual(result, call === "stop" ? nothing : undefined);
+      assert.deepEqual([of("closed").map(({ error }) => error.code), asr.isOpen], [["closed"], false]);
       open();
       assert.equal(await state(starting), "closed");
       assert.deepEqual([microphone.isClosed, FakeSocket.all, asr.isOpen], [true, [], false]);
+      assert.equal(of("closed").length, 1);
     });
+
+  test("that opens after close() is not the next recording's", async () => {
+    const first = FakeMicrophone.install();
+    const { asr, of } = client();
+    const starting = asr.start();
+    asr.close();
+    const second = FakeMicrophone.install();
+    const again = asr.start();
+    first.open();
+    assert.equal(await state(starting), "closed");
+    assert.deepEqual([asr.isOpen, of("closed").length, FakeSocket.all], [true, 1, []]);
+    second.open();
+    await turn();
+    FakeSocket.last.begin();
+    await again;
+    second.microphone.hear(0, 40);
+    assert.deepEqual([first.microphone.isClosed, FakeSocket.last.log], [true, ["start", [0, 40]]]);
+  });
+
+  test("whose last frame comes late is not heard in the next recording", async () => {
+    const { asr, microphone } = await hearing();
+    const drained = Promise.withResolvers();
+    microphone.draining = drained.promise;
+    microphone.hear(0, 40);
+    asr.close();
+    const opening = asr.open({ sampleRate: 1000 });
+    FakeSocket.last.begin();
+    await opening;
+    microphone.hear(40, 80);
+    drained.resolve();
+    assert.deepEqual([asr.positionMs, FakeSocket.last.log], [0, ["start"]]);
+  });
+
+  test("is given back if the server is not there, which is told once", async () => {
+    const { open, microphone } = FakeMicrophone.install();
+    const { asr, of } = client({ maxReconnects: 0 });
+    const starting = asr.start();
+    open();
+    await turn();
+    FakeSocket.last.fail(1006);
+    assert.equal(await state(starting), "unreachable");
+    assert.deepEqual(of("closed").map(({ error }) => error.code), ["unreachable"]);
+    assert.deepEqual([microphone.isClosed, asr.isOpen], [true, false]);
+  });
 
   test("is given back when the connection ends for good", async () => {
     const { microphone, of } = await hearing({ maxReconnects: 0 });
@@ -701,12 +931,14 @@ describe("the microphone", () => {
 
   test("that is refused is told so, and start() may be called again", async () => {
     const { reject } = FakeMicrophone.install();
-    const { asr } = client();
+    const { asr, told } = client();
     const starting = asr.start();
-    reject(new AsrError("microphone_refused", "no"));
+    const error = new AsrError("microphone_refused", "no");
+    reject(error);
     assert.equal(await state(starting), "microphone_refused");
+    assert.deepEqual([told, asr.isOpen], [[["closed", { error }]], false]);
     mock.restoreAll();
-    assert.equal(await state(asr.start()), "microphone_insecure", "of the real one, under node");
+    assert.equal(await state(asr.start()), "microphone_missing", "of the real one, under node");
   });
 
   test("is asked for once at a time: already_open", async () => {

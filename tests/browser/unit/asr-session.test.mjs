@@ -4,18 +4,34 @@
  */
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { afterEach, beforeEach, describe, test } from "node:test";
 import { PROTOCOL, Session, retryDelayMs } from "../../../clients/browser/asr-session.js";
 import { AudioRing } from "../../../clients/browser/audio-ring.js";
-import { FakeSocket, READY, STARTED, audio, freeTime, pass, stopTime } from "./fakes.mjs";
+import {
+  FakeSocket,
+  READY,
+  STARTED,
+  accepted,
+  audio,
+  dropped,
+  final,
+  freeTime,
+  pass,
+  sleep,
+  speech,
+  stopTime,
+} from "./fakes.mjs";
 
 const START = { client: "test", language: "en" };
 const OWN = "asr-client.js";
+const SCHEMA = new URL("../../../asr_ws/assets/asr-ws.v1.schema.json", import.meta.url);
 
-/** A recording, and sessions of it. */
+/** A recording, and sessions of it, whose server has taken all audio at once, unless it `isMute`. */
 class Scene {
   events = [];
   ends = [];
+  isMute = false;
 
   constructor({ rate = 1000, ringSeconds = 60 } = {}) {
     this.recording = { ring: new AudioRing(ringSeconds * rate), rate, marks: [], isEnding: false };
@@ -40,6 +56,7 @@ class Scene {
 
   begin(prefix) {
     this.connect(prefix).socket.begin();
+    this.#answer();
     return this;
   }
 
@@ -53,16 +70,23 @@ class Scene {
     const { ring } = this.recording;
     ring.append(audio(ring.end, ring.end + n));
     this.session.pump();
+    this.#answer();
   }
 
   commit(id = null) {
     this.recording.marks.push({ at: this.recording.ring.end, id });
     this.session.pump();
+    this.#answer();
   }
 
   end() {
     this.recording.isEnding = true;
     this.session.pump();
+    this.#answer();
+  }
+
+  #answer() {
+    if (!this.isMute) this.socket.pong();
   }
 
   of(...types) {
@@ -74,22 +98,6 @@ class Scene {
     const { ring } = this.recording;
     return ring.unsettled(0, ring.end);
   }
-}
-
-function speech(utterance, audio_start_ms) {
-  return { type: "speech_started", utterance, audio_start_ms };
-}
-
-function accepted(utterance, audio_start_ms, audio_end_ms) {
-  return { type: "accepted", utterance, attempt: 1, commit: null, audio_start_ms, audio_end_ms };
-}
-
-function final(utterance, audio_start_ms, audio_end_ms) {
-  return { type: "final", utterance, text: "hello", audio_start_ms, audio_end_ms };
-}
-
-function dropped(utterance, reason, audio_start_ms, audio_end_ms) {
-  return { type: "dropped", utterance, reason, audio_start_ms, audio_end_ms };
 }
 
 const HINT = { retry_after_ms: 800, estimated_wait_ms: 0, held_ms: 60_000 };
@@ -199,51 +207,65 @@ describe("sending", () => {
     scene.socket.bufferedAmount -= 400; // bytes: 200 samples
     pass(100);
     assert.deepEqual([scene.socket.nSamples, scene.session.behindMs], [700, 1000]);
+    scene.socket.pong();
     scene.socket.bufferedAmount = 0;
     pass(100);
     assert.deepEqual(scene.socket.log, ["start", [0, 1200]]);
   });
 
-  test("five seconds that the server has not taken are enough, the rest follows its pongs", () => {
+  test("a second that the server has not taken is enough, the rest follows its pongs", () => {
     const scene = new Scene().begin();
+    scene.isMute = true;
     scene.record(20_000);
-    assert.equal(scene.socket.nSamples, 5000);
     pass(1000);
-    assert.equal(scene.socket.nSamples, 5000);
-    scene.socket.pong(1);
-    assert.equal(scene.socket.nSamples, 6000);
-    scene.socket.pong(3);
-    assert.equal(scene.socket.nSamples, 9000);
-    while (scene.socket.nSamples < 20_000) scene.socket.pong();
+    assert.equal(scene.socket.nSamples, 1000);
+    scene.socket.receive({ type: "pong", id: scene.socket.pings[0] });
+    assert.equal(scene.socket.nSamples > 1000, true);
+    scene.socket.pong();
     assert.deepEqual(scene.socket.log, ["start", [0, 20_000]]);
+  });
+
+  test("on a long way more is on it: twice what the fastest pong took", () => {
+    const scene = new Scene().begin();
+    scene.isMute = true;
+    scene.record(20_000);
+    pass(300);
+    scene.socket.pong(1); // of half a second
+    assert.equal(scene.socket.nSamples, 500 + 1000 + 600);
+    pass(900);
+    scene.socket.pong(1); // a slower one, of the whole first second
+    assert.equal(scene.socket.nSamples, 1000 + 1000 + 600);
   });
 
   test("a pong answers the pings before its own too", () => {
     const scene = new Scene().begin();
+    scene.isMute = true;
     scene.record(20_000);
-    scene.socket.receive({ type: "pong", id: `${OWN}:4` });
-    assert.equal(scene.socket.nSamples, 9000);
-    scene.socket.receive({ type: "pong", id: `${OWN}:2` }); // not awaited any more: passed on, and no step back
-    assert.equal(scene.socket.nSamples, 9000);
-    assert.deepEqual(scene.of("pong"), [{ type: "pong", id: `${OWN}:2` }]);
+    const [first, second] = scene.socket.pings;
+    scene.socket.receive({ type: "pong", id: second });
+    assert.equal(scene.socket.nSamples, 2000);
+    scene.socket.receive({ type: "pong", id: first }); // not awaited any more: no step back
+    scene.socket.receive({ type: "pong", id: "mine" });
+    assert.equal(scene.socket.nSamples, 2000);
+    assert.deepEqual(scene.of("rtt"), [{ ms: 0 }]);
   });
 
-  test("a ping goes with each second of audio, and else every five seconds", () => {
+  test("a ping goes with each half second of audio, and else every five seconds", () => {
     const scene = new Scene().begin();
-    scene.record(999);
-    const pings = () => scene.socket.sent.filter(({ type }) => type === "ping").map(({ id }) => id);
-    assert.deepEqual(pings(), []);
+    scene.record(499);
+    assert.deepEqual(scene.socket.pings, []);
     scene.record(1);
-    assert.deepEqual(pings(), [`${OWN}:1`]);
+    assert.deepEqual(scene.socket.pings, [`${OWN}:1`]);
     pass(5000);
-    assert.deepEqual(pings(), [`${OWN}:1`]);
+    assert.deepEqual(scene.socket.pings, [`${OWN}:1`]);
     pass(100);
-    assert.deepEqual(pings(), [`${OWN}:1`, `${OWN}:2`]);
+    assert.deepEqual(scene.socket.pings, [`${OWN}:1`, `${OWN}:2`]);
   });
 
   test("the round trip is told in place of the pong", () => {
     const scene = new Scene().begin();
-    scene.record(1000);
+    scene.isMute = true;
+    scene.record(500);
     pass(200);
     scene.socket.pong();
     assert.deepEqual([scene.of("rtt"), scene.of("pong")], [[{ ms: 200 }], []]);
@@ -275,6 +297,23 @@ describe("sending", () => {
     }
     const pieces = [[0, 530], "commit c1", [530, 531], "commit c2", [531, 6531], "commit c3"];
     assert.deepEqual(scene.socket.log, ["start", ...pieces]);
+  });
+
+  test("nothing follows a commit before its pong has come: it is known by then what became of it", () => {
+    const scene = new Scene().begin();
+    scene.isMute = true;
+    scene.record(130);
+    scene.commit("c1");
+    scene.record(20);
+    scene.commit("c2");
+    scene.record(20);
+    assert.deepEqual(scene.socket.log, ["start", [0, 130], "commit c1"]);
+    scene.socket.pong(1);
+    assert.deepEqual(scene.socket.log, ["start", [0, 130], "commit c1", [130, 150], "commit c2"]);
+    scene.end();
+    assert.equal(scene.socket.log.at(-1), "commit c2");
+    scene.socket.pong(1);
+    assert.deepEqual(scene.socket.log.slice(-2), [[150, 170], "end"]);
   });
 
   test("two commits in one place both go", () => {
@@ -339,6 +378,7 @@ describe("sending", () => {
     scene.socket.bufferedAmount = 0;
     scene.socket.isSlow = false;
     pass(100);
+    scene.socket.pong();
     const gaps = scene.of("gap").map(({ audio_start_ms, audio_end_ms }) => [audio_start_ms, audio_end_ms]);
     assert.deepEqual(gaps, [[500, 600], [600, 700], [700, 800], [800, 900], [900, 1000]]);
     assert.deepEqual(scene.socket.log, ["start", [0, 500], `commit ${OWN}`, [1000, 2000]]);
@@ -415,11 +455,11 @@ describe("after a reconnect", () => {
     assert.deepEqual(scene.socket.log, ["start", [0, 1000], "commit c1", [2000, 2100]]);
   });
 
-  /** [1000, 2000) and [5000, 6000) of the recording are 0..1000 and 1000..2000 of the session. */
+  /** [1000, 2000) and [3000, 4000) of the recording are 0..1000 and 1000..2000 of the session. */
   function twoPieces() {
     const scene = new Scene().begin();
-    scene.record(6000);
-    scene.socket.receive(final("u1", 0, 1000), final("u2", 2000, 5000));
+    scene.record(4000);
+    scene.socket.receive(final("u1", 0, 1000), final("u2", 2000, 3000));
     return scene.again("3:");
   }
 
@@ -427,17 +467,17 @@ describe("after a reconnect", () => {
     const scene = twoPieces();
     scene.socket.receive(speech("u1", 100), accepted("u1", 100, 900), final("u1", 100, 900));
     scene.socket.receive(speech("u2", 1300), { type: "partial", utterance: "u2", audio_end_ms: 1700 });
-    assert.deepEqual(scene.of("speech_started").slice(-2), [speech("3:u1", 1100), speech("3:u2", 5300)]);
+    assert.deepEqual(scene.of("speech_started").slice(-2), [speech("3:u1", 1100), speech("3:u2", 3300)]);
     assert.deepEqual(scene.of("accepted"), [accepted("3:u1", 1100, 1900)]);
     assert.deepEqual(scene.of("final").at(-1), final("3:u1", 1100, 1900));
-    assert.equal(scene.of("partial")[0].audio_end_ms, 5700);
-    assert.deepEqual(scene.session.unfinished, ["3:u2"]);
+    assert.equal(scene.of("partial")[0].audio_end_ms, 3700);
+    assert.deepEqual(scene.session.unfinished, new Map([["3:u2", { start: 3300, end: Infinity }]]));
   });
 
   test("a beginning at a piece's edge is the next piece's, an end the former's", () => {
     const scene = twoPieces();
     scene.socket.receive(accepted("u1", 0, 1000), accepted("u2", 1000, 2000));
-    assert.deepEqual(scene.of("accepted"), [accepted("3:u1", 1000, 2000), accepted("3:u2", 5000, 6000)]);
+    assert.deepEqual(scene.of("accepted"), [accepted("3:u1", 1000, 2000), accepted("3:u2", 3000, 4000)]);
   });
 
   test("segments and words are placed too", () => {
@@ -448,14 +488,14 @@ describe("after a reconnect", () => {
       words: [{ word: "hello", start_ms: 1250, end_ms: 2000, probability: 0.9 }],
     });
     const { segments, words } = scene.of("final").at(-1);
-    assert.deepEqual(segments, [{ text: "hello", start_ms: 5000, end_ms: 5500, avg_logprob: -0.5 }]);
-    assert.deepEqual(words, [{ word: "hello", start_ms: 5250, end_ms: 6000, probability: 0.9 }]);
+    assert.deepEqual(segments, [{ text: "hello", start_ms: 3000, end_ms: 3500, avg_logprob: -0.5 }]);
+    assert.deepEqual(words, [{ word: "hello", start_ms: 3250, end_ms: 4000, probability: 0.9 }]);
   });
 
   test("what its utterances settle is the recording's", () => {
     const scene = twoPieces();
     scene.socket.receive(final("u2", 1200, 1800));
-    assert.deepEqual(scene.unsettled, [[1000, 2000], [5000, 5200], [5800, 6000]]);
+    assert.deepEqual(scene.unsettled, [[1000, 2000], [3000, 3200], [3800, 4000]]);
   });
 
   // Times are whole milliseconds: at 44.1 kHz a piece's edge is next to one, before it or behind it.
@@ -492,7 +532,7 @@ describe("outcomes", () => {
       scene.record(1000);
       scene.socket.receive(accepted("u1", 200, 800), event);
       assert.deepEqual(scene.unsettled, [[0, 200], [800, 1000]]);
-      assert.deepEqual(scene.session.unfinished, []);
+      assert.equal(scene.session.unfinished.size, 0);
     });
 
   for (const reason of ["evicted", "not_held", "hold_expired"])
@@ -500,7 +540,7 @@ describe("outcomes", () => {
       const scene = new Scene().begin();
       scene.record(1000);
       scene.socket.receive(accepted("u1", 200, 800), dropped("u1", reason, 200, 800));
-      assert.deepEqual(scene.session.unfinished, []);
+      assert.equal(scene.session.unfinished.size, 0);
       assert.deepEqual(scene.unsettled, [[0, 1000]]);
       scene.socket.receive(speech("u2", 900));
       assert.deepEqual(scene.unsettled, [[200, 800], [900, 1000]]);
@@ -513,7 +553,8 @@ describe("outcomes", () => {
       const scene = new Scene().begin();
       scene.record(1000);
       scene.socket.receive(accepted("u1", 200, 800), { type: "error", code, fatal: false, utterance: "u1" });
-      assert.deepEqual([scene.unsettled, scene.session.unfinished], [[[0, 1000]], ["u1"]]);
+      assert.deepEqual(scene.unsettled, [[0, 1000]]);
+      assert.deepEqual(scene.session.unfinished, new Map([["u1", { start: 200, end: 800 }]]));
     });
 
   test("silence before a speech is settled by it", () => {
@@ -523,45 +564,74 @@ describe("outcomes", () => {
     assert.deepEqual(scene.unsettled, [[700, 1000]]);
   });
 
-  test("silence is settled by a pong, but for the last 2.5 s, in which speech may still be found", () => {
+  test("silence is settled by a pong, but for the last 3.45 s, in which speech may still be found", () => {
     const scene = new Scene().begin();
-    scene.record(4000);
-    scene.socket.pong(2);
+    scene.record(3000);
+    scene.isMute = true;
+    scene.record(1000);
     assert.deepEqual(scene.unsettled, [[0, 4000]]);
-    scene.socket.pong(2);
-    assert.deepEqual(scene.unsettled, [[1500, 4000]]);
+    scene.socket.pong(1);
+    assert.deepEqual(scene.unsettled, [[50, 4000]]);
+    scene.socket.pong(1);
+    assert.deepEqual(scene.unsettled, [[550, 4000]]);
+  });
+
+  for (const [endpointing, ms] of [
+    [{ prefix_ms: 0, min_speech_ms: 30, silence_ms: 100 }, 130],
+    [{ prefix_ms: 0, min_speech_ms: 32, silence_ms: 100 }, 132],
+    [{ prefix_ms: 1000, min_speech_ms: 33, silence_ms: 200 }, 1433],
+    [{ silence_ms: 700 }, 3950],
+    [{ prefix_ms: 1000, min_speech_ms: 1000, silence_ms: 600 }, 21_200],
+  ])
+    test(`speech may be found within ${ms} ms by the rules ${JSON.stringify(endpointing)}`, () => {
+      const scene = new Scene().connect();
+      scene.socket.open();
+      scene.socket.receive(READY, { ...STARTED, endpointing });
+      scene.record(30_000);
+      assert.deepEqual(scene.unsettled, [[30_000 - ms, 30_000]]);
+    });
+
+  test("silence is not settled before started, which says what silence is", () => {
+    const scene = new Scene().connect();
+    scene.socket.open();
+    scene.socket.receive(READY);
+    scene.record(5000);
+    assert.deepEqual(scene.unsettled, [[0, 5000]]);
+    scene.socket.receive(STARTED);
+    scene.record(1000);
+    assert.deepEqual(scene.unsettled, [[2550, 6000]]);
   });
 
   test("an utterance that is open is not silence, and what is behind it neither", () => {
     const scene = new Scene().begin();
-    scene.record(5000);
+    scene.record(1000);
     scene.socket.receive(speech("u1", 700));
-    scene.socket.pong();
+    scene.record(4000);
     assert.deepEqual(scene.unsettled, [[700, 5000]]);
   });
 
   test("an utterance that waits for its outcome is not silence", () => {
     const scene = new Scene().begin();
-    scene.record(5000);
+    scene.record(2000);
     scene.socket.receive(speech("u1", 700), accepted("u1", 700, 1200));
-    scene.socket.pong();
-    assert.deepEqual(scene.unsettled, [[700, 1200], [2500, 5000]]);
+    scene.record(3000);
+    assert.deepEqual(scene.unsettled, [[700, 1200], [1550, 5000]]);
   });
 
   test("an utterance that was refused is not silence", () => {
     const scene = new Scene().begin();
-    scene.record(5000);
+    scene.record(2000);
     scene.socket.receive(speech("u1", 700), busy("u1"), speech("u2", 1300), final("u2", 1300, 1400));
-    scene.socket.pong();
-    assert.deepEqual(scene.unsettled, [[700, 1300], [2500, 5000]]);
+    scene.record(3000);
+    assert.deepEqual(scene.unsettled, [[700, 1300], [1550, 5000]]);
   });
 
   test("a speech ends the one before it, of whose end nothing was heard", () => {
     const scene = new Scene().begin();
-    scene.record(5000);
+    scene.record(2000);
     scene.socket.receive(speech("u1", 700), speech("u2", 1500));
     scene.socket.receive({ type: "error", code: "decode_failed", utterance: "u1" });
-    assert.deepEqual(scene.unsettled, [[1500, 5000]]);
+    assert.deepEqual(scene.unsettled, [[1500, 2000]]);
   });
 
   test("an outcome settles nothing that was not sent yet", () => {
@@ -630,7 +700,32 @@ describe("refusals", () => {
       assert.deepEqual([scene.socket.log, scene.of("retrying")], [["start"], []]);
     });
 
-  test("audio waits here while the server keeps two refused utterances, for which it has no more room", () => {
+  test("a later one waits until the first is taken, which it would drive out else", () => {
+    const scene = new Scene().begin();
+    scene.socket.receive(speech("u1", 0), busy("u1", { retry_after_ms: 1500 }), speech("u2", 500), busy("u2"));
+    pass(1450);
+    assert.deepEqual([scene.socket.log, scene.of("retrying")], [["start"], []]);
+    pass(50);
+    assert.deepEqual(scene.socket.log, ["start", "retry u1"]);
+    pass(1000);
+    assert.deepEqual(scene.socket.log, ["start", "retry u1"]);
+    scene.socket.receive(accepted("u1", 0, 500));
+    assert.deepEqual(scene.socket.log, ["start", "retry u1", "retry u2"]);
+    assert.deepEqual(scene.of("retrying"), [{ utterance: "u1" }, { utterance: "u2" }]);
+  });
+
+  test("a later one is not due because the first is", () => {
+    const scene = new Scene().begin();
+    scene.socket.receive(speech("u1", 0), busy("u1"), speech("u2", 500), busy("u2", { retry_after_ms: 1500 }));
+    pass(800);
+    scene.socket.receive(final("u1", 0, 500));
+    pass(650);
+    assert.deepEqual(scene.socket.log, ["start", "retry u1"]);
+    pass(50);
+    assert.deepEqual(scene.socket.log, ["start", "retry u1", "retry u2"]);
+  });
+
+  test("audio waits here while one is refused and another unfinished: the server may have no room for a third", () => {
     const scene = new Scene().begin();
     scene.record(100);
     scene.socket.receive(busy("u1"));
@@ -641,6 +736,9 @@ describe("refusals", () => {
     assert.deepEqual(scene.socket.log, ["start", [0, 200]]);
     assert.deepEqual(scene.of("behind"), [{ behind_ms: 1500, why: "busy" }, { behind_ms: 1500, why: "busy" }]);
     scene.socket.receive(accepted("u1", 0, 100));
+    assert.deepEqual(scene.socket.log, ["start", [0, 200]]);
+    scene.socket.receive(final("u1", 0, 100));
+    scene.socket.pong();
     assert.deepEqual(scene.socket.log, ["start", [0, 1700], "commit c1"]);
     assert.deepEqual(scene.of("behind").at(-1), { behind_ms: 0, why: "network" });
   });
@@ -695,8 +793,32 @@ describe("retryDelayMs", () => {
     assert.deepEqual([60_000, 9750, 9600, 5000].map(delay), [9250, 9250, 9100, 4500]);
   });
 
+  test("never after a minute, whatever the server says", () => {
+    assert.equal(retryDelayMs({ ...hint, retry_after_ms: 1e9, held_ms: 1e9 }, () => 0), 60_000);
+  });
+
   test("never before the hint, whatever the hold: the server would refuse it", () => {
     assert.equal(retryDelayMs({ ...hint, held_ms: 1000 }, () => 1), 800);
+  });
+});
+
+describe("owes", () => {
+  for (const [reason, isOwed] of [["not_held", true], ["evicted", true], ["hold_expired", true], ["cancelled", false]])
+    test(`what was dropped as ${reason}: ${isOwed}`, () => {
+      const scene = new Scene().begin();
+      scene.record(1000);
+      assert.equal(scene.session.owes, false);
+      scene.socket.receive(accepted("u1", 200, 800), dropped("u1", reason, 200, 800));
+      assert.equal(scene.session.owes, isOwed);
+    });
+
+  test("what the ring has no more is owed no more", () => {
+    const scene = new Scene({ ringSeconds: 1 }).begin();
+    scene.record(1000);
+    scene.socket.receive(accepted("u1", 200, 800), dropped("u1", "not_held", 200, 800));
+    scene.record(500);
+    scene.record(500);
+    assert.equal(scene.session.owes, false);
   });
 });
 
@@ -707,12 +829,36 @@ describe("events", () => {
     assert.deepEqual(scene.events.slice(-2), [["message", speech("u1", 0)], ["speech_started", speech("1:u1", 0)]]);
   });
 
-  test("an unknown event is passed on, and unknown fields too", () => {
+  const { $defs } = JSON.parse(readFileSync(SCHEMA, "utf8"));
+  const types = $defs.ServerEvent.oneOf.map(({ $ref }) => $defs[$ref.split("/").at(-1)].properties.type.enum[0]);
+
+  for (const type of types.filter((type) => type !== "pong"))
+    test(`${type} is one`, () => {
+      const scene = new Scene().begin("1:");
+      const before = scene.events.length;
+      scene.socket.receive({ type, utterance: "u1" });
+      const told = { type, utterance: "1:u1" };
+      const own = ["waiting"]; // of busy and retry
+      const events = scene.events.slice(before).filter(([type]) => !own.includes(type));
+      assert.deepEqual(events, [["message", { type, utterance: "u1" }], [type, told]]);
+    });
+
+  test("an unknown field is passed on", () => {
     const scene = new Scene().begin();
-    scene.socket.receive({ type: "speaker", utterance: "u1", name: "Ann" }, { ...speech("u1", 0), mood: "good" });
-    assert.deepEqual(scene.of("speaker"), [{ type: "speaker", utterance: "u1", name: "Ann" }]);
+    scene.socket.receive({ ...speech("u1", 0), mood: "good" });
     assert.deepEqual(scene.of("speech_started"), [{ ...speech("u1", 0), mood: "good" }]);
   });
+
+  const own = ["message", "waiting", "retrying", "reconnecting", "reconnected", "gap", "behind", "rtt", "level"];
+  for (const type of ["speaker", "pong", ...own, "microphone", "closed", "__proto__", ""])
+    test(`what is none of the protocol's is a message alone: ${type || "of no name"}`, () => {
+      const scene = new Scene().begin("1:");
+      const before = scene.events.length;
+      const event = { type, utterance: "u1", audio_start_ms: 0, audio_end_ms: 100, id: 7 };
+      scene.socket.receive(event);
+      assert.deepEqual(scene.events.slice(before), [["message", event]]);
+      assert.equal(scene.session.unfinished.size, 0);
+    });
 
   const nothing = { type: "error", code: "nothing_to_commit", message: "", hint: "", fatal: false, utterance: null };
 
@@ -748,9 +894,10 @@ describe("ending", () => {
     assert.equal(scene.socket.closed, 1000);
   });
 
-  test("no answer for 15 s after ready: over once, with 1006", () => {
+  test("no answer to a ping for 15 s: over once, with 1006", () => {
     const scene = new Scene().begin();
-    pass(15_000);
+    pass(5100); // its ping
+    pass(15_000); // and two more, which count for nothing
     assert.deepEqual(scene.ends, []);
     pass(100);
     pass(30_000);
@@ -764,6 +911,34 @@ describe("ending", () => {
       scene.socket.pong();
     }
     assert.deepEqual(scene.ends, []);
+  });
+
+  test("anything that comes keeps it alive", () => {
+    const scene = new Scene().begin();
+    for (let i = 0; i < 4; i++) {
+      pass(14_000);
+      scene.socket.receive({ type: "state", state: "ready", partials: "on" });
+    }
+    pass(15_000);
+    assert.deepEqual(scene.ends, []);
+    pass(100);
+    assert.equal(scene.ends.length, 1);
+  });
+
+  test("a tab that sleeps for minutes is not taken for a dead connection: nothing was asked", () => {
+    const scene = new Scene().begin();
+    for (let i = 0; i < 3; i++) {
+      sleep(120_000);
+      pass(100); // wakes, and asks
+      scene.socket.pong();
+    }
+    assert.deepEqual([scene.ends, scene.of("rtt").length], [[], 3]);
+    sleep(120_000);
+    pass(100);
+    pass(15_000);
+    assert.deepEqual(scene.ends, []);
+    pass(100);
+    assert.equal(scene.ends.length, 1);
   });
 
   test("a buffer that drains keeps it alive, one that does not drain does not", () => {
@@ -799,6 +974,21 @@ describe("ending", () => {
     assert.equal(scene.socket.closed, null, "browsers complain of a close before that");
     scene.socket.open();
     assert.deepEqual([scene.socket.closed, scene.socket.sent, scene.ends], [1000, [], []]);
+  });
+
+  test("closed while it connects, it is closed after 10 s whatever becomes of it: the next one may wait for it", () => {
+    const scene = new Scene().connect();
+    scene.session.close();
+    pass(9950);
+    assert.equal(scene.socket.closed, null);
+    pass(50);
+    assert.deepEqual([scene.socket.closed, scene.ends], [1000, []]);
+  });
+
+  test("with no answer while it connects, it is closed at once", () => {
+    const scene = new Scene().connect();
+    pass(10_100);
+    assert.deepEqual([scene.socket.closed, scene.ends.length], [1000, 1]);
   });
 
   test("nothing goes out after its end", () => {

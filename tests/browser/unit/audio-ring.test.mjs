@@ -71,6 +71,13 @@ describe("Ranges", () => {
     assert.deepEqual(ranges([8, 9], [4, Infinity]).gaps(0, 100), [[0, 4]]);
   });
 
+  test("what is within a question is cut at its ends", () => {
+    const made = ranges([2, 4], [6, 8], [20, Infinity]);
+    assert.deepEqual(made.within(3, 7), [[3, 4], [6, 7]]);
+    assert.deepEqual(made.within(0, 30), [[2, 4], [6, 8], [20, 30]]);
+    assert.deepEqual([made.within(4, 6), made.within(3, 3), new Ranges().within(0, 9)], [[], [], []]);
+  });
+
   test("any row of additions is what a row of booleans is", () => {
     const below = numbers(1);
     for (let round = 0; round < 200; round++) {

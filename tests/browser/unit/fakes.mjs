@@ -54,13 +54,15 @@ export class FakeSocket {
     this.receive(READY, STARTED);
   }
 
-  /** The answers to its first pings, which have had none. */
+  /** The answers to its first pings that have had none; and to those that come of it. */
   pong(n = Infinity) {
-    const pings = this.sent.filter(({ type }) => type === "ping").slice(this.nPongs, this.nPongs + n);
-    this.nPongs += pings.length;
-    for (const { id } of pings) this.receive({ type: "pong", id });
+    for (; n > 0 && this.nPongs < this.pings.length; n--) this.receive({ type: "pong", id: this.pings[this.nPongs++] });
   }
   nPongs = 0;
+
+  get pings() {
+    return this.sent.filter(({ type }) => type === "ping").map(({ id }) => id);
+  }
 
   /** The server's, or the network's. */
   fail(code, reason = "") {
@@ -89,6 +91,22 @@ export class FakeSocket {
 
 export const READY = { type: "ready", protocol: "asr-ws.v1", session: "s", languages: ["en"] };
 export const STARTED = { type: "started", seq: 1 };
+
+export function speech(utterance, audio_start_ms) {
+  return { type: "speech_started", utterance, audio_start_ms };
+}
+
+export function accepted(utterance, audio_start_ms, audio_end_ms) {
+  return { type: "accepted", utterance, attempt: 1, commit: null, audio_start_ms, audio_end_ms };
+}
+
+export function final(utterance, audio_start_ms, audio_end_ms, text = "hello") {
+  return { type: "final", utterance, text, audio_start_ms, audio_end_ms };
+}
+
+export function dropped(utterance, reason, audio_start_ms, audio_end_ms) {
+  return { type: "dropped", utterance, reason, audio_start_ms, audio_end_ms };
+}
 
 /** Samples of which each is its own position in the recording. */
 export function audio(from, to) {
@@ -119,6 +137,11 @@ export function pass(ms) {
     now += step;
     mock.timers.tick(step);
   }
+}
+
+/** Milliseconds pass in which no timer runs: the browser has put the tab to sleep. */
+export function sleep(ms) {
+  now += ms;
 }
 
 /** Whatever promises can do by now is done: one turn of the loop. */
