@@ -81,7 +81,7 @@ export class AsrClient extends EventTarget {
    * More audio, mono, at the recording's rate; floats within [-1, 1]. An Int16Array is kept and not copied: do not
    * write to it afterwards. Resolves when the server has no more to do than keeps it busy: a source that can wait (a
    * file) is to wait for it.
-   * @throws {AsrError} not_open; or what ended the recording before that
+   * @throws {AsrError} not_open, bad_audio; or what ended the recording before that
    */
   send(samples: Int16Array | Float32Array): Promise<void>;
 
@@ -122,8 +122,7 @@ export class AsrClient extends EventTarget {
 export type AsrEvent<K extends keyof AsrEventMap> = CustomEvent<AsrEventMap[K]>;
 
 export type AsrListener<K extends keyof AsrEventMap> =
-  | ((this: AsrClient, event: AsrEvent<K>) => void)
-  | { handleEvent(event: AsrEvent<K>): void };
+  ((this: AsrClient, event: AsrEvent<K>) => void) | { handleEvent(event: AsrEvent<K>): void };
 
 // ---------------------------------------------------------------- what goes wrong
 
@@ -133,6 +132,7 @@ export type AsrClientErrorCode =
   | "not_open" // no recording is going on
   | "closed" // by close(), or by stop() before the microphone was open
   | "bad_address" // no WebSocket can be made with it
+  | "bad_audio" // neither an Int16Array nor a Float32Array
   | "unreachable" // there has been no session
   | "connection_lost" // there was one, and there is none any more
   | "session_refused" // the server has as many as it takes

@@ -13,7 +13,7 @@
 import { AsrError } from "./asr-error.js";
 import { AudioRing } from "./audio-ring.js";
 import { Microphone } from "./microphone.js";
-import { Session } from "./asr-session.js";
+import { OUTCOMES, Session } from "./asr-session.js";
 
 export { AsrError, Microphone };
 export const VERSION = "0.1.0";
@@ -24,6 +24,7 @@ const TRANSIENT = ["internal", "slow_consumer"]; // fatal errors that another se
 const FIRST_DELAY_MS = 500;
 const MAX_DELAY_MS = 30_000;
 const FIRST_TRIES = 3; // as long as there was no session: the address may be wrong, or the page not let in
+const ROUNDING_S = 0.02; // between what is settled: times are whole milliseconds
 const STABLE_MS = 5_000; // a session that has lived so long ends the row of failed ones
 
 /** Milliseconds before the n-th try (1, 2, ...) in a row: doubled each time, and spread, so that not all come at once. */
@@ -90,6 +91,7 @@ export class AsrClient extends EventTarget {
     const opening = this.#opening;
     try {
       const { microphone: constraints, workletUrl } = this.#options;
+      let recording = null;
       const early = []; // before the sample rate is known, and with it the recording
       let onAudio = (samples, level) => early.push([samples, level]);
       const microphone = await Microphone.open({
@@ -97,26 +99,28 @@ export class AsrClient extends EventTarget {
         workletUrl,
         onAudio: (samples, level) => onAudio(samples, level),
         onEnded: () => {
+          if (!this.#microphone || this.#recording !== recording) return;
           this.#emit("microphone", { state: "lost" });
           this.stop().catch(() => {}); // what goes wrong is told by `closed`
         },
       });
       if (opening.isStopped) {
         await microphone.close();
-        throw new AsrError("closed", "stopped before the microphone was open");
+        throw stopped();
       }
       this.#microphone = microphone;
       this.#opening = null;
       const opened = this.#begin(microphone.sampleRate);
-      const recording = this.#recording;
+      recording = this.#recording;
       onAudio = (samples, level) => {
         this.#append(recording, samples);
-        this.#emit("level", level);
+        if (this.#recording === recording) this.#emit("level", level);
       };
       for (const frame of early) onAudio(...frame);
       this.#emit("microphone", { state: "open" });
       await opened;
     } catch (error) {
+      if (opening.isStopped) throw stopped();
       if (this.#opening === opening) {
         this.#opening = null;
         this.#emit("closed", { error });
@@ -137,7 +141,7 @@ export class AsrClient extends EventTarget {
    */
   async send(samples) {
     const recording = this.#open();
-    if (recording.isEnding) throw new AsrError("not_open", "the recording was stopped", "start a new one");
+    if (recording.endedAt !== null) throw new AsrError("not_open", "the recording was stopped", "start a new one");
     if (!(samples instanceof Float32Array || samples instanceof Int16Array))
       throw new AsrError("bad_audio", "audio is an Int16Array, or a Float32Array within [-1, 1]");
     this.#append(recording, samples instanceof Float32Array ? Int16Array.from(samples, asInt16) : samples);
@@ -171,16 +175,16 @@ export class AsrClient extends EventTarget {
       return { text: "", finals: [], unfinished: [], done: null };
     }
     const recording = this.#open();
+    recording.endedAt ??= performance.now();
     await this.#closeMicrophone();
     recording.isEnding = true;
-    recording.endedAt ??= performance.now();
     this.#session?.pump();
     return recording.finished.promise;
   }
 
   /** End at once; what has no outcome yet is lost. */
   close() {
-    const error = new AsrError("closed", "the recording was closed");
+    const error = stopped();
     if (this.#recording) this.#end(error);
     else if (this.#opening) {
       this.#opening.isStopped = true;
@@ -203,7 +207,7 @@ export class AsrClient extends EventTarget {
 
   #begin(rate) {
     const ring = new AudioRing(this.#options.ringSeconds * rate);
-    const told = { finals: [], heldBack: [], unfinished: [], interrupted: new Map() };
+    const told = { endedAt: null, finals: [], heldBack: [], nAgain: 0, unfinished: [], interrupted: new Map() };
     this.#recording = { ring, rate, marks: [], isEnding: false, ...told, opened: promise(), finished: promise() };
     this.#nSessions = this.#attempt = 0;
     const { opened } = this.#recording;
@@ -224,8 +228,9 @@ export class AsrClient extends EventTarget {
 
   /** With its outcome, or with an error. */
   #end(error, done = null) {
-    const { finals, unfinished, opened, finished } = this.#recording;
+    const { finals, heldBack, unfinished, opened, finished } = this.#recording;
     this.#recording = null;
+    for (const final of heldBack.sort(byStart)) this.#emit("final", final);
     clearTimeout(this.#timer);
     clearTimeout(this.#stableTimer);
     this.#session?.close();
@@ -233,7 +238,16 @@ export class AsrClient extends EventTarget {
     void this.#closeMicrophone();
     finals.sort(byStart);
     if (error) for (const { reject } of [opened, finished]) reject(error);
-    else finished.resolve({ text: finals.map(({ text }) => text).filter(Boolean).join(" "), finals, unfinished, done });
+    else
+      finished.resolve({
+        text: finals
+          .map(({ text }) => text)
+          .filter(Boolean)
+          .join(" "),
+        finals,
+        unfinished,
+        done,
+      });
     this.#emit("closed", { error });
     this.#change();
   }
@@ -278,11 +292,16 @@ export class AsrClient extends EventTarget {
       recording.opened.resolve();
     }
     if (type === "final") {
-      const sinceEnd = recording.endedAt ? performance.now() - recording.endedAt : 0;
+      const sinceEnd = recording.endedAt !== null ? performance.now() - recording.endedAt : 0;
       detail.latency_ms = Math.round(this.positionMs + sinceEnd - detail.audio_end_ms);
       recording.finals.push(detail);
     }
-    if (type === "gap" || type === "dropped" || (type === "error" && detail.utterance)) recording.unfinished.push(detail);
+    if (
+      type === "gap" ||
+      type === "dropped" ||
+      (type === "error" && detail.utterance && OUTCOMES.includes(detail.code))
+    )
+      recording.unfinished.push(detail);
     if (type === "final" && this.#options.ordered) recording.heldBack.push(detail);
     else this.#emit(type, detail);
     this.#releaseInOrder(recording);
@@ -291,15 +310,18 @@ export class AsrClient extends EventTarget {
   }
 
   /** Finals are held back until everything that was said before has its outcome. */
-  #releaseInOrder({ heldBack }) {
-    const starts = [...(this.#session?.unfinished.values() ?? [])].map(({ start }) => (start / this.#recording.rate) * 1000);
+  #releaseInOrder(recording) {
+    const { heldBack, ring, rate } = recording;
+    const isFirst = ({ audio_start_ms }) =>
+      ring.unsettled(0, (audio_start_ms * rate) / 1000).every(([start, end]) => end - start < rate * ROUNDING_S);
     heldBack.sort(byStart);
-    while (heldBack.length && !starts.some((start) => start < heldBack[0].audio_start_ms - 1)) this.#emit("final", heldBack.shift());
+    while (this.#recording === recording && heldBack.length && isFirst(heldBack[0]))
+      this.#emit("final", heldBack.shift());
   }
 
   /** Everything was sent; what the server dropped all the same is sent again, to another session. */
   #finish(done) {
-    if (!this.#session?.owes || ++this.#attempt > this.#options.maxReconnects) {
+    if (!this.#session?.owes || ++this.#recording.nAgain > this.#options.maxReconnects) {
       this.#end(null, done);
       return;
     }
@@ -311,12 +333,15 @@ export class AsrClient extends EventTarget {
   #lose({ code, reason, error, refusal }) {
     const { unfinished } = this.#session;
     const interrupted = [...unfinished.keys()];
-    for (const [id, range] of unfinished) this.#recording.interrupted.set(id, range);
+    const { ring } = this.#recording;
+    for (const [id, { start, end }] of unfinished)
+      this.#recording.interrupted.set(id, { start, end: Math.min(end, ring.end) });
     this.#session = null;
     clearTimeout(this.#stableTimer);
     const isOver = error ? error.fatal === false || !TRANSIENT.includes(error.code) : !RECONNECT.includes(code);
     this.#attempt += 1;
-    const tries = this.#nSessions || refusal ? this.#options.maxReconnects : Math.min(this.#options.maxReconnects, FIRST_TRIES);
+    const tries =
+      this.#nSessions || refusal ? this.#options.maxReconnects : Math.min(this.#options.maxReconnects, FIRST_TRIES);
     if (isOver || this.#attempt > tries) {
       this.#end(this.#failure(code, reason, error, refusal));
       return;
@@ -329,7 +354,8 @@ export class AsrClient extends EventTarget {
 
   #failure(code, reason, error, refusal) {
     if (error) return new AsrError(error.code, error.message, error.hint);
-    if (refusal) return new AsrError("session_refused", `the server refused the session: ${refusal.reason}`, "try again later");
+    if (refusal)
+      return new AsrError("session_refused", `the server refused the session: ${refusal.reason}`, "try again later");
     if (!this.#nSessions)
       return new AsrError(
         "unreachable",
@@ -358,6 +384,10 @@ function originHint(url) {
   const { host, origin } = globalThis.location ?? {};
   if (!origin || new URL(url).host === host) return "asr-ws serve";
   return `does it let this page in? asr-ws serve --allow-origin ${origin}`;
+}
+
+function stopped() {
+  return new AsrError("closed", "the recording was closed");
 }
 
 function asInt16(value) {

@@ -28,7 +28,7 @@ const MAX_WAIT_MS = 60_000; // whatever the server says
 const MAX_LOAD_WAIT_MS = 10_000;
 const WINDOW_MS = 32; // of the speech detector
 export const AWAITS_LOAD = ["starting", "restarting", "unavailable"]; // the reasons for which a model is waited for
-const OUTCOMES = ["decode_failed", "poison_audio"]; // errors that are an utterance's end
+export const OUTCOMES = ["decode_failed", "poison_audio"]; // errors that are an utterance's end
 const EVENTS = "ready started speech_started partial accepted final busy retry dropped error state done".split(" ");
 const OWN = "asr-client.js"; // id of the commits and pings that the user did not ask for
 
@@ -66,6 +66,7 @@ export class Session {
   #pieces = []; // {at: of the session, from: of the recording}, in samples
   #sent = 0; // samples
   #cursor = 0; // of the recording: all before it was sent, or need not be
+  #lostUntil = 0; // what could not be kept of that has been told
   #nextMark = 0;
   #barrier = null; // the ping behind a commit: nothing follows before it is known what became of that
   #isEndSent = false;
@@ -124,7 +125,7 @@ export class Session {
   /** Whether audio was dropped, and not at our wish: the next session gets it. */
   get owes() {
     const { ring } = this.#recording;
-    return this.#owed.within(ring.start, ring.end).length > 0;
+    return this.#owed.within(ring.start, ring.end).some((range) => ring.unsettled(...range).length);
   }
 
   get #windowSamples() {
@@ -160,7 +161,7 @@ export class Session {
     if (!this.#isReady || this.#isEndSent || this.#isOver) return;
     const { ring, rate, marks } = this.#recording;
     const isHeld = this.#isHeld;
-    if (!isHeld || ring.start - this.#cursor >= rate) this.#loseWhatIsGone(); // not frame by frame
+    if (!isHeld || ring.start - Math.max(this.#cursor, this.#lostUntil) >= rate) this.#loseWhatIsGone(); // not frame by frame
     const window = this.#windowSamples;
     while (!isHeld && this.#socket.bufferedAmount < AHEAD_S * 2 * rate && this.#sent - this.#acknowledged < window) {
       const [start, end] = ring.unsettled(this.#cursor, ring.end)[0] ?? [ring.end, ring.end];
@@ -203,6 +204,7 @@ export class Session {
   #loseWhatIsGone() {
     const { ring } = this.#recording;
     const lost = this.#cursor < ring.start ? ring.unsettled(this.#cursor, ring.start) : [];
+    this.#lostUntil = ring.start;
     for (const [start, end] of lost) {
       ring.settle(start, end);
       this.#emit("gap", { audio_start_ms: this.#ms(start), audio_end_ms: this.#ms(end) });
@@ -262,13 +264,18 @@ export class Session {
       event = null;
     }
     if (typeof event?.type !== "string") {
-      this.#error = { code: "bad_message", message: "what answers there is no asr_ws server", hint: "check the address" };
+      this.#error = {
+        code: "bad_message",
+        message: "what answers there is no asr_ws server",
+        hint: "check the address",
+      };
       this.#over(1007, "bad_message");
       return;
     }
     this.#emit("message", event);
     if (this.#isOver) return;
-    if (EVENTS.includes(event.type)) this.#dispatch(event); // what a newer server may add is a `message`
+    if (EVENTS.includes(event.type))
+      this.#dispatch(event); // what a newer server may add is a `message`
     else if (event.type === "pong") this.#acknowledge(event);
     this.pump();
   }

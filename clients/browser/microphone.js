@@ -38,7 +38,8 @@ export class Microphone {
    * @throws {AsrError} microphone_insecure, microphone_refused, microphone_missing, microphone_busy, microphone_failed
    */
   static async open({ onAudio, onEnded, constraints, workletUrl }) {
-    if (!globalThis.document) throw new AsrError("microphone_missing", "there is no microphone here", "open() and send()");
+    if (!globalThis.document)
+      throw new AsrError("microphone_missing", "there is no microphone here", "open() and send()");
     if (!globalThis.isSecureContext || !navigator.mediaDevices)
       throw new AsrError(
         "microphone_insecure",
@@ -66,7 +67,13 @@ export class Microphone {
     this.#context = new AudioContext({ sampleRate: RATE }); // at once: a click's permission to do so does not last
     // Not noise suppression, which is made for ears: it takes words from a recognizer (docs/howto/browser.md).
     this.#stream = await navigator.mediaDevices.getUserMedia({
-      audio: { channelCount: 1, echoCancellation: true, autoGainControl: true, noiseSuppression: false, ...constraints },
+      audio: {
+        channelCount: 1,
+        echoCancellation: true,
+        autoGainControl: true,
+        noiseSuppression: false,
+        ...constraints,
+      },
     });
     let source;
     try {

@@ -6,11 +6,6 @@ import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { AsrClient } from "../../clients/browser/asr-client.js";
 
-const EVENTS = [
-  "ready", "started", "speech_started", "partial", "accepted", "final", "busy", "retry", "dropped", "error", "state",
-  "pong", "done", "message", "waiting", "retrying", "reconnecting", "reconnected", "gap", "behind", "rtt", "closed",
-];
-
 function say(line) {
   process.stdout.write(JSON.stringify(line) + "\n");
 }
@@ -22,15 +17,19 @@ class Tapped extends WebSocket {
   }
 }
 
+class Told extends AsrClient {
+  dispatchEvent(event) {
+    const { type, detail } = event;
+    say({ event: type, detail: type === "closed" ? { error: told(detail.error) } : detail });
+    return super.dispatchEvent(event);
+  }
+}
+
 let client;
 
 const calls = {
   make(url, options) {
-    client = new AsrClient(url, { WebSocket: Tapped, ...options });
-    for (const type of EVENTS)
-      client.addEventListener(type, ({ detail }) =>
-        say({ event: type, detail: type === "closed" ? { error: told(detail.error) } : detail }),
-      );
+    client = new Told(url, { WebSocket: Tapped, ...options });
   },
   async feed(file, from, n, step) {
     const bytes = readFileSync(file);

@@ -25,7 +25,14 @@ const start: StartFields = {
   client: "mine",
 };
 const microphone = { deviceId: "usb" };
-const options: AsrClientOptions = { token: "secret", start, ringSeconds: 30, maxReconnects: 3, ordered: true, microphone };
+const options: AsrClientOptions = {
+  token: "secret",
+  start,
+  ringSeconds: 30,
+  maxReconnects: 3,
+  ordered: true,
+  microphone,
+};
 const asr = new AsrClient(new URL("https://server/"), options);
 new AsrClient();
 new AsrClient("/", { workletUrl: new URL("https://server/worklet.js"), WebSocket });
@@ -41,7 +48,9 @@ export async function record(): Promise<string> {
   asr.cancel();
   asr.cancel("u1");
   const { text, finals, unfinished, done } = await asr.stop();
-  const lostMs = unfinished.map((each) => ("audio_end_ms" in each ? each.audio_end_ms - each.audio_start_ms : each.code));
+  const lostMs = unfinished.map((each) =>
+    "audio_end_ms" in each ? each.audio_end_ms - each.audio_start_ms : each.code,
+  );
   const lost: number | undefined = done?.lost_ms;
   const first: Final | undefined = finals[0];
   asr.close();

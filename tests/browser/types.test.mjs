@@ -84,12 +84,17 @@ test("each event that the client's source tells is declared", () => {
   const told = ["asr-client.js", "asr-session.js"].flatMap((name) =>
     [...readFileSync(new URL(name, FOLDER), "utf8").matchAll(/#emit\("(\w+)"/g)].map(([, type]) => type),
   );
-  assert.deepEqual(told.filter((type) => !fields("AsrEventMap").includes(type)), []);
+  assert.deepEqual(
+    told.filter((type) => !fields("AsrEventMap").includes(type)),
+    [],
+  );
 });
 
 // ---------------------------------------------------------------- the protocol's
 
-const { $defs } = JSON.parse(readFileSync(new URL("../../asr_ws/assets/asr-ws.v1.schema.json", import.meta.url), "utf8"));
+const { $defs } = JSON.parse(
+  readFileSync(new URL("../../asr_ws/assets/asr-ws.v1.schema.json", import.meta.url), "utf8"),
+);
 const EVENTS = $defs.ServerEvent.oneOf.map(({ $ref }) => $ref.split("/").at(-1)).filter((name) => name !== "Pong"); // see `rtt`
 const PARTS = ["Limits", "AudioInForce", "EndpointingInForce", "FinalSegment", "FinalWord", "Start", "Endpointing"];
 const RENAMED = {

@@ -51,15 +51,20 @@ export class Gauges {
     $("server").textContent = [t(`state_${this.#state}`), this.#model].filter(Boolean).join(" · ");
     const { depth, capacity, running } = this.#queue;
     const words = t("queue_text", { depth, capacity, running: t(running ? "queue_running" : "queue_idle") });
-    draw($("queue"), [running, ...Array.from({ length: Math.min(capacity, 12) }, (_, n) => n < depth)], (slot, isFull) => {
-      slot.className = isFull ? "full" : "";
-    });
+    draw(
+      $("queue"),
+      [running, ...Array.from({ length: Math.min(capacity, 12) }, (_, n) => n < depth)],
+      (slot, isFull) => {
+        slot.className = isFull ? "full" : "";
+      },
+    );
     $("queue-text").textContent = $("queue").ariaLabel = words;
     const [last, longest] = [this.#latencies.at(-1), Math.max(...this.#latencies)];
     const median = [...this.#latencies].sort((one, other) => one - other)[this.#latencies.length >> 1];
     const seconds = (ms) => `${(ms / 1000).toFixed(1)} s`;
     draw($("latency"), this.#latencies, (bar, ms) => (bar.style.height = `${(100 * ms) / longest}%`));
-    const told = last === undefined ? t("latency_none") : t("latency_text", { last: seconds(last), median: seconds(median) });
+    const told =
+      last === undefined ? t("latency_none") : t("latency_text", { last: seconds(last), median: seconds(median) });
     $("latency-text").textContent = $("latency").ariaLabel = told;
   }
 

@@ -10,6 +10,7 @@ import { Transcript } from "./transcript.js";
 
 const HOLD_MS = 400; // a key that is down for longer is held, not tapped
 const TWICE_MS = 500;
+const VISIT_MS = 5000;
 const QUIET_MS = 4000; // without any sound at all: muted
 const MAX_FILE_BYTES = 200e6; // it is decoded in memory
 const FILE_RATE = 16_000; // Hz
@@ -137,13 +138,15 @@ function followServer(made) {
   on("ready", (ready) => {
     still("server");
     still("unauthorized");
+    still("unreachable");
     gauges.ready(ready);
     offerLanguages(ready.languages);
   });
   on("state", ({ state }) => (gauges.state = state));
   on("reconnecting", ({ reason, delay_ms }) => {
     gauges.state = reason === "max_sessions" ? "full" : "unreachable";
-    if (made === client) tell("server", reason === "max_sessions" ? "full" : "reconnecting", { delay_ms, then: "connecting" });
+    if (made === client)
+      tell("server", reason === "max_sessions" ? "full" : "reconnecting", { delay_ms, then: "connecting" });
   });
 }
 
@@ -246,7 +249,9 @@ function offerLanguages(codes) {
 async function offerDevices() {
   const devices = (await navigator.mediaDevices.enumerateDevices()).filter(({ kind }) => kind === "audioinput");
   const chosen = $("device").value;
-  const options = devices.filter(({ deviceId }) => deviceId !== "default").map(({ label, deviceId }) => new Option(label, deviceId));
+  const options = devices
+    .filter(({ deviceId }) => deviceId !== "default")
+    .map(({ label, deviceId }) => new Option(label, deviceId));
   $("device").replaceChildren(new Option(t("device_default"), ""), ...options);
   $("device").value = chosen;
 }
@@ -254,10 +259,14 @@ async function offerDevices() {
 /** Ask the server what it is, once: its languages, and whether it wants a token. */
 function visit() {
   visitor?.close();
-  visitor = new AsrClient(".", { token: $("token").value.trim(), maxReconnects: Infinity });
+  visitor = new AsrClient(".", { token: $("token").value.trim() });
   followServer(visitor);
   visitor.addEventListener("ready", ({ target }) => target.close());
-  visitor.open().catch((error) => error.code !== "closed" && fail(error));
+  visitor.open().catch((error) => {
+    if (error.code === "closed") return;
+    fail(error);
+    if (error.code === "unreachable") setTimeout(() => client || visit(), VISIT_MS);
+  });
 }
 
 function download(name, text, type) {
@@ -329,7 +338,11 @@ function showTexts() {
 let downAt = null;
 
 function isSpace({ code, target, ctrlKey, altKey, metaKey }) {
-  return code === "Space" && !(ctrlKey || altKey || metaKey) && (target === $("microphone") || !target.closest("input, select, summary, a, button:focus-visible"));
+  return (
+    code === "Space" &&
+    !(ctrlKey || altKey || metaKey) &&
+    (target === $("microphone") || !target.closest("input, select, summary, a, button:focus-visible"))
+  );
 }
 
 document.addEventListener("keydown", (event) => {

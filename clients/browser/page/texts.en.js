@@ -45,7 +45,8 @@ export default {
   device_default: "The system's default",
   token: "Token, if the server wants one",
   programs: "For programs",
-  programs_text: "Sessions are WebSockets at v1/stream below this page's address. The JavaScript client that this page uses:",
+  programs_text:
+    "Sessions are WebSockets at v1/stream below this page's address. The JavaScript client that this page uses:",
   state_connecting: "connecting",
   state_ready: "ready",
   state_starting: "loading the model",
@@ -67,9 +68,11 @@ export default {
   quiet: "No sound comes from the microphone. Is it muted?",
   microphone_lost: "The microphone is gone. What was said is still decoded.",
   microphone_insecure: "Browsers give the microphone to secure pages only.",
-  microphone_insecure_hint: "Open this page by https:// (asr-ws serve --tls-self-signed), or on the server's own machine as http://localhost. Or choose a file.",
+  microphone_insecure_hint:
+    "Open this page by https:// (asr-ws serve --tls-self-signed), or on the server's own machine as http://localhost. Or choose a file.",
   microphone_refused: "The browser does not let this page use the microphone.",
-  microphone_refused_hint: "Allow it at the left of the address, and in the system's privacy settings; then press the button again. Or choose a file.",
+  microphone_refused_hint:
+    "Allow it at the left of the address, and in the system's privacy settings; then press the button again. Or choose a file.",
   microphone_missing: "There is no microphone.",
   microphone_missing_hint: "Plug one in, or choose a file.",
   microphone_busy: "The microphone cannot be read.",

@@ -9,7 +9,10 @@ const isTouched = matchMedia("(pointer: coarse)").matches; // there is no space 
 
 /** The text of that name, with `{values}` put in; undefined: there is none. */
 export function t(name, values = {}) {
-  return (texts[isTouched && `${name}_touch`] ?? texts[name])?.replace(/\{(\w+)\}/g, (whole, key) => values[key] ?? whole);
+  return (texts[isTouched && `${name}_touch`] ?? texts[name])?.replace(
+    /\{(\w+)\}/g,
+    (whole, key) => values[key] ?? whole,
+  );
 }
 
 /** Speak that language. */

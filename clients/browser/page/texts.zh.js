@@ -67,7 +67,8 @@ export default {
   quiet: "麦克风没有声音。是否已静音？",
   microphone_lost: "麦克风已断开。已说的话仍会识别。",
   microphone_insecure: "浏览器只允许安全页面使用麦克风。",
-  microphone_insecure_hint: "请用 https:// 打开本页（asr-ws serve --tls-self-signed），或在服务器本机用 http://localhost 打开。也可以选择文件。",
+  microphone_insecure_hint:
+    "请用 https:// 打开本页（asr-ws serve --tls-self-signed），或在服务器本机用 http://localhost 打开。也可以选择文件。",
   microphone_refused: "浏览器不允许本页使用麦克风。",
   microphone_refused_hint: "请在地址栏左侧和系统隐私设置中允许，然后再按按钮。也可以选择文件。",
   microphone_missing: "没有麦克风。",

@@ -25,7 +25,10 @@ export class Transcript {
   partial({ utterance, stable, unstable, audio_end_ms }) {
     this.#renew();
     const { element } = this.#at(utterance, audio_end_ms);
-    const parts = [[stable, "stable"], [unstable, "unstable"]].map(([text, name]) => {
+    const parts = [
+      [stable, "stable"],
+      [unstable, "unstable"],
+    ].map(([text, name]) => {
       const span = document.createElement("span");
       span.className = name;
       span.textContent = text; // never markup: it is what somebody said
@@ -39,7 +42,11 @@ export class Transcript {
     if (!text) return this.forget(utterance);
     const entry = this.#at(utterance, audio_start_ms);
     const at = (ms) => this.#base + ms;
-    segments = segments.map(({ text, start_ms, end_ms }) => ({ text: text.trim(), start: at(start_ms), end: at(end_ms) }));
+    segments = segments.map(({ text, start_ms, end_ms }) => ({
+      text: text.trim(),
+      start: at(start_ms),
+      end: at(end_ms),
+    }));
     Object.assign(entry, { start: at(audio_start_ms), end: at(audio_end_ms), text, segments });
     this.#change(() => {
       entry.element.className = "final";
@@ -88,16 +95,22 @@ export class Transcript {
   }
 
   get text() {
-    return this.#settled().map(({ text }) => text).join("\n");
+    return this.#settled()
+      .map(({ text }) => text)
+      .join("\n");
   }
 
   get srt() {
-    return this.#cues().map(([start, end, text], n) => `${n + 1}\n${clock(start, ",")} --> ${clock(end, ",")}\n${text}\n`).join("\n");
+    return this.#cues()
+      .map(([start, end, text], n) => `${n + 1}\n${clock(start, ",")} --> ${clock(end, ",")}\n${text}\n`)
+      .join("\n");
   }
 
   get vtt() {
     const safe = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-    const cues = this.#cues().map(([start, end, text]) => `${clock(start, ".")} --> ${clock(end, ".")}\n${safe(text)}\n`);
+    const cues = this.#cues().map(
+      ([start, end, text]) => `${clock(start, ".")} --> ${clock(end, ".")}\n${safe(text)}\n`,
+    );
     return ["WEBVTT\n", ...cues].join("\n");
   }
 
@@ -106,7 +119,9 @@ export class Transcript {
   }
 
   #cues() {
-    return this.#settled().flatMap(({ segments }) => segments.filter(({ text }) => text).map(({ start, end, text }) => [start, end, text]));
+    return this.#settled().flatMap(({ segments }) =>
+      segments.filter(({ text }) => text).map(({ start, end, text }) => [start, end, text]),
+    );
   }
 
   #at(utterance, ms) {

@@ -117,13 +117,25 @@ describe("reconnectDelayMs", () => {
   });
 
   test("is spread over the upper half", () => {
-    assert.deepEqual([0, 0.5, 1].map((random) => reconnectDelayMs(3, 0, () => random)), [1000, 1500, 2000]);
+    assert.deepEqual(
+      [0, 0.5, 1].map((random) => reconnectDelayMs(3, 0, () => random)),
+      [1000, 1500, 2000],
+    );
   });
 
   test("is never below the server's hint, which counts up to half a minute, and not added to it", () => {
-    assert.equal(reconnectDelayMs(1, 1200, () => 1), 1200);
-    assert.equal(reconnectDelayMs(1, 1e9, () => 1), 30_000);
-    assert.equal(reconnectDelayMs(3, 1200, () => 1), 2000);
+    assert.equal(
+      reconnectDelayMs(1, 1200, () => 1),
+      1200,
+    );
+    assert.equal(
+      reconnectDelayMs(1, 1e9, () => 1),
+      30_000,
+    );
+    assert.equal(
+      reconnectDelayMs(3, 1200, () => 1),
+      2000,
+    );
   });
 
   test("is a whole number, by the machine's own chance", () => {
@@ -346,7 +358,10 @@ describe("a recording", () => {
     pass(100);
     FakeSocket.last.receive(final("u2", 200, 450), DONE);
     await stopping;
-    assert.deepEqual(of("final").map(({ latency_ms }) => latency_ms), [300, 450]);
+    assert.deepEqual(
+      of("final").map(({ latency_ms }) => latency_ms),
+      [300, 450],
+    );
   });
 
   test("an utterance that was cancelled is not sent after a reconnect, the others are", async () => {
@@ -496,7 +511,10 @@ describe("the connection", () => {
       const { of } = await opened();
       FakeSocket.last.receive(fatal(code));
       FakeSocket.last.fail(1008);
-      assert.deepEqual(of("reconnecting").map(({ reason }) => reason), [code]);
+      assert.deepEqual(
+        of("reconnecting").map(({ reason }) => reason),
+        [code],
+      );
       pass(250);
       assert.equal(FakeSocket.all.length, 2);
     });
@@ -539,7 +557,11 @@ describe("the connection", () => {
       pass(5000);
     }
     const tries = of("reconnecting").map(({ attempt, delay_ms }) => [attempt, delay_ms]);
-    assert.deepEqual(tries, [[1, 250], [2, 500], [3, 1000]]);
+    assert.deepEqual(tries, [
+      [1, 250],
+      [2, 500],
+      [3, 1000],
+    ]);
     assert.equal(await state(opening), "unreachable");
     assert.deepEqual([FakeSocket.all.length, of("closed").length, asr.isOpen], [4, 1, false]);
   });
@@ -587,7 +609,10 @@ describe("the connection", () => {
     FakeSocket.last.begin();
     pass(5000);
     FakeSocket.last.fail(1006);
-    assert.deepEqual(of("reconnecting").map(({ attempt }) => attempt), [1, 2, 1]);
+    assert.deepEqual(
+      of("reconnecting").map(({ attempt }) => attempt),
+      [1, 2, 1],
+    );
   });
 
   test("five seconds of a session that is over count for nothing", async () => {
@@ -598,7 +623,10 @@ describe("the connection", () => {
     pass(500);
     pass(4500); // the third tries to open all the while
     FakeSocket.last.fail(1006);
-    assert.deepEqual(of("reconnecting").map(({ attempt }) => attempt), [1, 2, 3]);
+    assert.deepEqual(
+      of("reconnecting").map(({ attempt }) => attempt),
+      [1, 2, 3],
+    );
   });
 
   test("that comes back gives utterances an id of their own, and one result", async () => {
@@ -621,7 +649,11 @@ describe("the connection", () => {
     assert.equal(text, "hello dear world");
     assert.deepEqual(
       finals.map(({ utterance, audio_start_ms, audio_end_ms }) => [utterance, audio_start_ms, audio_end_ms]),
-      [["u1", 0, 100], ["1:u1", 100, 300], ["2:u1", 300, 400]],
+      [
+        ["u1", 0, 100],
+        ["1:u1", 100, 300],
+        ["2:u1", 300, 400],
+      ],
     );
   });
 
@@ -667,14 +699,20 @@ describe("ordered", () => {
     FakeSocket.last.receive(speech("u1", 0), accepted("u1", 0, 200), speech("u2", 300), final("u2", 300, 500, "two"));
     assert.deepEqual(of("final"), []);
     FakeSocket.last.receive(dropped("u1", "cancelled", 0, 200));
-    assert.deepEqual(of("final").map(({ text }) => text), ["two"]);
+    assert.deepEqual(
+      of("final").map(({ text }) => text),
+      ["two"],
+    );
   });
 
   test("without it none waits", async () => {
     const { asr, of } = await opened();
     await asr.send(audio(0, 900));
     FakeSocket.last.receive(speech("u1", 0), accepted("u1", 0, 200), speech("u2", 300), final("u2", 300, 500, "two"));
-    assert.deepEqual(of("final").map(({ text }) => text), ["two"]);
+    assert.deepEqual(
+      of("final").map(({ text }) => text),
+      ["two"],
+    );
   });
 });
 
@@ -723,7 +761,10 @@ describe("close", () => {
     const { asr, told } = await opened();
     asr.addEventListener("message", () => asr.close());
     FakeSocket.last.receive(final("u1", 0, 100, "hello"));
-    assert.deepEqual(told.map(([type]) => type), ["ready", "closed"]);
+    assert.deepEqual(
+      told.map(([type]) => type),
+      ["ready", "closed"],
+    );
   });
 
   for (const type of ["ready", "final", "closed"])
@@ -781,8 +822,14 @@ describe("the wrong moment", () => {
       if (document) globalThis.document = document;
       const { asr, told } = client();
       const errors = [await asr.start().catch((error) => error), await asr.start().catch((error) => error)];
-      assert.deepEqual(errors.map((error) => [error.name, error.code]), Array(2).fill(["AsrError", code]));
-      assert.deepEqual(told, errors.map((error) => ["closed", { error }]));
+      assert.deepEqual(
+        errors.map((error) => [error.name, error.code]),
+        Array(2).fill(["AsrError", code]),
+      );
+      assert.deepEqual(
+        told,
+        errors.map((error) => ["closed", { error }]),
+      );
       assert.deepEqual([asr.isOpen, FakeSocket.all], [false, []]);
     });
 });
@@ -918,7 +965,10 @@ describe("the microphone", () => {
     await turn();
     FakeSocket.last.fail(1006);
     assert.equal(await state(starting), "unreachable");
-    assert.deepEqual(of("closed").map(({ error }) => error.code), ["unreachable"]);
+    assert.deepEqual(
+      of("closed").map(({ error }) => error.code),
+      ["unreachable"],
+    );
     assert.deepEqual([microphone.isClosed, asr.isOpen], [true, false]);
   });
 

@@ -273,7 +273,11 @@ describe("sending", () => {
 
   test("commits go exactly where they belong", () => {
     const scene = new Scene().begin();
-    for (const [n, id] of [[130, "c1"], [1, "c2"], [250, "c3"]]) {
+    for (const [n, id] of [
+      [130, "c1"],
+      [1, "c2"],
+      [250, "c3"],
+    ]) {
       scene.record(n);
       scene.commit(id);
     }
@@ -284,7 +288,11 @@ describe("sending", () => {
 
   test("commits go exactly where they belong while the session is behind", () => {
     const scene = new Scene().connect();
-    for (const [n, id] of [[530, "c1"], [1, "c2"], [6000, "c3"]]) {
+    for (const [n, id] of [
+      [530, "c1"],
+      [1, "c2"],
+      [6000, "c3"],
+    ]) {
       scene.record(n);
       scene.commit(id);
     }
@@ -380,9 +388,18 @@ describe("sending", () => {
     pass(100);
     scene.socket.pong();
     const gaps = scene.of("gap").map(({ audio_start_ms, audio_end_ms }) => [audio_start_ms, audio_end_ms]);
-    assert.deepEqual(gaps, [[500, 600], [600, 700], [700, 800], [800, 900], [900, 1000]]);
+    assert.deepEqual(gaps, [
+      [500, 600],
+      [600, 700],
+      [700, 800],
+      [800, 900],
+      [900, 1000],
+    ]);
     assert.deepEqual(scene.socket.log, ["start", [0, 500], `commit ${OWN}`, [1000, 2000]]);
-    assert.deepEqual(scene.unsettled, [[0, 500], [1000, 2000]]);
+    assert.deepEqual(scene.unsettled, [
+      [0, 500],
+      [1000, 2000],
+    ]);
   });
 
   test("audio from before the connection that the ring could not keep is one gap", () => {
@@ -495,28 +512,32 @@ describe("after a reconnect", () => {
   test("what its utterances settle is the recording's", () => {
     const scene = twoPieces();
     scene.socket.receive(final("u2", 1200, 1800));
-    assert.deepEqual(scene.unsettled, [[1000, 2000], [3000, 3200], [3800, 4000]]);
+    assert.deepEqual(scene.unsettled, [
+      [1000, 2000],
+      [3000, 3200],
+      [3800, 4000],
+    ]);
   });
 
   // Times are whole milliseconds: at 44.1 kHz a piece's edge is next to one, before it or behind it.
-  for (const [ms, told] of [[1001, "behind"], [1007, "before"]])
-    test(
-      `an edge that is ${told} its rounded millisecond still is the edge`,
-      () => {
-        const scene = new Scene({ rate: 44_100 });
-        const edge = Math.floor((ms * 44_100) / 1000) + (told === "behind" ? 1 : 0);
-        scene.recording.ring.append(new Int16Array(10 * 44_100));
-        scene.recording.ring.settle(0, 44_100);
-        scene.recording.ring.settle(44_100 + edge, 9 * 44_100); // pieces: `edge` samples from 1 s on; from 9 s on
-        scene.begin("1:");
-        const edgeMs = Math.round((edge * 1000) / 44_100); // as the server tells it
-        assert.equal(edgeMs, ms);
-        scene.socket.receive(accepted("u1", 0, edgeMs), accepted("u2", edgeMs, edgeMs + 500));
-        const [first, second] = scene.of("accepted");
-        assert.ok(Math.abs(first.audio_end_ms - (1000 + ms)) <= 1, `u1 ends at ${first.audio_end_ms}`);
-        assert.ok(Math.abs(second.audio_start_ms - 9000) <= 1, `u2 begins at ${second.audio_start_ms}`);
-      },
-    );
+  for (const [ms, told] of [
+    [1001, "behind"],
+    [1007, "before"],
+  ])
+    test(`an edge that is ${told} its rounded millisecond still is the edge`, () => {
+      const scene = new Scene({ rate: 44_100 });
+      const edge = Math.floor((ms * 44_100) / 1000) + (told === "behind" ? 1 : 0);
+      scene.recording.ring.append(new Int16Array(10 * 44_100));
+      scene.recording.ring.settle(0, 44_100);
+      scene.recording.ring.settle(44_100 + edge, 9 * 44_100); // pieces: `edge` samples from 1 s on; from 9 s on
+      scene.begin("1:");
+      const edgeMs = Math.round((edge * 1000) / 44_100); // as the server tells it
+      assert.equal(edgeMs, ms);
+      scene.socket.receive(accepted("u1", 0, edgeMs), accepted("u2", edgeMs, edgeMs + 500));
+      const [first, second] = scene.of("accepted");
+      assert.ok(Math.abs(first.audio_end_ms - (1000 + ms)) <= 1, `u1 ends at ${first.audio_end_ms}`);
+      assert.ok(Math.abs(second.audio_start_ms - 9000) <= 1, `u2 begins at ${second.audio_start_ms}`);
+    });
 });
 
 describe("outcomes", () => {
@@ -531,7 +552,10 @@ describe("outcomes", () => {
       const scene = new Scene().begin();
       scene.record(1000);
       scene.socket.receive(accepted("u1", 200, 800), event);
-      assert.deepEqual(scene.unsettled, [[0, 200], [800, 1000]]);
+      assert.deepEqual(scene.unsettled, [
+        [0, 200],
+        [800, 1000],
+      ]);
       assert.equal(scene.session.unfinished.size, 0);
     });
 
@@ -543,7 +567,10 @@ describe("outcomes", () => {
       assert.equal(scene.session.unfinished.size, 0);
       assert.deepEqual(scene.unsettled, [[0, 1000]]);
       scene.socket.receive(speech("u2", 900));
-      assert.deepEqual(scene.unsettled, [[200, 800], [900, 1000]]);
+      assert.deepEqual(scene.unsettled, [
+        [200, 800],
+        [900, 1000],
+      ]);
       scene.again();
       assert.deepEqual(scene.socket.log, ["start", [200, 800], `commit ${OWN}`, [900, 1000]]);
     });
@@ -615,7 +642,10 @@ describe("outcomes", () => {
     scene.record(2000);
     scene.socket.receive(speech("u1", 700), accepted("u1", 700, 1200));
     scene.record(3000);
-    assert.deepEqual(scene.unsettled, [[700, 1200], [1550, 5000]]);
+    assert.deepEqual(scene.unsettled, [
+      [700, 1200],
+      [1550, 5000],
+    ]);
   });
 
   test("an utterance that was refused is not silence", () => {
@@ -623,7 +653,10 @@ describe("outcomes", () => {
     scene.record(2000);
     scene.socket.receive(speech("u1", 700), busy("u1"), speech("u2", 1300), final("u2", 1300, 1400));
     scene.record(3000);
-    assert.deepEqual(scene.unsettled, [[700, 1300], [1550, 5000]]);
+    assert.deepEqual(scene.unsettled, [
+      [700, 1300],
+      [1550, 5000],
+    ]);
   });
 
   test("a speech ends the one before it, of whose end nothing was heard", () => {
@@ -734,7 +767,10 @@ describe("refusals", () => {
     scene.record(1500);
     scene.commit("c1");
     assert.deepEqual(scene.socket.log, ["start", [0, 200]]);
-    assert.deepEqual(scene.of("behind"), [{ behind_ms: 1500, why: "busy" }, { behind_ms: 1500, why: "busy" }]);
+    assert.deepEqual(scene.of("behind"), [
+      { behind_ms: 1500, why: "busy" },
+      { behind_ms: 1500, why: "busy" },
+    ]);
     scene.socket.receive(accepted("u1", 0, 100));
     assert.deepEqual(scene.socket.log, ["start", [0, 200]]);
     scene.socket.receive(final("u1", 0, 100));
@@ -772,13 +808,25 @@ describe("retryDelayMs", () => {
   const hint = { reason: "queue_full", ...HINT };
 
   test("the hint, and up to 250 ms upon it", () => {
-    assert.equal(retryDelayMs(hint, () => 0), 800);
-    assert.equal(retryDelayMs(hint, () => 0.5), 925);
-    assert.equal(retryDelayMs(hint, () => 1), 1050);
+    assert.equal(
+      retryDelayMs(hint, () => 0),
+      800,
+    );
+    assert.equal(
+      retryDelayMs(hint, () => 0.5),
+      925,
+    );
+    assert.equal(
+      retryDelayMs(hint, () => 1),
+      1050,
+    );
   });
 
   test("the estimate is not waited for where only the queue is full", () => {
-    assert.equal(retryDelayMs({ ...hint, estimated_wait_ms: 9000 }, () => 0), 800);
+    assert.equal(
+      retryDelayMs({ ...hint, estimated_wait_ms: 9000 }, () => 0),
+      800,
+    );
   });
 
   for (const reason of ["starting", "restarting", "unavailable"])
@@ -788,22 +836,32 @@ describe("retryDelayMs", () => {
     });
 
   test("never after half a second before the hold ends", () => {
-    const delay = (held_ms) =>
-      retryDelayMs({ ...hint, reason: "starting", estimated_wait_ms: 9000, held_ms }, () => 1);
+    const delay = (held_ms) => retryDelayMs({ ...hint, reason: "starting", estimated_wait_ms: 9000, held_ms }, () => 1);
     assert.deepEqual([60_000, 9750, 9600, 5000].map(delay), [9250, 9250, 9100, 4500]);
   });
 
   test("never after a minute, whatever the server says", () => {
-    assert.equal(retryDelayMs({ ...hint, retry_after_ms: 1e9, held_ms: 1e9 }, () => 0), 60_000);
+    assert.equal(
+      retryDelayMs({ ...hint, retry_after_ms: 1e9, held_ms: 1e9 }, () => 0),
+      60_000,
+    );
   });
 
   test("never before the hint, whatever the hold: the server would refuse it", () => {
-    assert.equal(retryDelayMs({ ...hint, held_ms: 1000 }, () => 1), 800);
+    assert.equal(
+      retryDelayMs({ ...hint, held_ms: 1000 }, () => 1),
+      800,
+    );
   });
 });
 
 describe("owes", () => {
-  for (const [reason, isOwed] of [["not_held", true], ["evicted", true], ["hold_expired", true], ["cancelled", false]])
+  for (const [reason, isOwed] of [
+    ["not_held", true],
+    ["evicted", true],
+    ["hold_expired", true],
+    ["cancelled", false],
+  ])
     test(`what was dropped as ${reason}: ${isOwed}`, () => {
       const scene = new Scene().begin();
       scene.record(1000);
@@ -826,7 +884,10 @@ describe("events", () => {
   test("each is a message first, as it came", () => {
     const scene = new Scene().begin("1:");
     scene.socket.receive(speech("u1", 0));
-    assert.deepEqual(scene.events.slice(-2), [["message", speech("u1", 0)], ["speech_started", speech("1:u1", 0)]]);
+    assert.deepEqual(scene.events.slice(-2), [
+      ["message", speech("u1", 0)],
+      ["speech_started", speech("1:u1", 0)],
+    ]);
   });
 
   const { $defs } = JSON.parse(readFileSync(SCHEMA, "utf8"));
@@ -840,7 +901,10 @@ describe("events", () => {
       const told = { type, utterance: "1:u1" };
       const own = ["waiting"]; // of busy and retry
       const events = scene.events.slice(before).filter(([type]) => !own.includes(type));
-      assert.deepEqual(events, [["message", { type, utterance: "u1" }], [type, told]]);
+      assert.deepEqual(events, [
+        ["message", { type, utterance: "u1" }],
+        [type, told],
+      ]);
     });
 
   test("an unknown field is passed on", () => {
@@ -878,7 +942,10 @@ describe("events", () => {
   test("the id of a commit of its own is not told", () => {
     const scene = new Scene().begin();
     scene.socket.receive({ ...accepted("u1", 0, 100), commit: OWN }, busy("u2", { commit: OWN }));
-    assert.deepEqual(scene.of("accepted", "busy", "waiting").map(({ commit }) => commit), [null, null, null]);
+    assert.deepEqual(
+      scene.of("accepted", "busy", "waiting").map(({ commit }) => commit),
+      [null, null, null],
+    );
   });
 });
 

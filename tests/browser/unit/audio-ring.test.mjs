@@ -45,7 +45,11 @@ describe("Ranges", () => {
   });
 
   test("gaps lie before, between and after", () => {
-    assert.deepEqual(ranges([6, 8], [2, 4]).gaps(0, 10), [[0, 2], [4, 6], [8, 10]]);
+    assert.deepEqual(ranges([6, 8], [2, 4]).gaps(0, 10), [
+      [0, 2],
+      [4, 6],
+      [8, 10],
+    ]);
   });
 
   test("gaps are cut at the question's ends", () => {
@@ -59,12 +63,40 @@ describe("Ranges", () => {
   });
 
   test("ranges that overlap, touch or contain each other become one", () => {
-    for (const added of [[[2, 5], [4, 8]], [[2, 5], [5, 8]], [[2, 8], [4, 5]], [[4, 5], [2, 8]], [[5, 8], [2, 5]]])
-      assert.deepEqual(ranges(...added).gaps(0, 10), [[0, 2], [8, 10]]);
+    for (const added of [
+      [
+        [2, 5],
+        [4, 8],
+      ],
+      [
+        [2, 5],
+        [5, 8],
+      ],
+      [
+        [2, 8],
+        [4, 5],
+      ],
+      [
+        [4, 5],
+        [2, 8],
+      ],
+      [
+        [5, 8],
+        [2, 5],
+      ],
+    ])
+      assert.deepEqual(ranges(...added).gaps(0, 10), [
+        [0, 2],
+        [8, 10],
+      ]);
   });
 
   test("one range bridges many", () => {
-    assert.deepEqual(ranges([1, 2], [3, 4], [5, 6], [8, 9], [2, 6]).gaps(0, 10), [[0, 1], [6, 8], [9, 10]]);
+    assert.deepEqual(ranges([1, 2], [3, 4], [5, 6], [8, 9], [2, 6]).gaps(0, 10), [
+      [0, 1],
+      [6, 8],
+      [9, 10],
+    ]);
   });
 
   test("an open end swallows all that follows", () => {
@@ -73,8 +105,15 @@ describe("Ranges", () => {
 
   test("what is within a question is cut at its ends", () => {
     const made = ranges([2, 4], [6, 8], [20, Infinity]);
-    assert.deepEqual(made.within(3, 7), [[3, 4], [6, 7]]);
-    assert.deepEqual(made.within(0, 30), [[2, 4], [6, 8], [20, 30]]);
+    assert.deepEqual(made.within(3, 7), [
+      [3, 4],
+      [6, 7],
+    ]);
+    assert.deepEqual(made.within(0, 30), [
+      [2, 4],
+      [6, 8],
+      [20, 30],
+    ]);
     assert.deepEqual([made.within(4, 6), made.within(3, 3), new Ranges().within(0, 9)], [[], [], []]);
   });
 
@@ -142,7 +181,12 @@ describe("AudioRing", () => {
 
   test("a read crosses chunks", () => {
     const ring = new AudioRing(100);
-    for (const [from, to] of [[0, 3], [3, 4], [4, 9]]) ring.append(audio(from, to));
+    for (const [from, to] of [
+      [0, 3],
+      [3, 4],
+      [4, 9],
+    ])
+      ring.append(audio(from, to));
     assert.deepEqual(ring.read(2, 4), audio(2, 6));
     assert.deepEqual(ring.read(3, 1), audio(3, 4));
     assert.deepEqual(ring.read(4, 5), audio(4, 9));
@@ -173,14 +217,25 @@ describe("AudioRing", () => {
     ring.append(audio(0, 10));
     ring.settle(2, 4);
     ring.settle(8, 12);
-    assert.deepEqual(ring.unsettled(0, ring.end), [[0, 2], [4, 8]]);
+    assert.deepEqual(ring.unsettled(0, ring.end), [
+      [0, 2],
+      [4, 8],
+    ]);
     ring.append(audio(10, 15));
-    assert.deepEqual(ring.unsettled(0, ring.end), [[0, 2], [4, 8], [12, 15]]);
+    assert.deepEqual(ring.unsettled(0, ring.end), [
+      [0, 2],
+      [4, 8],
+      [12, 15],
+    ]);
   });
 
   test("what went out of the ring without an outcome is told as unsettled", () => {
     const ring = new AudioRing(4);
-    for (const [from, to] of [[0, 4], [4, 8]]) ring.append(audio(from, to));
+    for (const [from, to] of [
+      [0, 4],
+      [4, 8],
+    ])
+      ring.append(audio(from, to));
     ring.settle(0, 1);
     assert.equal(ring.start, 4);
     assert.deepEqual(ring.unsettled(0, ring.start), [[1, 4]]);

@@ -5,7 +5,9 @@ import { readFileSync, readdirSync } from "node:fs";
 import { test } from "node:test";
 
 const FOLDER = new URL("../../../clients/browser/", import.meta.url);
-const [en, zh] = await Promise.all(["en", "zh"].map(async (name) => (await import(`${FOLDER}page/texts.${name}.js`)).default));
+const [en, zh] = await Promise.all(
+  ["en", "zh"].map(async (name) => (await import(`${FOLDER}page/texts.${name}.js`)).default),
+);
 
 /** What stands in `{braces}` there. */
 function placeholders(texts) {
@@ -20,7 +22,10 @@ function found(file, pattern) {
 
 function assertThere(names) {
   assert.notDeepEqual(names, [], "there are some");
-  assert.deepEqual(names.filter((name) => !(name in en)), []);
+  assert.deepEqual(
+    names.filter((name) => !(name in en)),
+    [],
+  );
 }
 
 test("both languages have the same texts, with the same values in them", () => {
@@ -28,7 +33,11 @@ test("both languages have the same texts, with the same values in them", () => {
 });
 
 test("no text is empty", () => {
-  for (const texts of [en, zh]) assert.deepEqual(Object.entries(texts).filter(([, text]) => !text.trim()), []);
+  for (const texts of [en, zh])
+    assert.deepEqual(
+      Object.entries(texts).filter(([, text]) => !text.trim()),
+      [],
+    );
 });
 
 test("each text that the page's elements name is there", () => {

@@ -1,0 +1,189 @@
+// Each was a fault once: what was held back, dropped, cancelled, or came too late.
+import assert from "node:assert/strict";
+import { afterEach, beforeEach, mock, test } from "node:test";
+import { AsrClient, Microphone } from "../../../clients/browser/asr-client.js";
+import {
+  FakeSocket,
+  READY,
+  accepted,
+  audio,
+  dropped,
+  final,
+  freeTime,
+  pass,
+  speech,
+  stopTime,
+  turn,
+} from "./fakes.mjs";
+const DONE = { type: "done", seq: 9 };
+beforeEach(stopTime);
+afterEach(freeTime);
+async function opened(options = {}) {
+  const asr = new AsrClient("http://server/", { WebSocket: FakeSocket, ...options });
+  const told = [];
+  for (const type of ["final", "closed", "reconnecting", "microphone", "level", "done"])
+    asr.addEventListener(type, ({ detail }) => told.push([type, detail]));
+  const opening = asr.open({ sampleRate: 1000 });
+  FakeSocket.last.begin();
+  await opening;
+  return { asr, told, of: (w) => told.filter(([t]) => t === w).map(([, d]) => d) };
+}
+test("ordered: a reconnect's ready releases what waits for an interrupted utterance", async () => {
+  const { asr, of } = await opened({ ordered: true });
+  await asr.send(audio(0, 900));
+  FakeSocket.last.receive(
+    speech("u1", 0),
+    accepted("u1", 0, 200),
+    speech("u2", 300),
+    accepted("u2", 300, 900),
+    final("u2", 300, 900, "two"),
+  );
+  FakeSocket.last.fail(1006);
+  pass(250);
+  FakeSocket.last.begin();
+  FakeSocket.last.receive(speech("u1", 0), accepted("u1", 0, 200), final("u1", 0, 200, "one"));
+  assert.deepEqual(
+    of("final").map(({ text }) => text),
+    ["one", "two"],
+  );
+});
+test("ordered: what was dropped and is sent again is not waited for", async () => {
+  const { asr, of } = await opened({ ordered: true });
+  await asr.send(audio(0, 900));
+  const stopping = asr.stop();
+  await turn();
+  FakeSocket.last.receive(
+    speech("u1", 0),
+    accepted("u1", 0, 200),
+    speech("u2", 300),
+    accepted("u2", 300, 900),
+    final("u2", 300, 900, "two"),
+    dropped("u1", "evicted", 0, 200),
+    DONE,
+  );
+  FakeSocket.last.begin();
+  FakeSocket.last.receive(final("u1", 0, 200, "one"), DONE);
+  await stopping;
+  assert.deepEqual(
+    of("final").map(({ text }) => text),
+    ["one", "two"],
+  );
+});
+test("ordered: what is held back comes before closed", async () => {
+  const { asr, told } = await opened({ ordered: true });
+  await asr.send(audio(0, 900));
+  asr.addEventListener("final", () => asr.close());
+  FakeSocket.last.receive(
+    speech("u1", 0),
+    accepted("u1", 0, 200),
+    speech("u2", 300),
+    final("u2", 300, 900, "two"),
+    final("u1", 0, 200, "one"),
+  );
+  assert.deepEqual(
+    told.map(([type]) => type),
+    ["final", "final", "closed"],
+  );
+});
+test("cancel() of what was dropped opens no session for it", async () => {
+  const { asr } = await opened();
+  await asr.send(audio(0, 900));
+  FakeSocket.last.receive(accepted("u1", 0, 900), dropped("u1", "evicted", 0, 900));
+  asr.cancel();
+  const stopping = asr.stop();
+  await turn();
+  FakeSocket.last.receive(DONE);
+  assert.equal(FakeSocket.all.length, 1);
+});
+test("cancel(id) of an interrupted utterance of unknown end, after the reconnect, settles what came later", async () => {
+  const { asr } = await opened();
+  await asr.send(audio(0, 500));
+  FakeSocket.last.receive(speech("u1", 100));
+  FakeSocket.last.fail(1006);
+  pass(250);
+  FakeSocket.last.begin();
+  await asr.send(audio(500, 900));
+  FakeSocket.last.receive(speech("u1", 0), accepted("u1", 0, 300), speech("u2", 500)); // 1:u1 and 1:u2
+  asr.cancel("u1");
+  FakeSocket.last.fail(1006);
+  pass(500);
+  FakeSocket.last.begin();
+  assert.deepEqual(FakeSocket.last.log.at(-1)[1], 900);
+});
+test("unfinished: an error of an utterance that gets its text", async () => {
+  const { asr } = await opened();
+  await asr.send(audio(0, 900));
+  FakeSocket.last.receive(
+    accepted("u1", 0, 900),
+    { type: "error", code: "unexpected_message", fatal: false, utterance: "u1", commit: null },
+    final("u1", 0, 900),
+  );
+  const stopping = asr.stop();
+  await turn();
+  FakeSocket.last.receive(DONE);
+  assert.deepEqual((await stopping).unfinished, []);
+});
+test("send() at once after stop() is not_open", async () => {
+  const { asr } = await opened();
+  const stopping = asr.stop();
+  await assert.rejects(asr.send(audio(0, 100)), { code: "not_open" });
+  await turn();
+  FakeSocket.last.receive(DONE);
+  await stopping;
+});
+test("stop() while opening, then the user refuses: start() rejects with closed", async () => {
+  const { promise, reject } = Promise.withResolvers();
+  mock.method(Microphone, "open", () => promise);
+  const asr = new AsrClient("http://server/", { WebSocket: FakeSocket });
+  const starting = asr.start();
+  await asr.stop();
+  reject(Object.assign(new Error("no"), { code: "microphone_refused" }));
+  await assert.rejects(starting, { code: "closed" });
+});
+test("the old microphone's onEnded while it drains stops the next recording; its level is told after closed", async () => {
+  let asked;
+  const drained = Promise.withResolvers();
+  mock.method(Microphone, "open", async (options) => {
+    asked = options;
+    return { sampleRate: 1000, close: () => drained.promise };
+  });
+  const asr = new AsrClient("http://server/", { WebSocket: FakeSocket });
+  const told = [];
+  for (const type of ["level", "closed", "microphone"]) asr.addEventListener(type, () => told.push(type));
+  const starting = asr.start();
+  await turn();
+  FakeSocket.last.begin();
+  await starting;
+  asr.close();
+  const opening = asr.open({ sampleRate: 1000 });
+  FakeSocket.last.begin();
+  await opening;
+  asked.onAudio(audio(0, 40), {});
+  asked.onEnded();
+  drained.resolve();
+  await turn();
+  assert.deepEqual([told, FakeSocket.last.log], [["microphone", "closed", "microphone"], ["start"]]);
+});
+test("a server that keeps dropping for minutes is not asked for ever", async () => {
+  const { asr } = await opened({ maxReconnects: 2 });
+  await asr.send(audio(0, 900));
+  void asr.stop();
+  await turn();
+  for (let i = 0; i < 8; i++) {
+    pass(5100);
+    FakeSocket.last.pong();
+    FakeSocket.last.receive(dropped("u1", "hold_expired", 0, 900), DONE);
+    if (FakeSocket.last.readyState === 0) FakeSocket.last.begin();
+  }
+  assert.equal(FakeSocket.all.length, 3);
+});
+test("finals held back when the connection is lost for good are told", async () => {
+  const { asr, of } = await opened({ ordered: true, maxReconnects: 0 });
+  await asr.send(audio(0, 900));
+  FakeSocket.last.receive(speech("u1", 0), accepted("u1", 0, 200), speech("u2", 300), final("u2", 300, 900, "two"));
+  FakeSocket.last.fail(1006);
+  assert.deepEqual(
+    of("final").map(({ text }) => text),
+    ["two"],
+  );
+});
