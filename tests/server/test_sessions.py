@@ -264,7 +264,7 @@ async def test_client_that_does_not_read_is_cut_off(scripted: WorkerSpec, monkey
         await client.__aenter__()
         await client.next()
         client.socket.transport.pause_reading()
-        message = json.dumps({"type": "ping", "id": "x" * 128})
+        message = json.dumps({"type": "retry", "utterance": "x" * 8000})  # its error names it twice
         async with asyncio.timeout(120):
             with pytest.raises(ConnectionClosed):
                 while True:

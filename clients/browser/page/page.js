@@ -155,9 +155,9 @@ function fail({ code, message, hint }) {
   if (code === "unauthorized") {
     gauges.state = "locked";
     $("token").closest("details").open = true;
-    if ($("token").value) code = "unauthorized_wrong";
   }
-  if (t(`${code}_hint`)) tell(code, code);
+  const text = code === "unauthorized" && $("token").value ? "unauthorized_wrong" : code;
+  if (t(`${text}_hint`)) tell(code, text);
   else tellAsIs(code, t(code) ?? message, hint || message);
 }
 
