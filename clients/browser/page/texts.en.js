@@ -27,7 +27,7 @@ export default {
   phase_finishing: "Waiting for the last words … Press to give up",
   file: "Choose a file",
   file_hint: "or drop it on the page",
-  file_hint_touch: "or from your files",
+  file_hint_touch: "sound or video",
   file_later: "A file has to wait until the recording is over.",
   progress: "Sent so far",
   queue: "Queue",

@@ -27,7 +27,7 @@ export default {
   phase_finishing: "等待最后几句……按下可放弃",
   file: "选择文件",
   file_hint: "或拖到页面上",
-  file_hint_touch: "或从文件中选择",
+  file_hint_touch: "音频或视频",
   file_later: "录音结束后才能发送文件。",
   progress: "已发送",
   queue: "队列",
