@@ -255,6 +255,22 @@ async def test_space_bar_is_held_to_talk_and_enter_presses_the_button(scripted: 
         assert len(await events(page, "done")) == 2
 
 
+async def test_holding_the_space_bar_again_does_not_give_up_what_was_said(scripted: WorkerSpec, speech: Path) -> None:
+    """Push to talk: the next hold comes while the text before is still awaited."""
+    async with Gate() as gate, serving(scripted) as app, shown(app, *hears(speech)) as page:
+        await page.wait("document.getElementById('server').dataset.state === 'ready'")
+        await page.evaluate(f"document.getElementById('prompt').value = {gate.script!r}")
+        await page.key("keyDown", " ", "Space")
+        await page.wait("events.some(e => e.type === 'speech_started')")
+        await page.key("keyUp", " ", "Space")
+        released = await page.evaluate("performance.now()")
+        await page.wait(f"performance.now() > {released} + 3200")  # a click would now give it up
+        await page.press(" ", "Space")
+        await gate.open()
+        await page.wait(IDLE)
+        assert (await page.text("#transcript")).startswith("country ")
+
+
 async def test_quick_presses_leave_no_microphone_behind(scripted: WorkerSpec) -> None:
     """While the permission was asked for, a second recording was begun, and lost the first one's microphone."""
     slow = """window.tracks = [];

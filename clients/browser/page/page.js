@@ -9,7 +9,7 @@ import { locale, speak, t } from "./texts.js";
 import { Transcript } from "./transcript.js";
 
 const HOLD_MS = 400; // a key that is down for longer is held, not tapped
-const TWICE_MS = 500;
+const PATIENCE_MS = 3000; // within it a press does not give up the last words: it was meant for something else
 const VISIT_MS = 5000;
 const QUIET_MS = 4000; // without any sound at all: muted
 const MAX_FILE_BYTES = 200e6; // it is decoded in memory
@@ -171,7 +171,9 @@ async function record() {
 function stop() {
   const { phase } = document.body.dataset;
   if (phase === "finishing" || phase === "file") {
-    if (performance.now() - phaseAt > TWICE_MS) client.close(); // a double click is one
+    if (performance.now() - phaseAt < PATIENCE_MS) return;
+    if (client.isOpen) client.close();
+    else finish(); // a file that is still being read
     return;
   }
   setPhase("finishing");
@@ -190,6 +192,7 @@ async function transcribe(file) {
   const made = (client = newClient());
   setPhase("file");
   const samples = await decode(file).catch(() => null);
+  if (client !== made) return; // given up
   if (!samples) {
     tell("file", "file_unreadable");
     return finish();
@@ -348,7 +351,8 @@ function isSpace({ code, target, ctrlKey, altKey, metaKey }) {
 document.addEventListener("keydown", (event) => {
   if (!isSpace(event)) return;
   event.preventDefault();
-  if (event.repeat) return;
+  const { phase } = document.body.dataset;
+  if (event.repeat || phase === "finishing" || phase === "file") return; // who talks again gives nothing up
   downAt = client ? null : performance.now(); // while it records, a tap stops it
   press();
 });
