@@ -157,7 +157,7 @@ async def stream_to(
 ) -> tuple[Served, dict[Path, Streamed]]:
     """One session a recording, one after the other."""
     async with connect(url) as session:
-        ready = await session.wait_ready()
+        ready = session.ready
         assert ready is not None
     texts = {}
     for each in choose(recordings, ready.languages)[0]:

@@ -127,6 +127,11 @@ class Page:
         node = await self.call("DOM.querySelector", nodeId=document["root"]["nodeId"], selector=selector)
         await self.call("DOM.setFileInputFiles", nodeId=node["nodeId"], files=[str(file) for file in files])
 
+    async def drag(self, type: str, *files: Path) -> None:
+        """Onto the middle of the page. Args: type: ``dragEnter``, ``dragOver`` or ``drop``."""
+        data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
+        await self.call("Input.dispatchDragEvent", type=type, x=400, y=300, data=data)
+
     def take(self, method: str, parameters: dict[str, Any]) -> None:
         match method:
             case "Runtime.exceptionThrown":
@@ -166,8 +171,12 @@ class Browser:
         id = next(self._ids)
         self._results[id] = asyncio.get_running_loop().create_future()
         message = {"id": id, "method": method, "params": parameters, **({"sessionId": session} if session else {})}
-        await self._socket.send(json.dumps(message))
-        return await self._results[id]
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await self._socket.send(json.dumps(message))
+                return await self._results[id]
+        except TimeoutError:
+            raise AssertionError(f"chromium does not answer {method} {parameters}") from None
 
     async def page(self, *, width: int = 1000, height: int = 900, dark: bool = False, mobile: bool = False) -> Page:
         target = await self.call("Target.createTarget", url="about:blank")

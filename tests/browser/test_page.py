@@ -21,29 +21,17 @@ from asr_ws.server.app import App
 from asr_ws.testing.recognizer import Gate, scripted_worker
 from asr_ws.testing.wer import word_errors
 from asr_ws.worker.supervisor import WorkerSpec
-from benchmarks.chromium import MICROPHONE, Page, browser, hears
+from benchmarks.chromium import MICROPHONE, Page, hears
+from tests.browser.looking import busy, opened
 from tests.conftest import SPEECH
 from tests.e2e.test_speech import said
-from tests.server.running import MANUAL, SECOND, Client, serving
+from tests.server.running import serving
 
 pytestmark = pytest.mark.usefixtures("chromium")
 
 JFK, LONG = "jfk.wav", "long-two-cities.wav"
 MAX_PAGE_BYTES = 60_000
-# Before anything of the page runs: each event of its client is kept, and each state of the transcript.
-SPY = """
-window.events = []; window.texts = [];
-const dispatch = EventTarget.prototype.dispatchEvent;
-EventTarget.prototype.dispatchEvent = function (event) {
-  if (event instanceof CustomEvent) window.events.push({type: event.type, detail: event.detail});
-  return dispatch.call(this, event);
-};
-document.addEventListener("DOMContentLoaded", () => {
-  const element = document.getElementById("transcript");
-  const look = () => window.texts.push(element.innerText);
-  if (element) new MutationObserver(look).observe(element, {childList: true, subtree: true, characterData: true});
-});
-"""
+TOKEN = "0123456789abcdef"
 IDLE = "document.body?.dataset.phase === 'idle'"
 RECORDING = "document.body?.dataset.phase === 'recording'"
 
@@ -55,15 +43,6 @@ async def shown(app: App, *flags: str, query: str = "") -> AsyncIterator[Page]:
         yield page
         assert page.complaints == []
         assert [url for url in page.urls if f"//127.0.0.1:{app.listener.port}/" not in url] == []
-
-
-@asynccontextmanager
-async def opened(url: str, *flags: str, query: str = "") -> AsyncIterator[Page]:
-    async with browser(*flags) as chromium:
-        page = await chromium.page()
-        await page.call("Page.addScriptToEvaluateOnNewDocument", source=SPY)
-        await page.open(f"{url}/?lang=en{query}")
-        yield page
 
 
 async def events(page: Page, *types: str) -> list[dict[str, Any]]:
@@ -92,6 +71,18 @@ def speech(tmp_path: Path) -> Path:
     """Two and a half seconds of somebody speaking, and then silence."""
     with wave.open(str(SPEECH / JFK)) as source:
         return wav(tmp_path / "speech.wav", 0, source.readframes(5 * SAMPLE_RATE // 2) + bytes(4 * SAMPLE_RATE))
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    """A file with one, TOKEN."""
+    return grant(tmp_path / "tokens", TOKEN)
+
+
+def grant(file: Path, token: str) -> Path:
+    file.write_text(f"{token}\n")
+    file.chmod(0o600)
+    return file
 
 
 # ---------------------------------------------------------------- the real model
@@ -193,16 +184,6 @@ async def test_restarted_server_gets_what_has_no_outcome_and_each_word_once(tiny
 
 
 # ---------------------------------------------------------------- scripted workers
-
-
-@asynccontextmanager
-async def busy(app: App, gate: Gate) -> AsyncIterator[None]:
-    """Its only worker stands at the gate, and its one place is taken."""
-    async with Client(app) as first, Client(app) as second:
-        for client in (first, second):
-            await client.send({**MANUAL, "prompt": gate.script}, SECOND, {"type": "commit"})
-            await client.until("accepted")
-        yield
 
 
 async def test_busy_server_is_explained_counted_down_and_asked_again(scripted: WorkerSpec, speech: Path) -> None:
@@ -308,16 +289,13 @@ async def test_microphone_that_is_unplugged_ends_the_recording_with_its_text(
 
 
 async def test_server_that_ends_the_recording_ends_the_listening(
-    scripted: WorkerSpec, speech: Path, tmp_path: Path
+    scripted: WorkerSpec, speech: Path, tokens: Path
 ) -> None:
-    file = tmp_path / "tokens"
-    file.write_text("0123456789abcdef\n")
-    file.chmod(0o600)
-    async with serving(scripted, auth_token_file=str(file)) as app, shown(app, *hears(speech)) as page:
-        await page.evaluate("document.getElementById('token').value = '0123456789abcdef'")
+    async with serving(scripted, auth_token_file=str(tokens)) as app, shown(app, *hears(speech)) as page:
+        await page.evaluate(f"document.getElementById('token').value = '{TOKEN}'")
         await page.click("#microphone")
         await page.wait("events.some(e => e.type === 'speech_started')")
-        file.write_text("another-token-of-16\n")
+        grant(tokens, "another-token-of-16")
         await page.wait(IDLE)
         assert "not accepted" in await page.text("#notices")
 
@@ -380,6 +358,18 @@ async def test_microphone_that_is_not_to_be_had_is_explained(
         assert "choose a file" in (await page.text("#notices")).lower()
 
 
+async def test_self_signed_certificate_lets_another_machine_use_its_microphone(
+    scripted: WorkerSpec, speech: Path, tmp_path: Path
+) -> None:
+    """Once its warning is accepted: the page is secure, and so are its sessions."""
+    async with serving(scripted, tls_self_signed=True, state_dir=str(tmp_path), allow_origin=("*",)) as app:
+        flags = (*hears(speech), "--host-resolver-rules=MAP asr.test 127.0.0.1", "--ignore-certificate-errors")
+        async with opened(f"https://asr.test:{app.listener.port}", *flags, query="&autostart=1") as page:
+            await page.wait("events.some(e => e.type === 'final')")
+            assert (await stop(page)).startswith("country ")
+            assert page.complaints == []
+
+
 async def test_insecure_page_is_explained(scripted: WorkerSpec) -> None:
     async with serving(scripted, allow_origin=("*",)) as app:
         flags = (*MICROPHONE, "--host-resolver-rules=MAP asr.test 127.0.0.1")
@@ -411,6 +401,19 @@ async def test_file_is_an_alternative_and_its_text_can_be_taken_along(
         assert re.fullmatch(rf"WEBVTT\n\n{time} --> {time}\na &lt;b&gt; &amp; c\n", told["vtt"])
 
 
+async def test_file_is_dropped_on_the_page(scripted: WorkerSpec, speech: Path) -> None:
+    async with serving(scripted) as app, shown(app) as page:
+        await page.evaluate("document.getElementById('prompt').value = 'say dropped'")
+        await page.drag("dragEnter", speech)
+        await page.drag("dragOver", speech)
+        await page.wait("document.getElementById('drop').classList.contains('over')")
+        await page.drag("drop", speech)
+        await page.wait("events.some(e => e.type === 'done')")
+        await page.wait(IDLE)
+        assert await page.text("#transcript") == "dropped"
+        assert not await page.evaluate("document.getElementById('drop').classList.contains('over')")
+
+
 async def test_file_without_audio_is_explained(scripted: WorkerSpec, tmp_path: Path) -> None:
     file = tmp_path / "no.wav"
     file.write_bytes(b"RIFF, but no more than that")
@@ -421,16 +424,13 @@ async def test_file_without_audio_is_explained(scripted: WorkerSpec, tmp_path: P
 
 
 async def test_server_that_wants_a_token_gets_it_from_the_settings(
-    scripted: WorkerSpec, speech: Path, tmp_path: Path
+    scripted: WorkerSpec, speech: Path, tokens: Path
 ) -> None:
-    file = tmp_path / "tokens"
-    file.write_text("0123456789abcdef\n")
-    file.chmod(0o600)
-    async with serving(scripted, auth_token_file=str(file)) as app, shown(app, *hears(speech)) as page:
+    async with serving(scripted, auth_token_file=str(tokens)) as app, shown(app, *hears(speech)) as page:
         await page.wait("document.querySelector('[data-name=unauthorized] small')")
         assert (await page.text("#server")).startswith("wants a token")
         await page.evaluate("document.querySelector('details').open = true; document.getElementById('token').focus()")
-        await page.call("Input.insertText", text="0123456789abcdef")
+        await page.call("Input.insertText", text=TOKEN)
         await page.press("Tab", "Tab")
         await page.wait("document.getElementById('server').dataset.state === 'ready'")
         await page.click("#microphone")
