@@ -19,9 +19,11 @@ import {
   READY,
   accepted,
   audio,
+  client,
   dropped,
   final,
   freeTime,
+  opened,
   pass,
   speech,
   stopTime,
@@ -31,7 +33,6 @@ import {
 const FULL = { type: "busy", utterance: null, attempt: 0, reason: "max_sessions", retry_after_ms: 1400 };
 const DONE = { type: "done", seq: 9, received_ms: 1000, lost_ms: 0 };
 const CODES = [1001, 1005, 1006, 1011, 1012, 1013]; // that the server, or the next one, comes back after
-const TYPES = ["ready", "final", "reconnecting", "reconnected", "closed", "error", "gap", "level", "microphone"];
 
 let rejections;
 
@@ -51,24 +52,6 @@ afterEach(async () => {
   process.off("unhandledRejection", onRejection);
   assert.deepEqual(rejections, [], "nobody waits for these");
 });
-
-/** A client, and what it told. */
-function client(options = {}) {
-  const asr = new AsrClient("http://server/", { WebSocket: FakeSocket, ...options });
-  const told = [];
-  for (const type of TYPES) asr.addEventListener(type, ({ detail }) => told.push([type, detail]));
-  const of = (wanted) => told.filter(([type]) => type === wanted).map(([, detail]) => detail);
-  return { asr, told, of };
-}
-
-/** The same, with a session. */
-async function opened(options) {
-  const made = client(options);
-  const opening = made.asr.open({ sampleRate: 1000 });
-  FakeSocket.last.begin();
-  await opening;
-  return made;
-}
 
 /** Unrealistic: it gives what the test says, and has drained when the test says so. */
 class FakeMicrophone {

@@ -1,6 +1,7 @@
 /** The world of asr-client.js as its unit tests have it: a socket without a network, and a clock that stands still. */
 
 import { mock } from "node:test";
+import { AsrClient } from "../../../clients/browser/asr-client.js";
 
 /**
  * A WebSocket whose server is the test.
@@ -106,6 +107,26 @@ export function final(utterance, audio_start_ms, audio_end_ms, text = "hello") {
 
 export function dropped(utterance, reason, audio_start_ms, audio_end_ms) {
   return { type: "dropped", utterance, reason, audio_start_ms, audio_end_ms };
+}
+
+const TYPES = ["ready", "final", "reconnecting", "reconnected", "closed", "error", "gap", "level", "microphone"];
+
+/** A client, and what it told. */
+export function client(options = {}) {
+  const asr = new AsrClient("http://server/", { WebSocket: FakeSocket, ...options });
+  const told = [];
+  for (const type of TYPES) asr.addEventListener(type, ({ detail }) => told.push([type, detail]));
+  const of = (wanted) => told.filter(([type]) => type === wanted).map(([, detail]) => detail);
+  return { asr, told, of };
+}
+
+/** The same, with a session. */
+export async function opened(options) {
+  const made = client(options);
+  const opening = made.asr.open({ sampleRate: 1000 });
+  FakeSocket.last.begin();
+  await opening;
+  return made;
 }
 
 /** Samples of which each is its own position in the recording. */

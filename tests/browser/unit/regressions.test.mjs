@@ -10,6 +10,7 @@ import {
   dropped,
   final,
   freeTime,
+  opened,
   pass,
   speech,
   stopTime,
@@ -18,16 +19,6 @@ import {
 const DONE = { type: "done", seq: 9 };
 beforeEach(stopTime);
 afterEach(freeTime);
-async function opened(options = {}) {
-  const asr = new AsrClient("http://server/", { WebSocket: FakeSocket, ...options });
-  const told = [];
-  for (const type of ["final", "closed", "reconnecting", "microphone", "level", "done"])
-    asr.addEventListener(type, ({ detail }) => told.push([type, detail]));
-  const opening = asr.open({ sampleRate: 1000 });
-  FakeSocket.last.begin();
-  await opening;
-  return { asr, told, of: (w) => told.filter(([t]) => t === w).map(([, d]) => d) };
-}
 test("ordered: a reconnect's ready releases what waits for an interrupted utterance", async () => {
   const { asr, of } = await opened({ ordered: true });
   await asr.send(audio(0, 900));
@@ -82,7 +73,7 @@ test("ordered: what is held back comes before closed", async () => {
   );
   assert.deepEqual(
     told.map(([type]) => type),
-    ["final", "final", "closed"],
+    ["ready", "final", "final", "closed"],
   );
 });
 test("cancel() of what was dropped opens no session for it", async () => {
