@@ -5,8 +5,8 @@
  *     asr.addEventListener("final", ({ detail }) => console.log(detail.text));
  *     await asr.start(); // the microphone; stop() flushes, and gives the whole text
  *
- * A recording lives longer than a connection: what has no outcome is kept (`ringSeconds`), and sent again when the server
- * is back. Utterances that the server refuses are offered again after its own hint. Every event of the protocol is an
+ * A recording lives longer than a connection: what has no outcome is kept (`ringSeconds`), and sent again when the
+ * server is back. Utterances that the server refuses are offered again after its own hint. Every event of the protocol is an
  * event here, its times counted from the recording's beginning; asr-client.d.ts has them all.
  */
 
@@ -27,7 +27,7 @@ const FIRST_TRIES = 3; // as long as there was no session: the address may be wr
 const ROUNDING_S = 0.02; // between what is settled: times are whole milliseconds
 const STABLE_MS = 5_000; // a session that has lived so long ends the row of failed ones
 
-/** Milliseconds before the n-th try (1, 2, ...) in a row: doubled each time, and spread, so that not all come at once. */
+/** Milliseconds before the n-th try (1, 2, ...) in a row: doubled each time, and spread, lest all come at once. */
 export function reconnectDelayMs(attempt, retryAfterMs = 0, random = Math.random) {
   const delay = Math.min(FIRST_DELAY_MS * 2 ** (attempt - 1), MAX_DELAY_MS);
   return Math.round(Math.max(delay * (0.5 + random() / 2), Math.min(retryAfterMs, MAX_DELAY_MS)));

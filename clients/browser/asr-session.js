@@ -39,7 +39,7 @@ export function retryDelayMs({ reason, retry_after_ms, estimated_wait_ms, held_m
   return Math.round(Math.min(delay, Math.max(held_ms - HOLD_MARGIN_MS, retry_after_ms), MAX_WAIT_MS));
 }
 
-/** After so much audio without `speech_started` there was no speech: its windows may come one by one, pauses between. */
+/** After so much audio without `speech_started` nobody spoke: its windows may come one by one, pauses between. */
 function hearingMs({ prefix_ms = 300, min_speech_ms = 150, silence_ms = 600 } = {}) {
   return prefix_ms + min_speech_ms + Math.ceil(min_speech_ms / WINDOW_MS) * silence_ms;
 }
@@ -161,7 +161,8 @@ export class Session {
     if (!this.#isReady || this.#isEndSent || this.#isOver) return;
     const { ring, rate, marks } = this.#recording;
     const isHeld = this.#isHeld;
-    if (!isHeld || ring.start - Math.max(this.#cursor, this.#lostUntil) >= rate) this.#loseWhatIsGone(); // not frame by frame
+    const isMuchGone = ring.start - Math.max(this.#cursor, this.#lostUntil) >= rate; // not frame by frame
+    if (!isHeld || isMuchGone) this.#loseWhatIsGone();
     const window = this.#windowSamples;
     while (!isHeld && this.#socket.bufferedAmount < AHEAD_S * 2 * rate && this.#sent - this.#acknowledged < window) {
       const [start, end] = ring.unsettled(this.#cursor, ring.end)[0] ?? [ring.end, ring.end];

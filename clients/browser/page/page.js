@@ -1,4 +1,4 @@
-/** The page's controls: each recording is an AsrClient of its own, whose events go to the transcript, gauges, notices. */
+/** The page's controls: each recording is an AsrClient of its own, its events go to transcript, gauges, notices. */
 
 import { AsrClient } from "../asr-client.js";
 import { AWAITS_LOAD } from "../asr-session.js";

@@ -1,4 +1,4 @@
-/** What the page says: `data-t` names a text of an element, `data-t-label` its accessible name (texts.en.js, texts.zh.js). */
+/** What the page says (texts.en.js, texts.zh.js): `data-t` names an element's text, `data-t-label` its accessible name. */
 
 import { recall } from "./memory.js";
 

@@ -159,6 +159,8 @@ function byStart(one, other) {
 }
 
 function clock(ms, decimal) {
-  const two = (value) => String(Math.floor(value)).padStart(2, "0");
-  return `${two(ms / 3600000)}:${two((ms / 60000) % 60)}:${two((ms / 1000) % 60)}${decimal}${String(Math.round(ms) % 1000).padStart(3, "0")}`;
+  const whole = Math.round(ms);
+  const digits = (value, n = 2) => String(Math.floor(value)).padStart(n, "0");
+  const time = [whole / 3600000, (whole / 60000) % 60, (whole / 1000) % 60].map((value) => digits(value)).join(":");
+  return time + decimal + digits(whole % 1000, 3);
 }
