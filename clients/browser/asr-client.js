@@ -13,7 +13,7 @@
 import { AsrError } from "./asr-error.js";
 import { AudioRing } from "./audio-ring.js";
 import { Microphone } from "./microphone.js";
-import { OUTCOMES, Session } from "./asr-session.js";
+import { OUTCOMES, Session, lose } from "./asr-session.js";
 
 export { AsrError, Microphone };
 export const VERSION = "0.1.0";
@@ -21,6 +21,7 @@ export const VERSION = "0.1.0";
 const PATH = "/v1/stream";
 const RECONNECT = [1001, 1005, 1006, 1011, 1012, 1013]; // close codes after which the server, or the next one, is back
 const TRANSIENT = ["internal", "slow_consumer"]; // fatal errors that another session need not have
+const ADDRESS_HINT = "such as http://127.0.0.1:8765/";
 const FIRST_DELAY_MS = 500;
 const MAX_DELAY_MS = 30_000;
 const FIRST_TRIES = 3; // as long as there was no session: the address may be wrong, or the page not let in
@@ -39,8 +40,9 @@ export function sessionUrl(url, base = globalThis.document?.baseURI) {
   try {
     address = new URL(url, base);
   } catch (error) {
-    throw new AsrError("bad_address", `${url} is no address`, "such as http://127.0.0.1:8765/", { cause: error });
+    throw new AsrError("bad_address", `${url} is no address`, ADDRESS_HINT, { cause: error });
   }
+  if (!/^(http|ws)s?:$/.test(address.protocol)) throw new AsrError("bad_address", `${url} is no address`, ADDRESS_HINT);
   const isPlain = address.protocol.startsWith("http") || address.pathname === "/";
   address.protocol = address.protocol.replace("http", "ws");
   if (isPlain) address.pathname = address.pathname.replace(new RegExp(`(${PATH})?/*$`), "") + PATH;
@@ -110,15 +112,14 @@ export class AsrClient extends EventTarget {
       }
       this.#microphone = microphone;
       this.#opening = null;
-      const opened = this.#begin(microphone.sampleRate);
-      recording = this.#recording;
+      recording = this.#begin(microphone.sampleRate);
       onAudio = (samples, level) => {
         this.#append(recording, samples);
         if (this.#recording === recording) this.#emit("level", level);
       };
       for (const frame of early) onAudio(...frame);
-      this.#emit("microphone", { state: "open" });
-      await opened;
+      if (this.#recording === recording) this.#emit("microphone", { state: "open" });
+      await recording.opened.promise;
     } catch (error) {
       if (opening.isStopped) throw stopped();
       if (this.#opening === opening) {
@@ -132,7 +133,7 @@ export class AsrClient extends EventTarget {
   /** The same for audio that comes by send(). */
   async open({ sampleRate = 16_000 } = {}) {
     this.#assertIdle();
-    await this.#begin(sampleRate);
+    await this.#begin(sampleRate).opened.promise;
   }
 
   /**
@@ -140,8 +141,7 @@ export class AsrClient extends EventTarget {
    * Resolves when the server has no more to do than keeps it busy: a source that can wait (a file) is to wait for it.
    */
   async send(samples) {
-    const recording = this.#open();
-    if (recording.endedAt !== null) throw new AsrError("not_open", "the recording was stopped", "start a new one");
+    const recording = this.#recorded();
     if (!(samples instanceof Float32Array || samples instanceof Int16Array))
       throw new AsrError("bad_audio", "audio is an Int16Array, or a Float32Array within [-1, 1]");
     this.#append(recording, samples instanceof Float32Array ? Int16Array.from(samples, asInt16) : samples);
@@ -151,7 +151,7 @@ export class AsrClient extends EventTarget {
 
   /** The utterance ends here (push to talk); `id` comes back in its `accepted`, `busy` or `error`. */
   commit(id = null) {
-    const { ring, marks } = this.#open();
+    const { ring, marks } = this.#recorded();
     marks.push({ at: ring.end, id });
     this.#session?.pump();
   }
@@ -205,14 +205,21 @@ export class AsrClient extends EventTarget {
     return this.#recording;
   }
 
+  /** That still takes audio. */
+  #recorded() {
+    const recording = this.#open();
+    if (recording.endedAt === null) return recording;
+    throw new AsrError("not_open", "the recording was stopped", "start a new one");
+  }
+
   #begin(rate) {
     const ring = new AudioRing(this.#options.ringSeconds * rate);
     const told = { endedAt: null, finals: [], heldBack: [], nAgain: 0, unfinished: [], interrupted: new Map() };
-    this.#recording = { ring, rate, marks: [], isEnding: false, ...told, opened: promise(), finished: promise() };
+    const recording = { ring, rate, marks: [], isEnding: false, ...told, opened: promise(), finished: promise() };
+    this.#recording = recording;
     this.#nSessions = this.#attempt = 0;
-    const { opened } = this.#recording;
     this.#connect();
-    return opened.promise;
+    return recording;
   }
 
   /** Of an utterance without outcome, also of a session before. */
@@ -228,9 +235,14 @@ export class AsrClient extends EventTarget {
 
   /** With its outcome, or with an error. */
   #end(error, done = null) {
-    const { finals, heldBack, unfinished, opened, finished } = this.#recording;
+    const recording = this.#recording;
+    const { finals, heldBack, ring, unfinished, opened, finished } = recording;
+    heldBack.sort(byStart);
+    while (heldBack.length) this.#emit("final", heldBack.shift());
+    if (error && error.code !== "closed" && this.#nSessions)
+      for (const range of ring.unsettled(0, ring.end)) this.#emit("gap", lose(recording, range));
+    if (this.#recording !== recording) return; // whoever was told has closed it
     this.#recording = null;
-    for (const final of heldBack.sort(byStart)) this.#emit("final", final);
     clearTimeout(this.#timer);
     clearTimeout(this.#stableTimer);
     this.#session?.close();
@@ -289,12 +301,14 @@ export class AsrClient extends EventTarget {
       this.#stableTimer = setTimeout(() => (this.#attempt = 0), STABLE_MS);
       recording.unfinished = recording.unfinished.filter(({ reason }) => !reason || reason === "cancelled");
       if (this.#nSessions++) this.#emit("reconnected", {});
-      recording.opened.resolve();
+      if (this.#recording !== recording) return;
     }
+    if (type === "started") recording.opened.resolve(); // its settings are good
     if (type === "final") {
       const sinceEnd = recording.endedAt !== null ? performance.now() - recording.endedAt : 0;
       detail.latency_ms = Math.round(this.positionMs + sinceEnd - detail.audio_end_ms);
       recording.finals.push(detail);
+      recording.nAgain = 0;
     }
     if (
       type === "gap" ||
@@ -305,7 +319,9 @@ export class AsrClient extends EventTarget {
     if (type === "final" && this.#options.ordered) recording.heldBack.push(detail);
     else this.#emit(type, detail);
     this.#releaseInOrder(recording);
-    if (type === "done" && this.#recording === recording) this.#finish(detail);
+    if (this.#recording !== recording) return; // whoever was told has closed it
+    if (type === "done") this.#finish(detail);
+    else if (!recording.isEnding && this.#session.owes && !this.#session.unfinished.size) this.#sendAgain();
     this.#change();
   }
 
@@ -319,15 +335,19 @@ export class AsrClient extends EventTarget {
       this.#emit("final", heldBack.shift());
   }
 
-  /** Everything was sent; what the server dropped all the same is sent again, to another session. */
+  /** Everything was sent; what the server dropped all the same is sent again. */
   #finish(done) {
-    if (!this.#session?.owes || ++this.#recording.nAgain > this.#options.maxReconnects) {
-      this.#end(null, done);
-      return;
-    }
+    if (this.#session.owes && this.#recording.nAgain < this.#options.maxReconnects) this.#sendAgain();
+    else this.#end(null, done);
+  }
+
+  /** To another session, since to this one it has been sent: once nothing else is under way. */
+  #sendAgain() {
+    if (this.#recording.nAgain === this.#options.maxReconnects) return;
     clearTimeout(this.#stableTimer);
     this.#session.close();
-    this.#connect();
+    this.#session = null;
+    this.#timer = setTimeout(() => this.#connect(), reconnectDelayMs(++this.#recording.nAgain));
   }
 
   #lose({ code, reason, error, refusal }) {

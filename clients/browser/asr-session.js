@@ -40,8 +40,18 @@ export function retryDelayMs({ reason, retry_after_ms, estimated_wait_ms, held_m
 }
 
 /** After so much audio without `speech_started` nobody spoke: its windows may come one by one, pauses between. */
-function hearingMs({ prefix_ms = 300, min_speech_ms = 150, silence_ms = 600 } = {}) {
+function hearingMs({ prefix_ms, min_speech_ms, silence_ms }) {
   return prefix_ms + min_speech_ms + Math.ceil(min_speech_ms / WINDOW_MS) * silence_ms;
+}
+
+/** That audio is given up, and has this outcome: the detail of `gap`. */
+export function lose({ ring, rate }, [start, end]) {
+  ring.settle(start, end);
+  return { audio_start_ms: toMs(start, rate), audio_end_ms: toMs(end, rate) };
+}
+
+function toMs(position, rate) {
+  return Math.round((position / rate) * 1000);
 }
 
 export class Session {
@@ -201,15 +211,13 @@ export class Session {
     this.#pieces.push({ at: this.#sent, from: start });
   }
 
-  /** What the ring could not keep until it was sent. */
+  /** What the ring could not keep until it was sent, or sent again. */
   #loseWhatIsGone() {
     const { ring } = this.#recording;
-    const lost = this.#cursor < ring.start ? ring.unsettled(this.#cursor, ring.start) : [];
+    const lost = this.#owed.within(0, ring.start).flatMap((range) => ring.unsettled(...range));
+    if (this.#cursor < ring.start) lost.push(...ring.unsettled(this.#cursor, ring.start));
     this.#lostUntil = ring.start;
-    for (const [start, end] of lost) {
-      ring.settle(start, end);
-      this.#emit("gap", { audio_start_ms: this.#ms(start), audio_end_ms: this.#ms(end) });
-    }
+    for (const range of lost) this.#emit("gap", lose(this.#recording, range));
   }
 
   #tellBehind(isHeld) {
@@ -264,21 +272,21 @@ export class Session {
     } catch {
       event = null;
     }
-    if (typeof event?.type !== "string") {
-      this.#error = {
-        code: "bad_message",
-        message: "what answers there is no asr_ws server",
-        hint: "check the address",
-      };
-      this.#over(1007, "bad_message");
-      return;
-    }
+    if (typeof event?.type !== "string") return this.#misunderstand("what answers there is no asr_ws server");
     this.#emit("message", event);
     if (this.#isOver) return;
-    if (EVENTS.includes(event.type))
-      this.#dispatch(event); // what a newer server may add is a `message`
-    else if (event.type === "pong") this.#acknowledge(event);
+    try {
+      if (event.type === "pong") this.#acknowledge(event);
+      else if (EVENTS.includes(event.type)) this.#dispatch(event); // what a newer server may add is a `message`
+    } catch (error) {
+      return this.#misunderstand(`the server's ${event.type} is not as it should be: ${error.message}`);
+    }
     this.pump();
+  }
+
+  #misunderstand(message) {
+    this.#error = { code: "bad_message", message, hint: "check the address" };
+    this.#over(1007, "bad_message");
   }
 
   #dispatch(event) {
@@ -286,7 +294,6 @@ export class Session {
     switch (event.type) {
       case "ready":
         this.#isReady = true;
-        this.#loseWhatIsGone();
         break;
       case "started":
         this.#hearingMs = hearingMs(event.endpointing);
@@ -343,8 +350,7 @@ export class Session {
 
   /** Of those that are refused, the one that was said first: else a later one would take its place again and again. */
   #offerOldest() {
-    const refused = [...this.#utterances].filter(([, { isRefused }]) => isRefused);
-    const [id, oldest] = refused.sort(([, one], [, other]) => one.start - other.start)[0] ?? [];
+    const [id, oldest] = [...this.#utterances].find(([, { isRefused }]) => isRefused) ?? [];
     if (!oldest?.isDue) return;
     oldest.isDue = false;
     this.#send({ type: "retry", utterance: id });
@@ -397,10 +403,6 @@ export class Session {
 
   // ---------------------------------------------------------------- where it is
 
-  #ms(position) {
-    return Math.round((position / this.#recording.rate) * 1000);
-  }
-
   /** Of the recording, in samples; an end belongs to the piece before it. */
   #position(ms, isEnd = false) {
     const sample = Math.round(((Number.isFinite(ms) ? ms : 0) * this.#recording.rate) / 1000);
@@ -410,7 +412,9 @@ export class Session {
     if (!this.#pieces.length) return sample;
     const { at, from } = this.#pieces[i];
     const n = (this.#pieces[i + 1]?.at ?? Infinity) - at;
-    return from + Math.min(Math.max(sample - at, 0), n);
+    const position = from + Math.min(Math.max(sample - at, 0), n);
+    const mark = this.#recording.marks.findLast((mark) => mark.at <= position + near);
+    return mark?.at > position - near ? mark.at : position;
   }
 
   /** An event with its utterance and its times as the recording has them. */
@@ -418,7 +422,7 @@ export class Session {
     const placed = { ...event };
     if (typeof event.utterance === "string") placed.utterance = this.#prefix + event.utterance;
     if (event.commit === OWN) placed.commit = null;
-    const at = (value, isEnd) => this.#ms(this.#position(value, isEnd));
+    const at = (value, isEnd) => toMs(this.#position(value, isEnd), this.#recording.rate);
     if ("audio_start_ms" in event) placed.audio_start_ms = at(event.audio_start_ms);
     if ("audio_end_ms" in event) placed.audio_end_ms = at(event.audio_end_ms, true);
     for (const part of ["segments", "words"])

@@ -157,6 +157,9 @@ describe("sessionUrl", () => {
   ])
     test(`${url} on a page at ${base} is ${expected}`, () => assert.equal(sessionUrl(url, base), expected));
 
+  test("a host and a port alone are no address, though a URL", () =>
+    assert.throws(() => sessionUrl("localhost:8765"), { code: "bad_address", hint: "such as http://127.0.0.1:8765/" }));
+
   test("a relative address without a page is no address", () => {
     assert.throws(() => sessionUrl("."), { name: "AsrError", code: "bad_address" });
     assert.throws(() => new AsrClient(), { name: "AsrError", code: "bad_address" });
@@ -268,9 +271,8 @@ describe("a recording", () => {
     const failed = { type: "error", code: "decode_failed", fatal: false, utterance: "u2", commit: null };
     const others = [{ type: "error", code: "nothing_to_commit", fatal: false, utterance: null, commit: "c1" }];
     const cancelled = dropped("u3", "cancelled", 600, 700);
-    const refused = dropped("u4", "evicted", 700, 800);
     await asr.send(audio(0, 1000));
-    FakeSocket.last.receive(final("u1", 0, 100), failed, cancelled, refused, ...others);
+    FakeSocket.last.receive(final("u1", 0, 100), failed, cancelled, ...others);
     void asr.send(audio(1000, 2000));
     void asr.send(audio(2000, 3000)); // more than a second waits for a pong, and this has no room
     const stopping = asr.stop();
@@ -279,7 +281,7 @@ describe("a recording", () => {
     FakeSocket.last.receive(DONE);
     const { text, unfinished } = await stopping;
     assert.equal(text, "hello");
-    assert.deepEqual(unfinished, [failed, cancelled, refused, gap]);
+    assert.deepEqual(unfinished, [failed, cancelled, gap]);
   });
 
   test("sends again what the server dropped, and tells of it only if that has no outcome either", async () => {
@@ -287,9 +289,10 @@ describe("a recording", () => {
     const failed = { type: "error", code: "decode_failed", fatal: false, utterance: "u1", commit: null };
     const cancelled = dropped("u2", "cancelled", 100, 200);
     await asr.send(audio(0, 1000));
-    FakeSocket.last.receive(accepted("u1", 0, 100), failed, cancelled, dropped("u3", "not_held", 200, 500));
+    FakeSocket.last.receive(accepted("u4", 500, 1000), failed, cancelled, dropped("u3", "not_held", 200, 500));
+    assert.equal(FakeSocket.last.closed, null, "another one is under way");
     FakeSocket.last.receive(final("u4", 500, 1000));
-    FakeSocket.last.fail(1006);
+    assert.equal(FakeSocket.last.closed, 1000);
     const stopping = asr.stop();
     pass(250);
     FakeSocket.last.begin();
@@ -304,8 +307,9 @@ describe("a recording", () => {
     const stopping = asr.stop();
     await turn();
     FakeSocket.last.receive(final("u1", 0, 600), dropped("u2", "not_held", 600, 1000), DONE);
+    assert.equal(FakeSocket.last.closed, 1000);
+    pass(250);
     assert.deepEqual([await state(stopping), of("closed"), FakeSocket.all.length], ["pending", [], 2]);
-    assert.equal(FakeSocket.all[0].closed, 1000);
     FakeSocket.last.begin();
     assert.deepEqual(FakeSocket.last.log, ["start", [600, 1000], "end"]);
     FakeSocket.last.receive(final("u1", 0, 400, "world"), DONE);
@@ -320,7 +324,8 @@ describe("a recording", () => {
     await turn();
     const told = dropped("u1", "not_held", 0, 1000);
     FakeSocket.last.receive(told, DONE);
-    for (const _ of [1, 2]) {
+    for (const delay of [250, 500]) {
+      pass(delay);
       FakeSocket.last.begin();
       FakeSocket.last.receive(told, DONE);
     }
@@ -572,13 +577,17 @@ describe("the connection", () => {
     asr.close();
   });
 
-  test("that was there and does not come back is told as lost", async () => {
-    const { asr } = await opened({ maxReconnects: 1 });
+  test("that was there and does not come back is told as lost, with the audio that has no outcome", async () => {
+    const { asr, told } = await opened({ maxReconnects: 1 });
+    await asr.send(audio(0, 900));
+    FakeSocket.last.receive(final("u1", 0, 300));
     const stopping = asr.stop();
     FakeSocket.last.fail(1012);
     pass(250);
     FakeSocket.last.fail(1006);
     assert.equal(await state(stopping), "connection_lost");
+    assert.deepEqual(told.at(-2), ["gap", { audio_start_ms: 300, audio_end_ms: 900 }]);
+    assert.equal(told.at(-1)[0], "closed");
   });
 
   test("that lasts five seconds ends the row of failed ones", async () => {
@@ -659,6 +668,44 @@ describe("the connection", () => {
     const error = await asr.open().catch((error) => error);
     assert.deepEqual([error.code, error.message, error.cause.name], ["bad_address", "insecure", "SyntaxError"]);
     assert.deepEqual([of("closed"), asr.isOpen], [[{ error }], false]);
+  });
+
+  test("that the browser refuses gets nothing of a microphone either, whose level nobody hears", async () => {
+    class Refusing {
+      constructor() {
+        throw new DOMException("insecure", "SyntaxError");
+      }
+    }
+    const { microphone, open } = FakeMicrophone.install();
+    const { asr, told } = client({ WebSocket: Refusing });
+    const starting = asr.start();
+    microphone.hear?.(0, 40);
+    open();
+    assert.equal(await state(starting), "bad_address");
+    microphone.hear(40, 80);
+    await turn();
+    assert.deepEqual(
+      [told.map(([type, { state }]) => state ?? type), microphone.isClosed],
+      [["closed", "closed"], true], // the recording, and the microphone
+    );
+  });
+
+  test("that does not take the settings keeps it from opening", async () => {
+    const { asr, of } = client();
+    const opening = asr.open({ sampleRate: 1000 });
+    FakeSocket.last.open();
+    FakeSocket.last.receive(READY);
+    assert.equal(await state(opening), "pending");
+    FakeSocket.last.receive(fatal("unsupported_language"));
+    FakeSocket.last.fail(1008);
+    assert.equal(await state(opening), "unsupported_language");
+    assert.deepEqual([asr.isOpen, of("closed").length], [false, 1]);
+  });
+
+  test("whose events lack their fields is none of ours: bad_message", async () => {
+    const { of } = await opened();
+    FakeSocket.last.receive({ type: "started" });
+    assert.equal(of("closed")[0].error.code, "bad_message");
   });
 });
 
@@ -750,17 +797,29 @@ describe("close", () => {
     );
   });
 
-  for (const type of ["ready", "final", "closed"])
+  for (const type of ["ready", "started", "final", "done", "closed"])
     test(`when ${type} is told is safe`, async () => {
       const { asr, of } = client();
       asr.addEventListener(type, () => asr.close());
       const opening = asr.open({ sampleRate: 1000 });
       FakeSocket.last.begin();
-      FakeSocket.last.receive(final("u1", 0, 100, "hello"));
-      if (type === "closed") asr.close();
+      FakeSocket.last.receive(final("u1", 0, 100, "hello"), DONE);
+      if (type === "closed" && asr.isOpen) asr.close();
       await state(opening);
       assert.deepEqual([asr.isOpen, of("closed").length], [false, 1]);
     });
+
+  test("when reconnected is told is the last that is told", async () => {
+    const { asr, told } = await opened();
+    asr.addEventListener("reconnected", () => asr.close());
+    FakeSocket.last.fail(1006);
+    pass(250);
+    FakeSocket.last.begin();
+    assert.deepEqual(
+      told.map(([type]) => type),
+      ["ready", "reconnecting", "reconnected", "closed"],
+    );
+  });
 
   test("when closed is told another recording may begin", async () => {
     const { asr } = await opened();
@@ -779,6 +838,12 @@ describe("the wrong moment", () => {
     assert.deepEqual([await state(asr.send(audio(0, 1))), await state(asr.stop())], ["not_open", "not_open"]);
     for (const call of [() => asr.commit(), () => asr.cancel(), () => asr.cancel("u1")])
       assert.throws(call, { name: "AsrError", code: "not_open" });
+  });
+
+  test("after stop() there is nothing more to commit", async () => {
+    const { asr } = await opened();
+    void asr.stop();
+    assert.throws(() => asr.commit(), { code: "not_open" });
   });
 
   test("there is nothing after it either", async () => {

@@ -607,7 +607,7 @@ describe("outcomes", () => {
     [{ prefix_ms: 0, min_speech_ms: 30, silence_ms: 100 }, 130],
     [{ prefix_ms: 0, min_speech_ms: 32, silence_ms: 100 }, 132],
     [{ prefix_ms: 1000, min_speech_ms: 33, silence_ms: 200 }, 1433],
-    [{ silence_ms: 700 }, 3950],
+    [{ prefix_ms: 300, min_speech_ms: 150, silence_ms: 700 }, 3950],
     [{ prefix_ms: 1000, min_speech_ms: 1000, silence_ms: 600 }, 21_200],
   ])
     test(`speech may be found within ${ms} ms by the rules ${JSON.stringify(endpointing)}`, () => {
@@ -897,12 +897,13 @@ describe("events", () => {
     test(`${type} is one`, () => {
       const scene = new Scene().begin("1:");
       const before = scene.events.length;
-      scene.socket.receive({ type, utterance: "u1" });
-      const told = { type, utterance: "1:u1" };
+      const fields = type === "started" ? { endpointing: {} } : {};
+      scene.socket.receive({ type, utterance: "u1", ...fields });
+      const told = { type, utterance: "1:u1", ...fields };
       const own = ["waiting"]; // of busy and retry
       const events = scene.events.slice(before).filter(([type]) => !own.includes(type));
       assert.deepEqual(events, [
-        ["message", { type, utterance: "u1" }],
+        ["message", { type, utterance: "u1", ...fields }],
         [type, told],
       ]);
     });

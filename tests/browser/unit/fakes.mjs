@@ -91,7 +91,8 @@ export class FakeSocket {
 }
 
 export const READY = { type: "ready", protocol: "asr-ws.v1", session: "s", languages: ["en"] };
-export const STARTED = { type: "started", seq: 1 };
+const ENDPOINTING = { prefix_ms: 300, min_speech_ms: 150, silence_ms: 600 };
+export const STARTED = { type: "started", seq: 1, endpointing: ENDPOINTING };
 
 export function speech(utterance, audio_start_ms) {
   return { type: "speech_started", utterance, audio_start_ms };
@@ -121,9 +122,9 @@ export function client(options = {}) {
 }
 
 /** The same, with a session. */
-export async function opened(options) {
+export async function opened(options, sampleRate = 1000) {
   const made = client(options);
-  const opening = made.asr.open({ sampleRate: 1000 });
+  const opening = made.asr.open({ sampleRate });
   FakeSocket.last.begin();
   await opening;
   return made;

@@ -38,7 +38,7 @@ test("ordered: a reconnect's ready releases what waits for an interrupted uttera
     ["one", "two"],
   );
 });
-test("ordered: what was dropped and is sent again is not waited for", async () => {
+test("ordered: what was dropped, and is sent again, comes before what was said later", async () => {
   const { asr, of } = await opened({ ordered: true });
   await asr.send(audio(0, 900));
   const stopping = asr.stop();
@@ -52,6 +52,7 @@ test("ordered: what was dropped and is sent again is not waited for", async () =
     dropped("u1", "evicted", 0, 200),
     DONE,
   );
+  pass(250);
   FakeSocket.last.begin();
   FakeSocket.last.receive(final("u1", 0, 200, "one"), DONE);
   await stopping;
@@ -177,4 +178,67 @@ test("finals held back when the connection is lost for good are told", async () 
     of("final").map(({ text }) => text),
     ["two"],
   );
+});
+test("what was dropped in mid-recording is sent again before it leaves the ring, and holds nothing up", async () => {
+  const { asr, of } = await opened({ ordered: true, ringSeconds: 5 });
+  await asr.send(audio(0, 900));
+  FakeSocket.last.receive(speech("u1", 0), accepted("u1", 0, 900), dropped("u1", "hold_expired", 0, 900));
+  void asr.send(audio(900, 1800));
+  pass(250);
+  FakeSocket.last.begin();
+  assert.deepEqual(FakeSocket.last.log, ["start", [0, 1800]]);
+  FakeSocket.last.receive(final("u1", 0, 900, "one"), final("u2", 900, 1800, "two"));
+  assert.deepEqual(
+    of("final").map(({ text }) => text),
+    ["one", "two"],
+  );
+});
+test("what was dropped and is never sent again ends as a gap, and holds up no text behind it", async () => {
+  const { asr, of } = await opened({ ordered: true, ringSeconds: 1 });
+  await asr.send(audio(0, 500));
+  const [one, two] = [accepted("u1", 0, 500), speech("u2", 500)]; // there is always another one under way
+  FakeSocket.last.receive(speech("u1", 0), one, two, dropped("u1", "hold_expired", 0, 500));
+  for (let at = 500; at < 2500; at += 500) {
+    await asr.send(audio(at, at + 500));
+    FakeSocket.last.pong();
+  }
+  FakeSocket.last.receive(speech("u3", 2000), final("u2", 500, 2000, "two"));
+  assert.deepEqual(of("gap"), [{ audio_start_ms: 0, audio_end_ms: 500 }]);
+  assert.deepEqual(
+    of("final").map(({ text }) => text),
+    ["two"],
+  );
+});
+test("a commit between two milliseconds leaves nothing to be sent again", async () => {
+  const { asr } = await opened({}, 16_000);
+  for (const [from, to] of [
+    [0, 16_008],
+    [16_008, 32_024],
+  ]) {
+    await asr.send(new Int16Array(to - from));
+    asr.commit();
+    FakeSocket.last.pong();
+    const [start, end] = [from, to].map((at) => Math.round(at / 16));
+    FakeSocket.last.receive(speech(`u${end}`, start), final(`u${end}`, start, end));
+  }
+  FakeSocket.last.fail(1006);
+  pass(250);
+  FakeSocket.last.begin();
+  void asr.stop();
+  await turn();
+  assert.deepEqual([FakeSocket.last.nSamples, FakeSocket.last.log], [0, ["start", "end"]]);
+});
+test("a final that was held back to the end comes while the recording is open, and closed is the last", async () => {
+  const { asr, told } = await opened({ ordered: true, maxReconnects: 0 });
+  await asr.send(audio(0, 900));
+  const seen = [];
+  asr.addEventListener("final", () => seen.push(asr.isOpen));
+  let opening;
+  asr.addEventListener("closed", () => (opening = asr.open({ sampleRate: 1000 })), { once: true });
+  FakeSocket.last.receive(speech("u1", 0), accepted("u1", 0, 200), speech("u2", 300), final("u2", 300, 900, "two"));
+  FakeSocket.last.fail(1006);
+  assert.deepEqual(seen, [true]);
+  FakeSocket.last.begin();
+  await opening;
+  assert.equal(told.at(-1)[0], "ready");
 });
