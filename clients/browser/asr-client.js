@@ -19,7 +19,7 @@ export { AsrError, Microphone };
 export const VERSION = "0.1.0";
 
 const PATH = "/v1/stream";
-const RECONNECT = [1001, 1005, 1006, 1011, 1012, 1013]; // close codes after which the server, or the next one, is back
+const RECONNECT = [1001, 1005, 1006, 1011, 1012, 1013, 1014]; // close codes after which the server, or the next one, is back
 const TRANSIENT = ["internal", "slow_consumer"]; // fatal errors that another session need not have
 const ADDRESS_HINT = "such as http://127.0.0.1:8765/";
 const FIRST_DELAY_MS = 500;
@@ -320,7 +320,7 @@ export class AsrClient extends EventTarget {
     else this.#emit(type, detail);
     this.#releaseInOrder(recording);
     if (this.#recording !== recording) return; // whoever was told has closed it
-    if (type === "done") this.#finish(detail);
+    if (type === "done" && recording.isEnding) this.#finish(detail);
     else if (!recording.isEnding && this.#session.owes && !this.#session.unfinished.size) this.#sendAgain();
     this.#change();
   }

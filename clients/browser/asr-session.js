@@ -411,7 +411,7 @@ export class Session {
     const i = Math.max(found, 0);
     if (!this.#pieces.length) return sample;
     const { at, from } = this.#pieces[i];
-    const n = (this.#pieces[i + 1]?.at ?? Infinity) - at;
+    const n = (this.#pieces[i + 1]?.at ?? this.#sent) - at;
     const position = from + Math.min(Math.max(sample - at, 0), n);
     const mark = this.#recording.marks.findLast((mark) => mark.at <= position + near);
     return mark?.at > position - near ? mark.at : position;

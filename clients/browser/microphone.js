@@ -18,6 +18,11 @@ const REFUSALS = {
   ],
   NotFoundError: ["microphone_missing", "there is no microphone", "plug one in, or choose a file instead"],
   OverconstrainedError: ["microphone_missing", "this microphone is not there any more", "choose another one"],
+  WorkletError: [
+    "worklet_failed",
+    "recorder-worklet.js cannot be loaded",
+    "is the server running? It belongs beside asr-client.js, or where `workletUrl` says",
+  ],
   NotReadableError: ["microphone_busy", "the microphone cannot be read", "another program may have it: close that one"],
 };
 
@@ -84,7 +89,9 @@ export class Microphone {
       this.#context = new AudioContext();
       source = this.#context.createMediaStreamSource(this.#stream);
     }
-    await this.#context.audioWorklet.addModule(workletUrl);
+    await this.#context.audioWorklet.addModule(workletUrl).catch((cause) => {
+      throw Object.assign(new Error(cause.message, { cause }), { name: "WorkletError" });
+    });
     this.#node = new AudioWorkletNode(this.#context, "asr-recorder", {
       numberOfOutputs: 0,
       channelCount: 1, // mixed down by the browser
@@ -93,7 +100,7 @@ export class Microphone {
     });
     this.#node.port.onmessage = ({ data }) => (data ? onAudio(data.samples, data.level) : this.#drained?.());
     source.connect(this.#node);
-    this.#context.onstatechange = () => this.#listen(); // a telephone call takes it away
+    this.#context.onstatechange = () => this.#listen();
     this.#listen();
     for (const track of this.#stream.getTracks()) {
       track.onended = () => this.#onEnded?.();
@@ -101,8 +108,11 @@ export class Microphone {
     }
   }
 
+  /** A telephone call takes the sound away, and gives it back. */
   #listen() {
-    if (["suspended", "interrupted"].includes(this.#context.state)) void this.#context.resume();
+    const { state } = this.#context;
+    if (["suspended", "interrupted"].includes(state)) this.#context.resume().catch(() => {}); // the next state will tell
+    if (state === "closed") this.#onEnded?.();
   }
 
   /** Give it back, once the last of its audio has come. */
@@ -120,6 +130,8 @@ export class Microphone {
       track.onended = null;
       track.stop();
     }
-    if (this.#context && this.#context.state !== "closed") void this.#context.close();
+    if (!this.#context || this.#context.state === "closed") return;
+    this.#context.onstatechange = null;
+    void this.#context.close();
   }
 }

@@ -353,7 +353,7 @@ async def test_microphone_that_is_not_to_be_had_is_explained(
 ) -> None:
     async with serving(scripted) as app, shown(app, *flags) as page:
         await page.click("#microphone")
-        await page.wait(f"document.querySelector('[data-name={code}] small')")
+        await page.wait(f"document.querySelector('[data-text={code}] small')")
         assert await page.evaluate(IDLE)
         assert "choose a file" in (await page.text("#notices")).lower()
 
@@ -375,7 +375,7 @@ async def test_insecure_page_is_explained(scripted: WorkerSpec) -> None:
         flags = (*MICROPHONE, "--host-resolver-rules=MAP asr.test 127.0.0.1")
         async with opened(f"http://asr.test:{app.listener.port}", *flags) as page:
             await page.click("#microphone")
-            await page.wait("document.querySelector('[data-name=microphone_insecure] small')")
+            await page.wait("document.querySelector('[data-text=microphone_insecure] small')")
             assert "--tls-self-signed" in await page.text("#notices")
 
 
@@ -427,7 +427,7 @@ async def test_server_that_wants_a_token_gets_it_from_the_settings(
     scripted: WorkerSpec, speech: Path, tokens: Path
 ) -> None:
     async with serving(scripted, auth_token_file=str(tokens)) as app, shown(app, *hears(speech)) as page:
-        await page.wait("document.querySelector('[data-name=unauthorized] small')")
+        await page.wait("document.querySelector('[data-text=unauthorized] small')")
         assert (await page.text("#server")).startswith("wants a token")
         await page.evaluate("document.querySelector('details').open = true; document.getElementById('token').focus()")
         await page.call("Input.insertText", text=TOKEN)

@@ -10,30 +10,34 @@ const $ = (id) => document.getElementById(id);
 export class Gauges {
   #state = "connecting";
   #model = "";
-  #queue = { depth: 0, capacity: 3, running: 0 };
+  #queue = null; // what is known of it
   #latencies = [];
   token = ""; // for the server's numbers
   mayPoll = false; // whether they are to be had
 
   constructor() {
-    setInterval(() => this.#poll(), POLL_MS);
+    setInterval(() => this.poll(), POLL_MS);
   }
+
+  /** @type {() => void} the server, which was away, answers again */
+  onBack = () => {};
 
   set state(state) {
     this.#state = state;
+    if (["unreachable", "locked"].includes(state)) this.#queue = null;
     this.show();
   }
 
   ready({ state, model, limits }) {
     this.#model = model;
-    this.#queue.capacity = limits.queue_capacity;
     this.mayPoll = true;
     this.state = state;
-    void this.#poll();
+    this.queue({ capacity: limits.queue_capacity });
+    void this.poll();
   }
 
   queue(change) {
-    Object.assign(this.#queue, change);
+    this.#queue = { depth: 0, running: 0, ...this.#queue, ...change };
     this.show();
   }
 
@@ -49,15 +53,13 @@ export class Gauges {
   show() {
     $("server").dataset.state = this.#state;
     $("server").textContent = [t(`state_${this.#state}`), this.#model].filter(Boolean).join(" · ");
-    const { depth, capacity, running } = this.#queue;
-    const words = t("queue_text", { depth, capacity, running: t(running ? "queue_running" : "queue_idle") });
-    draw(
-      $("queue"),
-      [running, ...Array.from({ length: Math.min(capacity, 12) }, (_, n) => n < depth)],
-      (slot, isFull) => {
-        slot.className = isFull ? "full" : "";
-      },
-    );
+    const { depth, capacity, running } = this.#queue ?? {};
+    const work = t(running ? "queue_running" : "queue_idle");
+    const words = this.#queue ? t("queue_text", { depth, capacity, running: work }) : t("queue_unknown");
+    const places = Array.from({ length: Math.min(capacity, 12) }, (_, n) => n < depth);
+    draw($("queue"), this.#queue ? [running, ...places] : [], (slot, isFull) => {
+      slot.className = isFull ? "full" : "";
+    });
     $("queue-text").textContent = $("queue").ariaLabel = words;
     const [last, longest] = [this.#latencies.at(-1), Math.max(...this.#latencies)];
     const median = [...this.#latencies].sort((one, other) => one - other)[this.#latencies.length >> 1];
@@ -68,14 +70,17 @@ export class Gauges {
     $("latency-text").textContent = $("latency").ariaLabel = told;
   }
 
-  async #poll() {
+  /** Ask the server for its numbers. */
+  async poll() {
     if (!this.mayPoll || document.hidden) return;
     try {
-      const headers = this.token ? { Authorization: `Bearer ${this.token}` } : {};
+      const isToken = /^[!-~]+$/.test(this.token); // a header takes no others, and there are none
+      const headers = isToken ? { Authorization: `Bearer ${this.token}` } : {};
       const answer = await fetch("v1/stats", { headers, signal: AbortSignal.timeout(POLL_MS) });
       this.mayPoll = answer.status !== 401; // who has no token is not told, and need not ask
       if (!answer.ok) return;
       const { state, queue_depth, queue_capacity, in_flight_tasks } = await answer.json();
+      if (this.#state === "unreachable") this.onBack();
       this.#state = state;
       this.queue({ depth: queue_depth, capacity: queue_capacity, running: in_flight_tasks });
     } catch {

@@ -3,42 +3,55 @@
 import { t } from "./texts.js";
 
 const box = document.getElementById("notices");
-const notices = new Map(); // by name: its element, and the timer of its countdown
-
-/** A text of the page's, with its hint if it has one. */
-export function tell(name, text, values = {}) {
-  tellAsIs(name, t(text, values), t(`${text}_hint`), values.delay_ms, t(values.then));
-}
+const notices = new Map(); // by name: {words, message, element, due, timer}
 
 /**
- * @param {number} [delayMs] counted down where the message has `{countdown}`
- * @param {string} [then] the message after that
+ * @param {string} name
+ * @param {string} text the page's own of that name, with its hint if it has one
+ * @param {object} [values] put in; `delay_ms` is counted down where it has `{countdown}`, and then it is the text `then`
  */
-export function tellAsIs(name, message, hint = "", delayMs = 0, then = undefined) {
+export function tell(name, text, { delay_ms = 0, then, ...values } = {}) {
+  show(name, () => ({ text, message: t(text, values), hint: t(`${text}_hint`), then: t(then) }), delay_ms);
+}
+
+/** What the server or the browser says, for which the page has no words. */
+export function tellAsIs(name, message, hint) {
+  show(name, () => ({ message, hint }));
+}
+
+/** In the language that the page speaks now. */
+export function retell() {
+  for (const [name, { words, due }] of [...notices]) show(name, words, Math.max(0, due - performance.now()));
+}
+
+function show(name, words, delayMs = 0) {
+  const { text = "", message, hint = "", then } = words();
   if (notices.get(name)?.message === message && !delayMs) return; // it is being told
   still(name);
   const element = document.createElement("p");
   element.className = hint ? "notice bad" : "notice";
-  element.dataset.name = name;
+  Object.assign(element.dataset, { name, text });
   const [before, after] = message.split("{countdown}");
   element.append(before);
+  const due = performance.now() + delayMs;
   let timer;
   if (after !== undefined) {
     const seconds = document.createElement("span");
-    const due = performance.now() + delayMs;
     const count = () => {
       const left = Math.max(0, (due - performance.now()) / 1000);
       seconds.textContent = left.toFixed(1);
-      if (!left && then) element.textContent = then;
+      if (left) return;
+      clearInterval(timer);
+      if (then) element.textContent = then;
     };
     seconds.className = "countdown";
     seconds.ariaHidden = "true"; // a screen reader would read each tenth of a second
     timer = setInterval(count, 100);
-    count();
     element.append(seconds, after);
+    count();
   }
   if (hint) element.append(Object.assign(document.createElement("small"), { textContent: hint }));
-  notices.set(name, { element, timer, message });
+  notices.set(name, { words, message, element, due, timer });
   box.append(element);
 }
 

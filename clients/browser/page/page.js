@@ -1,10 +1,10 @@
 /** The page's controls: each recording is an AsrClient of its own, its events go to transcript, gauges, notices. */
 
 import { AsrClient } from "../asr-client.js";
-import { AWAITS_LOAD } from "../asr-session.js";
+import { AWAITS_LOAD, OUTCOMES } from "../asr-session.js";
 import { Gauges } from "./gauges.js";
 import { recall, remember } from "./memory.js";
-import { still, tell, tellAsIs } from "./notices.js";
+import { retell, still, tell, tellAsIs } from "./notices.js";
 import { locale, speak, t } from "./texts.js";
 import { Transcript } from "./transcript.js";
 
@@ -14,6 +14,7 @@ const VISIT_MS = 5000;
 const QUIET_MS = 4000; // without any sound at all: muted
 const MAX_FILE_BYTES = 200e6; // it is decoded in memory
 const FILE_RATE = 16_000; // Hz
+const AWAY = ["unreachable", "worklet_failed", "connection_lost", "session_refused"]; // it may come back by itself
 
 const $ = (id) => document.getElementById(id);
 const asked = new URLSearchParams(location.search);
@@ -35,20 +36,22 @@ function setPhase(phase) {
   document.body.dataset.phase = phase;
   const isOn = phase === "opening" || phase === "recording";
   $("phase").textContent = t(`phase_${phase}`);
-  $("microphone").ariaLabel = t(phase === "idle" ? "start" : isOn ? "stop" : "give_up");
+  $("microphone").ariaLabel = t({ idle: "start", file: "stop_file", finishing: "give_up" }[phase] ?? "stop");
   for (const id of ["file-button", "prompt", "device", "token", "translate"]) $(id).disabled = phase !== "idle";
   $("language").disabled = phase !== "idle" || $("language").options.length === 1;
   $("progress").hidden = phase !== "file";
   if (!isOn) $("microphone").style.setProperty("--level", 0);
+  void keepAwake();
 }
 
-function newClient() {
+/** @param {string} [file] its name; else it is the microphone */
+function newClient(file) {
   visitor?.close();
   visitor = null;
   still();
   waiting.clear();
   lostMs = 0;
-  transcript.begin();
+  transcript.begin(file);
   const device = $("device").value;
   const made = new AsrClient(".", {
     token: $("token").value.trim(),
@@ -71,6 +74,7 @@ function newClient() {
     waiting.add(utterance);
     tell("busy", AWAITS_LOAD.includes(reason) ? "busy_load" : "busy", { delay_ms, then: "retrying" });
     gauges.queue({ depth: queue_depth, capacity: queue_capacity });
+    void gauges.poll();
   });
   on("final", (event) => {
     served(event.utterance);
@@ -83,7 +87,8 @@ function newClient() {
     else transcript.age(utterance); // it is sent again
   });
   on("error", ({ utterance, code, message, hint }) => {
-    if (!utterance) return tellAsIs(code, message, hint);
+    if (!utterance) return tellError(code, message, hint);
+    if (!OUTCOMES.includes(code)) return; // of a retry that came too late: what becomes of it is told
     served(utterance);
     transcript.forget(utterance);
     tell("failed", "failed", { reason: code });
@@ -98,6 +103,7 @@ function newClient() {
     else still("behind");
   });
   on("reconnecting", ({ interrupted }) => {
+    still("behind");
     for (const utterance of interrupted) {
       served(utterance);
       transcript.age(utterance); // it is heard again
@@ -113,14 +119,12 @@ function newClient() {
       setPhase("finishing");
     }
   });
-  const lock = navigator.wakeLock?.request("screen").catch(() => null);
-  on("closed", async ({ error }) => {
-    still("server");
-    still("busy");
+  on("closed", ({ error }) => {
+    for (const name of ["server", "busy", "behind", "quiet", "file_later"]) still(name);
     transcript.forgetUnfinished();
     if (error && error.code !== "closed") fail(error);
     if (client === made) finish();
-    await (await lock)?.release();
+    void gauges.poll();
   });
   return made;
 }
@@ -137,8 +141,7 @@ function followServer(made) {
   gauges.token = $("token").value.trim();
   on("ready", (ready) => {
     still("server");
-    still("unauthorized");
-    still("unreachable");
+    still("error");
     gauges.ready(ready);
     offerLanguages(ready.languages);
   });
@@ -150,15 +153,26 @@ function followServer(made) {
   });
 }
 
-/** In this page's words, where there are some. */
+/** A recording, or the question what the server is, has failed. */
 function fail({ code, message, hint }) {
   if (code === "unauthorized") {
     gauges.state = "locked";
     $("token").closest("details").open = true;
   }
-  const text = code === "unauthorized" && $("token").value ? "unauthorized_wrong" : code;
-  if (t(`${text}_hint`)) tell(code, text);
-  else tellAsIs(code, t(code) ?? message, hint || message);
+  if (AWAY.includes(code)) setTimeout(() => client || visit(), VISIT_MS);
+  tellError(code, message, hint);
+}
+
+/** In this page's words, where there are some. */
+function tellError(code, message, hint) {
+  const text =
+    {
+      unauthorized: $("token").value && "unauthorized_wrong",
+      microphone_missing: $("device").value && "microphone_gone",
+      worklet_failed: "unreachable",
+    }[code] || code;
+  if (t(`${text}_hint`)) tell("error", text);
+  else tellAsIs("error", t(text) ?? message, hint || message);
 }
 
 async function record() {
@@ -171,7 +185,7 @@ async function record() {
 function stop() {
   const { phase } = document.body.dataset;
   if (phase === "finishing" || phase === "file") {
-    if (performance.now() - phaseAt < PATIENCE_MS) return;
+    if (phase === "finishing" && performance.now() - phaseAt < PATIENCE_MS) return;
     if (client.isOpen) client.close();
     else finish(); // a file that is still being read
     return;
@@ -185,11 +199,12 @@ function finish() {
   setPhase("idle");
 }
 
-async function transcribe(file) {
+async function transcribe([file, ...others]) {
   if (!file) return;
-  if (client) return tell("file", "file_later");
+  if (client) return tell("file_later", "file_later");
   if (file.size > MAX_FILE_BYTES) return tell("file", "file_large");
-  const made = (client = newClient());
+  const made = (client = newClient(file.name));
+  if (others.length) tell("file", "file_one", { name: file.name });
   setPhase("file");
   const samples = await decode(file).catch(() => null);
   if (client !== made) return; // given up
@@ -204,7 +219,8 @@ async function transcribe(file) {
       $("progress").value = at / samples.length;
       await made.send(samples.subarray(at, at + step));
     }
-    await made.stop();
+    const { text, unfinished } = await made.stop();
+    if (!text && !unfinished.length) tell("file", "file_silent");
   } catch {
     // told by `closed`
   }
@@ -245,7 +261,7 @@ function offerLanguages(codes) {
   if (!isOne) options.unshift(new Option(t("detect"), ""));
   select.replaceChildren(...options);
   select.value = codes.includes(chosen) ? chosen : isOne ? codes[0] : "";
-  select.disabled = isOne;
+  setPhase(document.body.dataset.phase);
   $("translate-label").hidden = isOne;
 }
 
@@ -255,9 +271,11 @@ async function offerDevices() {
   const options = devices
     .filter(({ deviceId }) => deviceId !== "default")
     .map(({ label, deviceId }) => new Option(label, deviceId));
-  $("device").replaceChildren(new Option(t("device_default"), ""), ...options);
+  $("device").replaceChildren($("device").options[0], ...options);
   $("device").value = chosen;
 }
+
+navigator.mediaDevices?.addEventListener("devicechange", () => $("device").options.length > 1 && offerDevices());
 
 /** Ask the server what it is, once: its languages, and whether it wants a token. */
 function visit() {
@@ -268,9 +286,22 @@ function visit() {
   visitor.open().catch((error) => {
     if (error.code === "closed") return;
     fail(error);
-    if (error.code === "unreachable") setTimeout(() => client || visit(), VISIT_MS);
   });
 }
+
+gauges.onBack = () => client || visit();
+
+let lock = null; // on the screen, which a phone would switch off, and the page with it
+
+/** Browsers take it away from a page that is not seen. */
+async function keepAwake() {
+  const isWanted = document.body.dataset.phase !== "idle" && !document.hidden;
+  const before = lock;
+  lock = isWanted ? (navigator.wakeLock?.request("screen").catch(() => null) ?? null) : null;
+  await (await before)?.release();
+}
+
+document.addEventListener("visibilitychange", keepAwake);
 
 function download(name, text, type) {
   const url = URL.createObjectURL(new Blob([text], { type }));
@@ -288,7 +319,7 @@ function press() {
 $("microphone").onclick = press;
 $("file-button").onclick = () => $("file").click();
 $("file").onchange = ({ target }) => {
-  void transcribe(target.files[0]);
+  void transcribe([...target.files]);
   target.value = "";
 };
 $("clear").onclick = () => {
@@ -299,8 +330,8 @@ transcript.onChange = (hasText) => {
   for (const id of ["copy", "txt", "srt", "vtt", "clear"]) $(id).disabled = !hasText;
 };
 $("txt").onclick = () => download("transcript.txt", transcript.text + "\n", "text/plain");
-$("srt").onclick = () => download("transcript.srt", transcript.srt, "application/x-subrip");
-$("vtt").onclick = () => download("transcript.vtt", transcript.vtt, "text/vtt");
+$("srt").onclick = () => download(`${transcript.name}.srt`, transcript.srt, "application/x-subrip");
+$("vtt").onclick = () => download(`${transcript.name}.vtt`, transcript.vtt, "text/vtt");
 $("copy").onclick = async ({ target }) => {
   try {
     await navigator.clipboard.writeText(transcript.text); // there is none on an insecure page
@@ -318,6 +349,7 @@ $("theme-toggle").onclick = () => {
   const { dataset } = document.documentElement;
   const isDark = dataset.theme ? dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   dataset.theme = isDark ? "light" : "dark";
+  remember("theme", dataset.theme);
 };
 
 $("language-toggle").onclick = async () => {
@@ -333,23 +365,28 @@ function showTexts() {
   $("language-toggle").lang = isEnglish ? "zh-CN" : "en";
   setPhase(document.body.dataset.phase);
   gauges.show();
+  retell();
   const codes = [...$("language").options].map(({ value }) => value).filter(Boolean);
   if (codes.length) offerLanguages(codes);
 }
 
 /** The space bar: held it records as long, tapped it is the button. Not where it types or presses something else. */
 let downAt = null;
+let isTaken = false; // the press was ours: letting go is not to press a button
+let isPointed = false; // what has the focus has it by a mouse or finger, whose space bar is for talking
 
-function isSpace({ code, target, ctrlKey, altKey, metaKey }) {
-  return (
-    code === "Space" &&
-    !(ctrlKey || altKey || metaKey) &&
-    (target === $("microphone") || !target.closest("input, select, summary, a, button:focus-visible"))
-  );
+function isForTalking({ target, ctrlKey, altKey, metaKey }) {
+  if (ctrlKey || altKey || metaKey) return false;
+  if (target.closest("input:not([type=checkbox])")) return false;
+  return isPointed || target === $("microphone") || !target.closest("input, select, summary, a, button");
 }
 
+document.addEventListener("pointerdown", () => (isPointed = true));
 document.addEventListener("keydown", (event) => {
-  if (!isSpace(event)) return;
+  if (event.code === "Tab") isPointed = false;
+  if (event.code !== "Space") return;
+  isTaken = isForTalking(event);
+  if (!isTaken) return;
   event.preventDefault();
   const { phase } = document.body.dataset;
   if (event.repeat || phase === "finishing" || phase === "file") return; // who talks again gives nothing up
@@ -357,8 +394,9 @@ document.addEventListener("keydown", (event) => {
   press();
 });
 document.addEventListener("keyup", (event) => {
-  if (event.code !== "Space" || downAt === null) return;
+  if (event.code !== "Space" || !isTaken) return;
   event.preventDefault();
+  isTaken = false;
   letGo();
 });
 addEventListener("beforeunload", (event) => client && event.preventDefault());
@@ -372,18 +410,22 @@ function letGo() {
 }
 
 const card = $("drop");
+const hasFiles = ({ dataTransfer }) => dataTransfer.types.includes("Files");
 document.addEventListener("dragover", (event) => {
+  if (!hasFiles(event)) return;
   event.preventDefault();
   card.classList.add("over");
 });
 document.addEventListener("dragleave", ({ relatedTarget }) => relatedTarget || card.classList.remove("over"));
 document.addEventListener("drop", (event) => {
+  if (!hasFiles(event)) return;
   event.preventDefault();
   card.classList.remove("over");
-  void transcribe(event.dataTransfer.files[0]);
+  void transcribe([...event.dataTransfer.files]);
 });
 
-if (asked.has("theme")) document.documentElement.dataset.theme = asked.get("theme");
+const theme = asked.get("theme") ?? recall("theme");
+if (theme) document.documentElement.dataset.theme = theme;
 showTexts();
 if (asked.get("autostart") === "1") void record();
 else visit();

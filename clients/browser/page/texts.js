@@ -17,7 +17,7 @@ export function t(name, values = {}) {
 
 /** Speak that language. */
 export async function speak(language) {
-  texts = (await import(`./texts.${language}.js`)).default;
+  texts = { __proto__: null, ...(await import(`./texts.${language}.js`)).default };
   locale = language;
   document.documentElement.lang = { en: "en", zh: "zh-CN" }[language];
   for (const element of document.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);

@@ -7,6 +7,8 @@ export class Transcript {
   #recording = 0;
   #latest = 0; // beginning of an utterance
   #base = 0; // milliseconds of the recordings before
+  #origin = 0; // of the subtitles: a file has its own
+  name = ""; // of the subtitles' file
 
   constructor(element, spoken) {
     this.#element = element;
@@ -16,15 +18,20 @@ export class Transcript {
   /** @type {(hasText: boolean) => void} */
   onChange = () => {};
 
-  /** A new recording begins, whose times and ids begin again. */
-  begin() {
+  /** A new recording begins, whose times and ids begin again. `file`: of that name; else what the microphone hears. */
+  begin(file = undefined) {
     this.#recording += 1;
     this.#base = Math.max(0, ...[...this.#utterances.values()].map(({ end }) => end ?? 0));
+    const name = file?.replace(/\.\w+$/, "") ?? "transcript";
+    if (file || name !== this.name || !this.#base) this.#origin = this.#base;
+    this.name = name;
   }
 
   partial({ utterance, stable, unstable, audio_end_ms }) {
-    this.#renew();
-    const { element } = this.#at(utterance, audio_end_ms);
+    const entry = this.#at(utterance, audio_end_ms);
+    const { element } = entry;
+    entry.heard = this.#base + audio_end_ms;
+    this.#renew(entry.start, entry.heard);
     const parts = [
       [stable, "stable"],
       [unstable, "unstable"],
@@ -38,12 +45,12 @@ export class Transcript {
   }
 
   final({ utterance, text, segments, audio_start_ms, audio_end_ms }) {
-    this.#renew();
+    this.#renew(-Infinity, this.#base + audio_end_ms);
     if (!text) return this.forget(utterance);
     const entry = this.#at(utterance, audio_start_ms);
     const at = (ms) => this.#base + ms;
     segments = segments.map(({ text, start_ms, end_ms }) => ({
-      text: text.trim(),
+      text: text.trim().replace(/\s*\n\s*/g, "\n"), // an empty line ends a subtitle
       start: at(start_ms),
       end: at(end_ms),
     }));
@@ -57,14 +64,16 @@ export class Transcript {
     this.onChange(true);
   }
 
-  /** It will be heard again under another name: its words stay, grey, until the next ones come. */
+  /** It will be heard again under another name: its words stay, grey, until there are others for them. */
   age(utterance) {
     const entry = this.#utterances.get(`${this.#recording}/${utterance}`);
     if (entry) entry.element.className = "aged";
   }
 
-  #renew() {
-    for (const [key, { element }] of this.#utterances) if (element.className === "aged") this.#remove(key);
+  /** There are words for what was said then. */
+  #renew(from, until) {
+    for (const [key, { element, start, heard = start }] of this.#utterances)
+      if (element.className === "aged" && start < until && heard >= from) this.#remove(key);
   }
 
   /** It is being heard, or waits. */
@@ -119,9 +128,10 @@ export class Transcript {
   }
 
   #cues() {
-    return this.#settled().flatMap(({ segments }) =>
-      segments.filter(({ text }) => text).map(({ start, end, text }) => [start, end, text]),
-    );
+    const cues = this.#settled().flatMap((whole) => (whole.segments.length ? whole.segments : [whole]));
+    return cues
+      .filter(({ start, text }) => text && start >= this.#origin)
+      .map(({ start, end, text }) => [start - this.#origin, end - this.#origin, text]);
   }
 
   #at(utterance, ms) {

@@ -211,7 +211,7 @@ describe("a recording", () => {
     assert.equal(asr.positionMs, 501);
     FakeSocket.last.begin();
     await opening;
-    FakeSocket.last.receive(DONE);
+    asr.close();
     assert.equal(asr.positionMs, 0);
   });
 
@@ -294,6 +294,7 @@ describe("a recording", () => {
     FakeSocket.last.receive(final("u4", 500, 1000));
     assert.equal(FakeSocket.last.closed, 1000);
     const stopping = asr.stop();
+    await turn();
     pass(250);
     FakeSocket.last.begin();
     FakeSocket.last.receive(final("u1", 0, 300, "again"), DONE);
