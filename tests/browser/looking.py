@@ -34,6 +34,7 @@ async def opened(url: str, *flags: str, query: str = "", language: str = "en", *
         page = await chromium.page(**look)
         await page.call("Page.addScriptToEvaluateOnNewDocument", source=SPY)
         await page.open(f"{url}/?lang={language}{query}")
+        await page.wait("document.getElementById('phase')?.textContent")  # its scripts have run
         yield page
 
 

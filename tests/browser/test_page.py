@@ -21,7 +21,7 @@ from asr_ws.server.app import App
 from asr_ws.testing.recognizer import Gate, scripted_worker
 from asr_ws.testing.wer import word_errors
 from asr_ws.worker.supervisor import WorkerSpec
-from benchmarks.chromium import MICROPHONE, Page, hears
+from benchmarks.chromium import MICROPHONE, WAIT_S, Page, hears
 from tests.browser.looking import busy, opened
 from tests.conftest import SPEECH
 from tests.e2e.test_speech import said
@@ -208,6 +208,48 @@ async def test_busy_server_is_explained_counted_down_and_asked_again(scripted: W
 MARKUP = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>&amp;"
 
 
+async def test_microphone_without_noise_suppression_at_its_own_rate_where_the_browser_has_no_other(
+    scripted: WorkerSpec, speech: Path
+) -> None:
+    """As Firefox has it: no microphone for a context of another rate than its own."""
+    firefox = """
+    const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+    navigator.mediaDevices.getUserMedia = (wanted) => ask((window.wanted = wanted));
+    const create = AudioContext.prototype.createMediaStreamSource;
+    AudioContext.prototype.createMediaStreamSource = function (stream) {
+      if (this.sampleRate === 16000) throw new DOMException("another rate", "NotSupportedError");
+      return create.call(this, stream);
+    }"""
+    async with serving(scripted) as app, shown(app, *hears(speech)) as page:
+        await page.evaluate(f"{firefox};0")
+        await page.click("#microphone")
+        await page.wait("events.some(e => e.type === 'final')")
+        assert (await stop(page)).startswith("country ")
+        [started] = await events(page, "started")
+        assert started["audio"]["sample_rate"] in (44100, 48000)
+        assert await page.evaluate("wanted.audio.noiseSuppression") is False
+
+
+async def test_sound_that_the_system_takes_away_and_a_closed_context_complain_of_nothing(
+    scripted: WorkerSpec, speech: Path
+) -> None:
+    """A telephone call; and then the recording is over with what was said."""
+    contexts = """window.contexts = [];
+    window.AudioContext = class extends AudioContext {
+      constructor(...args) { super(...args); contexts.push(this); }
+    }"""
+    async with serving(scripted) as app, shown(app, *hears(speech)) as page:
+        await page.evaluate(f"{contexts};0")
+        await page.click("#microphone")
+        await page.wait("events.some(e => e.type === 'speech_started')")
+        await page.evaluate("contexts[0].suspend()")
+        await page.wait("contexts[0].state === 'running'")
+        await page.evaluate("Promise.all([contexts[0].suspend(), contexts[0].close()])")
+        await page.wait(IDLE)
+        assert (await page.text("#transcript")).startswith("country ")
+        assert "The microphone is gone" in await page.text("#notices")
+
+
 async def test_markup_in_a_transcript_stays_text(scripted: WorkerSpec, speech: Path) -> None:
     """Row 52 of the table of faults."""
     async with serving(scripted, partials="on") as app, shown(app, *hears(speech)) as page:
@@ -341,6 +383,25 @@ async def test_space_in_a_field_is_a_space(scripted: WorkerSpec) -> None:
         assert await page.evaluate(IDLE)
 
 
+async def test_space_bar_is_for_talking_also_after_the_mouse_pressed_something_else(
+    scripted: WorkerSpec, speech: Path
+) -> None:
+    async with serving(scripted) as app, shown(app, *hears(speech)) as page:
+        await page.click("#theme-toggle")
+        theme = await page.evaluate("document.documentElement.dataset.theme")
+        await page.key("keyDown", " ", "Space")
+        await page.wait(RECORDING)
+        await page.wait("events.some(e => e.type === 'speech_started')")
+        await page.key("keyUp", " ", "Space")
+        await page.wait(IDLE)
+        assert await page.evaluate("document.documentElement.dataset.theme") == theme
+        await page.evaluate("document.getElementById('language-toggle').focus()")
+        await page.press("Tab", "Tab")  # now it is the keyboard's
+        await page.press(" ", "Space")
+        assert await page.evaluate("document.documentElement.dataset.theme") != theme
+        assert await page.evaluate(IDLE)
+
+
 @pytest.mark.parametrize(
     ("flags", "code"),
     [
@@ -391,9 +452,11 @@ async def test_file_is_an_alternative_and_its_text_can_be_taken_along(
         assert await page.text("#transcript") == "a <b> & c"
         for kind in ("txt", "srt", "vtt"):
             await page.click(f"#{kind}")
-        downloads = {kind: tmp_path / f"transcript.{kind}" for kind in ("txt", "srt", "vtt")}
-        while not all(file.exists() and file.stat().st_size for file in downloads.values()):
-            await asyncio.sleep(0.02)
+        downloads = {"txt": tmp_path / "transcript.txt"}  # of all there is; the subtitles are the file's
+        downloads |= {kind: tmp_path / f"{speech.stem}.{kind}" for kind in ("srt", "vtt")}
+        async with asyncio.timeout(WAIT_S):
+            while not all(file.exists() and file.stat().st_size for file in downloads.values()):
+                await asyncio.sleep(0.02)
         told = {kind: file.read_text("utf-8") for kind, file in downloads.items()}
         assert told["txt"] == "a <b> & c\n"
         time = r"00:00:0\d[.,]\d{3}"
@@ -401,17 +464,42 @@ async def test_file_is_an_alternative_and_its_text_can_be_taken_along(
         assert re.fullmatch(rf"WEBVTT\n\n{time} --> {time}\na &lt;b&gt; &amp; c\n", told["vtt"])
 
 
-async def test_file_is_dropped_on_the_page(scripted: WorkerSpec, speech: Path) -> None:
+async def test_file_is_dropped_on_the_page(scripted: WorkerSpec, speech: Path, tmp_path: Path) -> None:
     async with serving(scripted) as app, shown(app) as page:
         await page.evaluate("document.getElementById('prompt').value = 'say dropped'")
         await page.drag("dragEnter", speech)
         await page.drag("dragOver", speech)
         await page.wait("document.getElementById('drop').classList.contains('over')")
-        await page.drag("drop", speech)
+        await page.drag("drop", speech, wav(tmp_path / "quiet.wav", SAMPLE_RATE))
         await page.wait("events.some(e => e.type === 'done')")
         await page.wait(IDLE)
         assert await page.text("#transcript") == "dropped"
+        assert await page.text("#notices") == "One file at a time: only speech.wav is heard."
         assert not await page.evaluate("document.getElementById('drop').classList.contains('over')")
+
+
+async def test_file_may_not_interrupt_can_be_given_up_and_its_silence_is_told(
+    scripted: WorkerSpec, speech: Path, tmp_path: Path
+) -> None:
+    silence = wav(tmp_path / "silence.wav", SAMPLE_RATE)
+    async with Gate() as gate, serving(scripted) as app, shown(app, *hears(speech)) as page:
+        await page.click("#microphone")
+        await page.wait(RECORDING)
+        for step in ("dragEnter", "dragOver", "drop"):
+            await page.drag(step, silence)
+        await page.wait("document.querySelector('[data-name=file_later]')")
+        await stop(page)
+        assert await page.text("#notices") == ""
+        await page.evaluate(f"document.getElementById('prompt').value = {gate.script!r}")
+        await page.choose_file("#file", SPEECH / LONG)
+        await page.wait("events.filter(e => e.type === 'accepted').length >= 1")
+        assert await page.evaluate("document.getElementById('microphone').ariaLabel") == "Stop sending the file"
+        await page.click("#microphone")
+        assert await page.evaluate(IDLE), "at once"
+        await page.evaluate("document.getElementById('prompt').value = ''")
+        await page.choose_file("#file", silence)
+        await page.wait("document.querySelector('[data-text=file_silent]')")
+        assert await page.evaluate(IDLE)
 
 
 async def test_file_without_audio_is_explained(scripted: WorkerSpec, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ export class Gauges {
   set state(state) {
     this.#state = state;
     if (["unreachable", "locked"].includes(state)) this.#queue = null;
+    if (state === "locked") this.mayPoll = false;
     this.show();
   }
 
