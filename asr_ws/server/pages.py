@@ -135,7 +135,7 @@ def _browser_files() -> dict[str, Page]:
     for file in sorted((*folder.glob("*.*"), *folder.glob("page/*"))):
         kind = next((kind for end, kind in BROWSER_TYPES.items() if file.name.endswith(end)), None)
         if kind is not None:
-            found[f"/{file.relative_to(folder).as_posix()}"] = _fixed(kind, Packed.of(file.read_text("utf-8")))
+            found[f"/{file.relative_to(folder).as_posix()}"] = _fixed(kind, Packed.of(file.read_bytes()))
     found["/"] = found.pop("/index.html")
     return found
 

@@ -36,8 +36,8 @@ class Packed:
     gzipped: bytes
 
     @classmethod
-    def of(cls, text: str) -> Packed:
-        return cls(text.encode(), gzip.compress(text.encode()))
+    def of(cls, plain: bytes) -> Packed:
+        return cls(plain, gzip.compress(plain))
 
 
 @dataclass(frozen=True, slots=True)

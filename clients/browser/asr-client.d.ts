@@ -1,5 +1,6 @@
+/// <reference lib="dom" />
 /**
- * Types of asr-client.js, the JavaScript client of an asr_ws server. They need TypeScript's "DOM" library.
+ * Types of asr-client.js, the JavaScript client of an asr_ws server.
  *
  * All times are whole milliseconds. Those named `audio_*_ms`, `start_ms` and `end_ms` count from the recording's first
  * sample, also after a reconnect. An utterance's id is unique in its recording: "u1", and after a reconnect "1:u1".
@@ -65,13 +66,13 @@ export class AsrClient extends EventTarget {
   get positionMs(): number;
 
   /**
-   * Record what the microphone hears. Resolves once the server is there.
+   * Record what the microphone hears. Resolves once the server has taken the settings.
    * @throws {AsrError} already_open, closed, microphone_*, and what else keeps it from opening
    */
   start(): Promise<void>;
 
   /**
-   * Record what comes by send().
+   * Record what comes by send(). Resolves once the server has taken the settings.
    * @param options.sampleRate Hz, of all of it (16000; 8000..192000)
    * @throws {AsrError} already_open, closed, and what else keeps it from opening
    */
@@ -86,9 +87,9 @@ export class AsrClient extends EventTarget {
   send(samples: Int16Array | Float32Array): Promise<void>;
 
   /**
-   * The utterance ends here (push to talk).
+   * The utterance ends here.
    * @param id comes back in its `accepted`, `busy` or `error`: 1 to 128 characters
-   * @throws {AsrError} not_open
+   * @throws {AsrError} not_open, also after stop()
    */
   commit(id?: string | null): void;
 
@@ -140,6 +141,7 @@ export type AsrClientErrorCode =
   | "microphone_refused" // by the user, the browser or the system
   | "microphone_missing"
   | "microphone_busy"
+  | "worklet_failed" // recorder-worklet.js is not where it is looked for
   | "microphone_failed";
 
 /** By the server. */
@@ -378,8 +380,8 @@ export interface Retry extends Refusal<"retry"> {
 }
 
 /**
- * The utterance is gone, without text. If it was not `cancelled`, and another session comes after this one, its audio
- * is sent again there.
+ * The utterance is gone, without text. If it was not `cancelled`, its audio is sent again to another session as soon as
+ * nothing else is under way.
  */
 export interface Dropped extends ServerEvent<"dropped"> {
   utterance: string;
@@ -442,7 +444,7 @@ export interface Reconnecting {
   interrupted: string[];
 }
 
-/** Audio that was lost: the ring had no room for it until it could be sent. */
+/** Audio that was lost: the ring had no room for it until it had an outcome, or there is no server any more. */
 export interface Gap {
   audio_start_ms: number;
   audio_end_ms: number;
@@ -451,7 +453,7 @@ export interface Gap {
 /** So much audio has not been sent. 0: it has caught up. */
 export interface Behind {
   behind_ms: number;
-  /** network: it is slow; busy: the server has refused as many utterances as it keeps, and gets no more for now. */
+  /** network: it is slow, or the server is behind in taking it; busy: the server has refused as many utterances as it keeps, and gets no more for now. */
   why: "network" | "busy";
 }
 

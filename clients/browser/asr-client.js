@@ -86,7 +86,7 @@ export class AsrClient extends EventTarget {
     return this.#recording ? Math.round((this.#recording.ring.end / this.#recording.rate) * 1000) : 0;
   }
 
-  /** What this machine's microphone hears, from now on. Resolves once the server is there. */
+  /** What this machine's microphone hears, from now on. Resolves once the server has taken the settings. */
   async start() {
     this.#assertIdle();
     this.#opening = { isStopped: false };

@@ -40,7 +40,7 @@ export class Microphone {
    * @param {MediaTrackConstraints} [options.constraints]
    * @param {string | URL} [options.workletUrl] where recorder-worklet.js is, if it is not beside this file
    * @returns {Promise<Microphone>}
-   * @throws {AsrError} microphone_insecure, microphone_refused, microphone_missing, microphone_busy, microphone_failed
+   * @throws {AsrError} microphone_insecure, microphone_refused, microphone_missing, microphone_busy, microphone_failed, worklet_failed
    */
   static async open({ onAudio, onEnded, constraints, workletUrl }) {
     if (!globalThis.document)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+import wave
 from pathlib import Path
 
 import click
 import pytest
 
+from asr_ws.core.types import SAMPLE_RATE
 from benchmarks.chromium import find
 from tests.browser.driver import HERE, NODE, node
+from tests.browser.looking import wav
+from tests.conftest import SPEECH
 
 
 def npm(*args: str, cwd: Path) -> str:
@@ -42,3 +46,10 @@ def chromium() -> None:
         if os.environ.get("CI") and sys.platform == "linux":
             raise
         pytest.skip(error.message)
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    """Two and a half seconds of somebody speaking, and then silence."""
+    with wave.open(str(SPEECH / "jfk.wav")) as source:
+        return wav(tmp_path / "speech.wav", 0, source.readframes(5 * SAMPLE_RATE // 2) + bytes(4 * SAMPLE_RATE))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import wave
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+from asr_ws.core.types import SAMPLE_RATE
 from asr_ws.server.app import App
 from asr_ws.testing.recognizer import Gate
 from benchmarks.chromium import Page, browser
@@ -34,7 +37,6 @@ async def opened(url: str, *flags: str, query: str = "", language: str = "en", *
         page = await chromium.page(**look)
         await page.call("Page.addScriptToEvaluateOnNewDocument", source=SPY)
         await page.open(f"{url}/?lang={language}{query}")
-        await page.wait("document.getElementById('phase')?.textContent")  # its scripts have run
         yield page
 
 
@@ -47,3 +49,10 @@ async def busy(app: App, gate: Gate) -> AsyncIterator[None]:
             await client.send({**MANUAL, "prompt": gate.script}, SECOND, {"type": "commit"})
             await client.until("accepted")
         yield
+
+
+def wav(file: Path, n_samples: int, frames: bytes = b"") -> Path:
+    with wave.open(str(file), "wb") as out:
+        out.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+        out.writeframes(frames or bytes(2 * n_samples))
+    return file

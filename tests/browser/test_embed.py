@@ -16,7 +16,6 @@ import pytest
 from asr_ws.server.pages import browser_folder
 from asr_ws.worker.supervisor import WorkerSpec
 from benchmarks.chromium import browser, hears
-from tests.browser.test_page import speech  # noqa: F401  # a fixture
 from tests.server.running import serving
 from tests.test_docs import ROOT, code_blocks
 
@@ -55,7 +54,7 @@ def modules(document: str) -> list[str]:
 )
 async def test_page_of_the_document_writes_down_what_is_said(
     scripted: WorkerSpec,
-    speech: Path,  # noqa: F811
+    speech: Path,
     tmp_path: Path,
     name: str,
     button: str,

@@ -22,7 +22,7 @@ from asr_ws.testing.recognizer import Gate, scripted_worker
 from asr_ws.testing.wer import word_errors
 from asr_ws.worker.supervisor import WorkerSpec
 from benchmarks.chromium import MICROPHONE, WAIT_S, Page, hears
-from tests.browser.looking import busy, opened
+from tests.browser.looking import busy, opened, wav
 from tests.conftest import SPEECH
 from tests.e2e.test_speech import said
 from tests.server.running import serving
@@ -32,6 +32,7 @@ pytestmark = pytest.mark.usefixtures("chromium")
 JFK, LONG = "jfk.wav", "long-two-cities.wav"
 MAX_PAGE_BYTES = 60_000
 TOKEN = "0123456789abcdef"
+READY = "document.getElementById('server').dataset.state === 'ready'"
 IDLE = "document.body?.dataset.phase === 'idle'"
 RECORDING = "document.body?.dataset.phase === 'recording'"
 
@@ -57,20 +58,6 @@ async def stop(page: Page) -> str:
     await page.click("#microphone")
     await page.wait(IDLE)
     return await page.text("#transcript")
-
-
-def wav(file: Path, n_samples: int, frames: bytes = b"") -> Path:
-    with wave.open(str(file), "wb") as out:
-        out.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
-        out.writeframes(frames or bytes(2 * n_samples))
-    return file
-
-
-@pytest.fixture
-def speech(tmp_path: Path) -> Path:
-    """Two and a half seconds of somebody speaking, and then silence."""
-    with wave.open(str(SPEECH / JFK)) as source:
-        return wav(tmp_path / "speech.wav", 0, source.readframes(5 * SAMPLE_RATE // 2) + bytes(4 * SAMPLE_RATE))
 
 
 @pytest.fixture
@@ -264,7 +251,7 @@ async def test_markup_in_a_transcript_stays_text(scripted: WorkerSpec, speech: P
 
 async def test_space_bar_is_held_to_talk_and_enter_presses_the_button(scripted: WorkerSpec, speech: Path) -> None:
     async with serving(scripted) as app, shown(app, *hears(speech)) as page:
-        await page.wait("document.getElementById('server').dataset.state === 'ready'")
+        await page.wait(READY)
         await page.key("keyDown", " ", "Space")
         await page.wait("events.some(e => e.type === 'speech_started')")
         await page.key("keyUp", " ", "Space")
@@ -281,7 +268,7 @@ async def test_space_bar_is_held_to_talk_and_enter_presses_the_button(scripted: 
 async def test_holding_the_space_bar_again_does_not_give_up_what_was_said(scripted: WorkerSpec, speech: Path) -> None:
     """Push to talk: the next hold comes while the text before is still awaited."""
     async with Gate() as gate, serving(scripted) as app, shown(app, *hears(speech)) as page:
-        await page.wait("document.getElementById('server').dataset.state === 'ready'")
+        await page.wait(READY)
         await page.evaluate(f"document.getElementById('prompt').value = {gate.script!r}")
         await page.key("keyDown", " ", "Space")
         await page.wait("events.some(e => e.type === 'speech_started')")
@@ -520,10 +507,68 @@ async def test_server_that_wants_a_token_gets_it_from_the_settings(
         await page.evaluate("document.querySelector('details').open = true; document.getElementById('token').focus()")
         await page.call("Input.insertText", text=TOKEN)
         await page.press("Tab", "Tab")
-        await page.wait("document.getElementById('server').dataset.state === 'ready'")
+        await page.wait(READY)
         await page.click("#microphone")
         await page.wait("events.some(e => e.type === 'final')")
         assert (await stop(page)).startswith("country ")
+
+
+async def test_server_that_is_away_is_told_and_comes_back_by_itself(scripted: WorkerSpec, speech: Path) -> None:
+    async with AsyncExitStack() as stack:
+        first = AsyncExitStack()
+        app = await first.enter_async_context(serving(scripted))
+        port, url = app.listener.port, app.listener.url
+        page = await stack.enter_async_context(opened(url, *hears(speech)))
+        await page.wait(READY)
+        assert await page.text("#queue-text") == "0 of 3 places taken, recognizer free"
+        await first.aclose()
+        await page.click("#microphone")
+        await page.wait("document.querySelector('[data-text=unreachable] small')")
+        await page.wait("document.getElementById('server').dataset.state === 'unreachable'")
+        assert await page.text("#queue-text") == "not known"
+        assert await page.evaluate(IDLE)
+        await page.click("#language-toggle")
+        await page.wait("document.querySelector('[data-text=unreachable]').textContent.startsWith('无法连接服务器')")
+        await stack.enter_async_context(serving(scripted, port=port))
+        await page.wait(READY)
+        assert await page.text("#notices") == ""
+        await page.click("#microphone")
+        await page.wait("events.some(e => e.type === 'final')")
+
+
+async def test_transcript_keeps_words_until_there_are_others_and_a_file_has_subtitles_of_its_own(
+    scripted: WorkerSpec,
+) -> None:
+    program = r"""import('./page/transcript.js').then(({ Transcript }) => {
+      const box = document.createElement('div');
+      const made = new Transcript(box, document.createElement('p'));
+      const final = (utterance, start, end, text, segments = [{ text, start_ms: start, end_ms: end }]) =>
+        made.final({ utterance, text, audio_start_ms: start, audio_end_ms: end, segments });
+      const partial = (utterance, start, end, stable) => {
+        made.speech({ utterance, audio_start_ms: start });
+        made.partial({ utterance, stable, unstable: '', audio_end_ms: end });
+      };
+      const states = [];
+      const look = () => states.push([...box.children].map((e) => e.textContent).join('|'));
+      made.begin();
+      partial('u1', 0, 1000, 'one');
+      made.age('u1');
+      partial('1:u2', 2000, 3000, 'two');
+      look();
+      final('1:u1', 0, 1500, 'One.');
+      final('1:u2', 2000, 3000, 'Two.\n\n2\n00:00:01,000 --> 00:00:09,000');
+      look();
+      const before = made.srt;
+      made.begin('talk.wav');
+      final('u1', 500, 900, 'Three.', []);
+      return [states, before, made.srt, made.name, made.text.split('\n')[0]];
+    })"""
+    async with serving(scripted, ready=False) as app, shown(app) as page:
+        states, before, subtitles, name, first = await page.evaluate(program)
+    assert states == ["one|two", "One.|Two.\n\n2\n00:00:01,000 --> 00:00:09,000"]
+    assert before.count("\n\n") == 1, "of the two subtitles"
+    assert subtitles == "1\n00:00:00,500 --> 00:00:00,900\nThree.\n"
+    assert (name, first) == ("talk", "One.")
 
 
 async def test_page_speaks_chinese(scripted: WorkerSpec) -> None:
@@ -555,7 +600,7 @@ async def test_accessibility_rules_find_nothing_serious(
         await page.evaluate((node_modules / "axe-core" / "axe.min.js").read_text("utf-8") + ";0")
         if language == "zh":
             await page.click("#language-toggle")
-        await page.wait("document.getElementById('server').dataset.state === 'ready'")
+        await page.wait(READY)
         assert await page.evaluate(AXE) == []
         await page.click("#microphone")
         await page.wait("events.some(e => e.type === 'final')")
@@ -567,7 +612,7 @@ async def test_accessibility_rules_find_nothing_serious(
 
 async def test_everything_is_reached_by_the_tab_key(scripted: WorkerSpec) -> None:
     async with serving(scripted) as app, shown(app, *MICROPHONE) as page:
-        await page.wait("document.getElementById('server').dataset.state === 'ready'")
+        await page.wait(READY)
         reached = []
         for _ in range(13):
             await page.press("Tab", "Tab")

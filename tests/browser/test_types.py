@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from asr_ws import __version__
 from asr_ws.server.pages import browser_folder
 from tests.browser.conftest import npm
 from tests.browser.driver import HERE, node
+from tests.test_docs import ROOT
 
 FOLDER = browser_folder()
 FILES = [
+    "LICENSE",
     "README.md",
     "asr-client.d.ts",
     "asr-client.js",
@@ -57,6 +60,7 @@ def test_what_is_declared_is_there() -> None:
 def test_package_is_what_its_user_needs() -> None:
     [packed] = json.loads(npm("pack", "--dry-run", "--json", cwd=FOLDER))
     assert [file["path"] for file in packed["files"]] == FILES
+    assert (FOLDER / "LICENSE").read_text("utf-8") == (ROOT / "LICENSE").read_text("utf-8")
 
 
 def test_package_is_imported_by_its_name(project: Path) -> None:
@@ -64,6 +68,7 @@ def test_package_is_imported_by_its_name(project: Path) -> None:
     ran = node("-e", program, cwd=project)
     version = json.loads((FOLDER / "package.json").read_text("utf-8"))["version"]
     assert (ran.stdout, ran.stderr) == (f"AsrClient {version}\n", "")
+    assert version == __version__
 
 
 def test_package_says_where_its_worklet_is(project: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import tomllib
 
 import pytest
 
-from asr_ws.server.pages import browser_folder
+from asr_ws.server.pages import BROWSER_TYPES, browser_folder
 from asr_ws.worker.supervisor import WorkerSpec
 from tests.server.raw import request
 from tests.server.running import serving
+from tests.test_docs import ROOT
 
 FILES = [
     ("/", "index.html", "text/html"),
@@ -27,6 +29,14 @@ async def test_page_is_the_one_copy_of_it(scripted: WorkerSpec, path: str, file:
         status, headers, body = await request(app, f"GET {path} HTTP/1.1")
     assert (status, headers["content-type"]) == (200, f"{content_type}; charset=utf-8")
     assert body.encode("latin-1") == (browser_folder() / file).read_bytes()
+
+
+def test_wheel_carries_what_is_served_and_nothing_else() -> None:
+    targets = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]["build"]["targets"]
+    folder = ROOT / "clients" / "browser"
+    served = [file.name for file in folder.glob("*.*") if file.name.endswith(tuple(BROWSER_TYPES))]
+    wanted = {f"clients/browser/{name}": f"asr_ws/assets/browser/{name}" for name in (*served, "page")}
+    assert targets["wheel"]["force-include"] == wanted
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ const AWAY = ["unreachable", "worklet_failed", "connection_lost", "session_refus
 
 const $ = (id) => document.getElementById(id);
 const asked = new URLSearchParams(location.search);
-await speak(locale);
+speak(locale);
 
 const transcript = new Transcript($("transcript"), $("spoken"));
 const gauges = new Gauges();
@@ -352,10 +352,10 @@ $("theme-toggle").onclick = () => {
   remember("theme", dataset.theme);
 };
 
-$("language-toggle").onclick = async () => {
+$("language-toggle").onclick = () => {
   const other = locale === "en" ? "zh" : "en";
   remember("lang", other);
-  await speak(other);
+  speak(other);
   showTexts();
 };
 

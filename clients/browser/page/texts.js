@@ -1,6 +1,8 @@
 /** What the page says (texts.en.js, texts.zh.js): `data-t` names an element's text, `data-t-label` its accessible name. */
 
 import { recall } from "./memory.js";
+import en from "./texts.en.js";
+import zh from "./texts.zh.js";
 
 const asked = new URLSearchParams(location.search).get("lang") ?? recall("lang") ?? navigator.language;
 export let locale = asked.startsWith("zh") ? "zh" : "en";
@@ -16,8 +18,8 @@ export function t(name, values = {}) {
 }
 
 /** Speak that language. */
-export async function speak(language) {
-  texts = { __proto__: null, ...(await import(`./texts.${language}.js`)).default };
+export function speak(language) {
+  texts = { __proto__: null, ...{ en, zh }[language] };
   locale = language;
   document.documentElement.lang = { en: "en", zh: "zh-CN" }[language];
   for (const element of document.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);

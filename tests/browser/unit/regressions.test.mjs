@@ -87,7 +87,7 @@ test("cancel() of what was dropped opens no session for it", async () => {
   FakeSocket.last.receive(DONE);
   assert.equal(FakeSocket.all.length, 1);
 });
-test("cancel(id) of an interrupted utterance of unknown end, after the reconnect, settles what came later", async () => {
+test("cancel(id) of an interrupted utterance of unknown end, after the reconnect, leaves what came later", async () => {
   const { asr } = await opened();
   await asr.send(audio(0, 500));
   FakeSocket.last.receive(speech("u1", 100));
@@ -102,7 +102,7 @@ test("cancel(id) of an interrupted utterance of unknown end, after the reconnect
   FakeSocket.last.begin();
   assert.deepEqual(FakeSocket.last.log.at(-1)[1], 900);
 });
-test("unfinished: an error of an utterance that gets its text", async () => {
+test("an error of an utterance that gets its text all the same leaves it finished", async () => {
   const { asr } = await opened();
   await asr.send(audio(0, 900));
   FakeSocket.last.receive(
@@ -132,7 +132,7 @@ test("stop() while opening, then the user refuses: start() rejects with closed",
   reject(Object.assign(new Error("no"), { code: "microphone_refused" }));
   await assert.rejects(starting, { code: "closed" });
 });
-test("the old microphone's onEnded while it drains stops the next recording; its level is told after closed", async () => {
+test("the old microphone, while it drains, stops no other recording and tells no level", async () => {
   let asked;
   const drained = Promise.withResolvers();
   mock.method(Microphone, "open", async (options) => {
