@@ -46,7 +46,7 @@ export interface AsrResult {
   text: string;
   /** In the same order. */
   finals: Final[];
-  /** What has no text: `gap`, `dropped`, and `error` of an utterance. */
+  /** What has no text: `gap`, `dropped` (cancelled), and `error` of an utterance. */
   unfinished: (Gap | Dropped | ServerError)[];
   /** What the last session accounts for; null: there was none. */
   done: Done | null;
@@ -199,7 +199,7 @@ export interface AsrEventMap {
   waiting: Waiting;
   retrying: Retrying;
   reconnecting: Reconnecting;
-  /** The server is back: what has no outcome is sent again. Before its `ready`. */
+  /** There is another session, also after a `dropped`: what has no outcome is sent again. Before its `ready`. */
   reconnected: Record<string, never>;
   gap: Gap;
   behind: Behind;
@@ -381,7 +381,7 @@ export interface Retry extends Refusal<"retry"> {
 
 /**
  * The utterance is gone, without text. If it was not `cancelled`, its audio is sent again to another session as soon as
- * nothing else is under way.
+ * nothing else is under way: then it ends in a `final`, `error` or `gap`.
  */
 export interface Dropped extends ServerEvent<"dropped"> {
   utterance: string;
@@ -444,7 +444,7 @@ export interface Reconnecting {
   interrupted: string[];
 }
 
-/** Audio that was lost: the ring had no room for it until it had an outcome, or there is no server any more. */
+/** Audio that was lost: the ring had no room for it until it had an outcome, or the server would not take it. */
 export interface Gap {
   audio_start_ms: number;
   audio_end_ms: number;

@@ -214,8 +214,18 @@ export class AsrClient extends EventTarget {
 
   #begin(rate) {
     const ring = new AudioRing(this.#options.ringSeconds * rate);
-    const told = { endedAt: null, finals: [], heldBack: [], nAgain: 0, unfinished: [], interrupted: new Map() };
-    const recording = { ring, rate, marks: [], isEnding: false, ...told, opened: promise(), finished: promise() };
+    const told = { finals: [], heldBack: [], unfinished: [], interrupted: new Map() };
+    const tries = { isTaken: false, endedAt: null, nAgain: 0, againUntil: 0 };
+    const recording = {
+      ring,
+      rate,
+      marks: [],
+      isEnding: false,
+      ...told,
+      ...tries,
+      opened: promise(),
+      finished: promise(),
+    };
     this.#recording = recording;
     this.#nSessions = this.#attempt = 0;
     this.#connect();
@@ -239,8 +249,8 @@ export class AsrClient extends EventTarget {
     const { finals, heldBack, ring, unfinished, opened, finished } = recording;
     heldBack.sort(byStart);
     while (heldBack.length) this.#emit("final", heldBack.shift());
-    if (error && error.code !== "closed" && this.#nSessions)
-      for (const range of ring.unsettled(0, ring.end)) this.#emit("gap", lose(recording, range));
+    const isLost = error && error.code !== "closed" && recording.isTaken;
+    for (const range of isLost ? ring.unsettled(0, ring.end) : []) this.#giveUp(recording, range);
     if (this.#recording !== recording) return; // whoever was told has closed it
     this.#recording = null;
     clearTimeout(this.#timer);
@@ -295,22 +305,28 @@ export class AsrClient extends EventTarget {
   }
 
   #receive(type, detail) {
-    const recording = this.#recording;
+    const [recording, session] = [this.#recording, this.#session];
+    const { ring, rate } = recording;
     if (type === "ready") {
       this.#ready = detail;
       this.#stableTimer = setTimeout(() => (this.#attempt = 0), STABLE_MS);
-      recording.unfinished = recording.unfinished.filter(({ reason }) => !reason || reason === "cancelled");
       if (this.#nSessions++) this.#emit("reconnected", {});
       if (this.#recording !== recording) return;
     }
-    if (type === "started") recording.opened.resolve(); // its settings are good
+    if (type === "started") {
+      recording.isTaken = true;
+      recording.opened.resolve(); // its settings are good
+    }
     if (type === "final") {
       const sinceEnd = recording.endedAt !== null ? performance.now() - recording.endedAt : 0;
       detail.latency_ms = Math.round(this.positionMs + sinceEnd - detail.audio_end_ms);
       recording.finals.push(detail);
-      recording.nAgain = 0;
     }
-    if (
+    const isOwed = type === "dropped" && detail.reason !== "cancelled"; // it will have another outcome
+    if (isOwed) {
+      const [start, end] = [detail.audio_start_ms, detail.audio_end_ms].map((ms) => (ms * rate) / 1000);
+      recording.interrupted.set(detail.utterance, { start, end });
+    } else if (
       type === "gap" ||
       type === "dropped" ||
       (type === "error" && detail.utterance && OUTCOMES.includes(detail.code))
@@ -319,10 +335,21 @@ export class AsrClient extends EventTarget {
     if (type === "final" && this.#options.ordered) recording.heldBack.push(detail);
     else this.#emit(type, detail);
     this.#releaseInOrder(recording);
-    if (this.#recording !== recording) return; // whoever was told has closed it
-    if (type === "done" && recording.isEnding) this.#finish(detail);
-    else if (!recording.isEnding && this.#session.owes && !this.#session.unfinished.size) this.#sendAgain();
+    if (this.#recording !== recording || this.#session !== session) return; // whoever was told has closed it
+    const [owed] = session.owed;
+    const isUrgent = owed && ring.end - owed[0] > ring.capacity / 2;
+    if (type === "done" && recording.isEnding) this.#sendAgain(recording) || this.#end(null, detail);
+    else if (owed && !recording.isEnding && (isUrgent || !session.unfinished.size)) this.#sendAgain(recording);
     this.#change();
+  }
+
+  /** It will have no text. */
+  #giveUp(recording, range) {
+    const gap = lose(recording, range);
+    if (this.#recording !== recording) return;
+    recording.unfinished.push(gap);
+    this.#emit("gap", gap);
+    this.#releaseInOrder(recording);
   }
 
   /** Finals are held back until everything that was said before has its outcome. */
@@ -335,19 +362,27 @@ export class AsrClient extends EventTarget {
       this.#emit("final", heldBack.shift());
   }
 
-  /** Everything was sent; what the server dropped all the same is sent again. */
-  #finish(done) {
-    if (this.#session.owes && this.#recording.nAgain < this.#options.maxReconnects) this.#sendAgain();
-    else this.#end(null, done);
-  }
-
-  /** To another session, since to this one it has been sent: once nothing else is under way. */
-  #sendAgain() {
-    if (this.#recording.nAgain === this.#options.maxReconnects) return;
-    clearTimeout(this.#stableTimer);
-    this.#session.close();
-    this.#session = null;
-    this.#timer = setTimeout(() => this.#connect(), reconnectDelayMs(++this.#recording.nAgain));
+  /**
+   * What the server dropped is sent again, to another session, since to this one it has been sent; as often as it would
+   * be tried to connect. Returns: whether there is such a session, or no recording any more.
+   */
+  #sendAgain(recording) {
+    const { ring } = recording;
+    for (const [from, end] of this.#session.owed) {
+      const start = Math.max(from, Math.min(end, ring.start));
+      if (from < start) this.#giveUp(recording, [from, start]);
+      if (start >= recording.againUntil) recording.nAgain = 0; // other audio than the last time
+      if (start < end && recording.nAgain < this.#options.maxReconnects && this.#recording === recording) {
+        recording.againUntil = Math.max(recording.againUntil, end);
+        clearTimeout(this.#stableTimer);
+        this.#session.close();
+        this.#session = null;
+        this.#timer = setTimeout(() => this.#connect(), reconnectDelayMs(++recording.nAgain));
+        return true;
+      }
+      if (start < end) this.#giveUp(recording, [start, end]);
+    }
+    return this.#recording !== recording;
   }
 
   #lose({ code, reason, error, refusal }) {

@@ -132,10 +132,9 @@ export class Session {
     return this.#count("isRefused") > 0 && this.#utterances.size >= MAX_HELD;
   }
 
-  /** Whether audio was dropped, and not at our wish: the next session gets it. */
-  get owes() {
-    const { ring } = this.#recording;
-    return this.#owed.within(ring.start, ring.end).some((range) => ring.unsettled(...range).length);
+  /** What was dropped, and not at our wish: the next session gets what the ring still has of it. */
+  get owed() {
+    return this.#owed.within(0, Infinity).flatMap((range) => this.#recording.ring.unsettled(...range));
   }
 
   get #windowSamples() {
@@ -171,8 +170,8 @@ export class Session {
     if (!this.#isReady || this.#isEndSent || this.#isOver) return;
     const { ring, rate, marks } = this.#recording;
     const isHeld = this.#isHeld;
-    const isMuchGone = ring.start - Math.max(this.#cursor, this.#lostUntil) >= rate; // not frame by frame
-    if (!isHeld || isMuchGone) this.#loseWhatIsGone();
+    this.#loseWhatIsGone(isHeld);
+    if (this.#isOver) return; // whoever was told has closed it
     const window = this.#windowSamples;
     while (!isHeld && this.#socket.bufferedAmount < AHEAD_S * 2 * rate && this.#sent - this.#acknowledged < window) {
       const [start, end] = ring.unsettled(this.#cursor, ring.end)[0] ?? [ring.end, ring.end];
@@ -211,13 +210,15 @@ export class Session {
     this.#pieces.push({ at: this.#sent, from: start });
   }
 
-  /** What the ring could not keep until it was sent, or sent again. */
-  #loseWhatIsGone() {
-    const { ring } = this.#recording;
-    const lost = this.#owed.within(0, ring.start).flatMap((range) => ring.unsettled(...range));
-    if (this.#cursor < ring.start) lost.push(...ring.unsettled(this.#cursor, ring.start));
-    this.#lostUntil = ring.start;
-    for (const range of lost) this.#emit("gap", lose(this.#recording, range));
+  /** What the ring could not keep until it was sent, or sent again: not frame by frame, if it can wait. */
+  #loseWhatIsGone(isHeld) {
+    const { ring, rate } = this.#recording;
+    const lost = this.owed.filter(([start, end]) => Math.min(end, start + rate) <= ring.start);
+    if (this.#cursor < ring.start && (!isHeld || ring.start - Math.max(this.#cursor, this.#lostUntil) >= rate)) {
+      lost.push(...ring.unsettled(this.#cursor, ring.start));
+      this.#lostUntil = ring.start;
+    }
+    for (const [start, end] of lost) this.#emit("gap", lose(this.#recording, [start, Math.min(end, ring.start)]));
   }
 
   #tellBehind(isHeld) {

@@ -38,13 +38,12 @@ export class Ranges {
 
 export class AudioRing {
   #chunks = []; // {start, samples}, one after the other without holes
-  #capacity;
   #settled = new Ranges();
   end = 0; // of what was appended
 
   /** @param {number} capacity samples, of which older ones make room for newer ones */
   constructor(capacity) {
-    this.#capacity = capacity;
+    this.capacity = capacity;
   }
 
   /** The oldest sample that is kept. */
@@ -57,7 +56,7 @@ export class AudioRing {
     if (!samples.length) return;
     this.#chunks.push({ start: this.end, samples });
     this.end += samples.length;
-    while (this.#chunks.length > 1 && this.end - this.#chunks[1].start >= this.#capacity) this.#chunks.shift();
+    while (this.#chunks.length > 1 && this.end - this.#chunks[1].start >= this.capacity) this.#chunks.shift();
   }
 
   /** This has its outcome: it is not to be sent again. */

@@ -95,7 +95,7 @@ function newClient(file) {
   });
   on("gap", ({ audio_start_ms, audio_end_ms }) => {
     lostMs += audio_end_ms - audio_start_ms;
-    tell("gap", "gap", { seconds: (lostMs / 1000).toFixed(1) });
+    if (lostMs >= 50) tell("gap", "gap", { seconds: (lostMs / 1000).toFixed(1) });
   });
   on("behind", ({ behind_ms, why }) => {
     if (document.body.dataset.phase === "file") return; // it is not to be sent faster than it is heard
@@ -141,7 +141,8 @@ function followServer(made) {
   gauges.token = $("token").value.trim();
   on("ready", (ready) => {
     still("server");
-    still("error");
+    still("access");
+    if (made === client) still("error");
     gauges.ready(ready);
     offerLanguages(ready.languages);
   });
@@ -153,13 +154,16 @@ function followServer(made) {
   });
 }
 
+let visiting;
+
 /** A recording, or the question what the server is, has failed. */
 function fail({ code, message, hint }) {
   if (code === "unauthorized") {
     gauges.state = "locked";
     $("token").closest("details").open = true;
   }
-  if (AWAY.includes(code)) setTimeout(() => client || visit(), VISIT_MS);
+  clearTimeout(visiting);
+  if (AWAY.includes(code)) visiting = setTimeout(() => client || visit(), VISIT_MS);
   tellError(code, message, hint);
 }
 
@@ -171,8 +175,9 @@ function tellError(code, message, hint) {
       microphone_missing: $("device").value && "microphone_gone",
       worklet_failed: "unreachable",
     }[code] || code;
-  if (t(`${text}_hint`)) tell("error", text);
-  else tellAsIs("error", t(text) ?? message, hint || message);
+  const name = ["unauthorized", "unauthorized_wrong", "unreachable"].includes(text) ? "access" : "error";
+  if (t(`${text}_hint`)) tell(name, text);
+  else tellAsIs(name, t(text) ?? message, hint || message);
 }
 
 async function record() {

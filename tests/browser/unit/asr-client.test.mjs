@@ -331,7 +331,7 @@ describe("a recording", () => {
       FakeSocket.last.receive(told, DONE);
     }
     const { text, unfinished } = await stopping;
-    assert.deepEqual([text, unfinished, FakeSocket.all.length], ["", [{ ...told, utterance: "2:u1" }], 3]);
+    assert.deepEqual([text, unfinished, FakeSocket.all.length], ["", [{ audio_start_ms: 0, audio_end_ms: 1000 }], 3]);
   });
 
   test("counts a text's latency on after its last sample", async () => {

@@ -855,7 +855,7 @@ describe("retryDelayMs", () => {
   });
 });
 
-describe("owes", () => {
+describe("owed", () => {
   for (const [reason, isOwed] of [
     ["not_held", true],
     ["evicted", true],
@@ -865,18 +865,24 @@ describe("owes", () => {
     test(`what was dropped as ${reason}: ${isOwed}`, () => {
       const scene = new Scene().begin();
       scene.record(1000);
-      assert.equal(scene.session.owes, false);
+      assert.deepEqual(scene.session.owed, []);
       scene.socket.receive(accepted("u1", 200, 800), dropped("u1", reason, 200, 800));
-      assert.equal(scene.session.owes, isOwed);
+      assert.deepEqual(scene.session.owed, isOwed ? [[200, 800]] : []);
     });
 
-  test("what the ring has no more is owed no more", () => {
-    const scene = new Scene({ ringSeconds: 1 }).begin();
-    scene.record(1000);
-    scene.socket.receive(accepted("u1", 200, 800), dropped("u1", "not_held", 200, 800));
-    scene.record(500);
-    scene.record(500);
-    assert.equal(scene.session.owes, false);
+  test("what the ring has no more is owed no more, and told second by second", () => {
+    const scene = new Scene({ ringSeconds: 2 }).begin();
+    for (let i = 0; i < 20; i++) scene.record(100);
+    scene.socket.receive(accepted("u1", 200, 1700), dropped("u1", "not_held", 200, 1700));
+    for (let i = 0; i < 20; i++) scene.record(100);
+    assert.deepEqual(scene.session.owed, []);
+    assert.deepEqual(
+      scene.of("gap").map(({ audio_start_ms, audio_end_ms }) => [audio_start_ms, audio_end_ms]),
+      [
+        [200, 1200],
+        [1200, 1700],
+      ],
+    );
   });
 });
 

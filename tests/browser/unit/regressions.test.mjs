@@ -194,20 +194,68 @@ test("what was dropped in mid-recording is sent again before it leaves the ring,
     ["one", "two"],
   );
 });
-test("what was dropped and is never sent again ends as a gap, and holds up no text behind it", async () => {
-  const { asr, of } = await opened({ ordered: true, ringSeconds: 1 });
-  await asr.send(audio(0, 500));
-  const [one, two] = [accepted("u1", 0, 500), speech("u2", 500)]; // there is always another one under way
+test("what was dropped and is not to be sent again ends as a gap, and holds up no text behind it", async () => {
+  const { asr, of } = await opened({ ordered: true, maxReconnects: 0 });
+  await asr.send(audio(0, 900));
+  const [one, two] = [accepted("u1", 0, 500), speech("u2", 500)];
   FakeSocket.last.receive(speech("u1", 0), one, two, dropped("u1", "hold_expired", 0, 500));
-  for (let at = 500; at < 2500; at += 500) {
-    await asr.send(audio(at, at + 500));
-    FakeSocket.last.pong();
-  }
-  FakeSocket.last.receive(speech("u3", 2000), final("u2", 500, 2000, "two"));
+  assert.deepEqual(of("gap"), [], "another one is under way");
+  FakeSocket.last.receive(final("u2", 500, 900, "two"));
   assert.deepEqual(of("gap"), [{ audio_start_ms: 0, audio_end_ms: 500 }]);
   assert.deepEqual(
     of("final").map(({ text }) => text),
     ["two"],
+  );
+});
+test("what was dropped is sent again though there is always another one under way, before the ring has lost it", async () => {
+  const { asr, of } = await opened({ ringSeconds: 2 });
+  void asr.send(audio(0, 1000));
+  FakeSocket.last.receive(speech("u1", 0), accepted("u1", 0, 500), speech("u2", 500));
+  FakeSocket.last.receive(dropped("u1", "hold_expired", 0, 500), speech("u3", 700));
+  assert.equal(FakeSocket.last.closed, null);
+  void asr.send(audio(1000, 1100));
+  FakeSocket.last.receive(speech("u4", 900));
+  assert.equal(FakeSocket.last.closed, 1000);
+  pass(250);
+  FakeSocket.last.begin();
+  FakeSocket.last.pong();
+  assert.deepEqual(FakeSocket.last.log, ["start", [0, 1100]]);
+  assert.deepEqual(of("gap"), []);
+});
+test("other audio that is dropped is sent again as often as the first, and the first no more often for that", async () => {
+  const { asr, of } = await opened({ maxReconnects: 1 });
+  void asr.send(audio(0, 900));
+  FakeSocket.last.receive(dropped("u1", "not_held", 0, 300));
+  pass(250);
+  FakeSocket.last.begin();
+  FakeSocket.last.receive(
+    final("u2", 300, 600),
+    dropped("u1", "not_held", 0, 300),
+    dropped("u3", "not_held", 600, 900),
+  );
+  pass(250);
+  FakeSocket.last.begin();
+  assert.deepEqual([FakeSocket.all.length, of("gap")], [3, [{ audio_start_ms: 0, audio_end_ms: 300 }]]);
+  assert.deepEqual(FakeSocket.last.log, ["start", [600, 900]]);
+});
+test("what was dropped is cancelled by its name before it is sent again", async () => {
+  const { asr } = await opened();
+  void asr.send(audio(0, 900));
+  FakeSocket.last.receive(dropped("u1", "not_held", 0, 300));
+  asr.cancel("u1");
+  pass(250);
+  FakeSocket.last.begin();
+  assert.deepEqual(FakeSocket.last.log, ["start", [300, 900]]);
+});
+test("who closes the recording upon the first gap is told of no other", async () => {
+  const { asr, told } = await opened({ maxReconnects: 0 });
+  void asr.send(audio(0, 900));
+  FakeSocket.last.receive(speech("u1", 100), final("u1", 300, 500));
+  asr.addEventListener("gap", () => asr.close());
+  FakeSocket.last.fail(1006);
+  assert.deepEqual(
+    told.slice(-2).map(([type]) => type),
+    ["gap", "closed"],
   );
 });
 test("a commit between two milliseconds leaves nothing to be sent again", async () => {
