@@ -199,7 +199,7 @@ export interface AsrEventMap {
   waiting: Waiting;
   retrying: Retrying;
   reconnecting: Reconnecting;
-  /** There is another session, also after a `dropped`: what has no outcome is sent again. Before its `ready`. */
+  /** There is another session: what has no outcome is sent again. Before its `ready`. */
   reconnected: Record<string, never>;
   gap: Gap;
   behind: Behind;
@@ -438,7 +438,7 @@ export interface Reconnecting {
   delay_ms: number;
   /** The WebSocket's close code. */
   code: number;
-  /** May be empty. */
+  /** May be empty. "dropped": the server is there, and gets again what it has dropped. */
   reason: string;
   /** Ids of utterances that had no outcome: their audio is sent again, under other ids. */
   interrupted: string[];

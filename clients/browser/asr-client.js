@@ -374,10 +374,8 @@ export class AsrClient extends EventTarget {
       if (start >= recording.againUntil) recording.nAgain = 0; // other audio than the last time
       if (start < end && recording.nAgain < this.#options.maxReconnects && this.#recording === recording) {
         recording.againUntil = Math.max(recording.againUntil, end);
-        clearTimeout(this.#stableTimer);
         this.#session.close();
-        this.#session = null;
-        this.#timer = setTimeout(() => this.#connect(), reconnectDelayMs(++recording.nAgain));
+        this.#reconnect(++recording.nAgain, reconnectDelayMs(recording.nAgain), 1000, "dropped");
         return true;
       }
       if (start < end) this.#giveUp(recording, [start, end]);
@@ -386,13 +384,6 @@ export class AsrClient extends EventTarget {
   }
 
   #lose({ code, reason, error, refusal }) {
-    const { unfinished } = this.#session;
-    const interrupted = [...unfinished.keys()];
-    const { ring } = this.#recording;
-    for (const [id, { start, end }] of unfinished)
-      this.#recording.interrupted.set(id, { start, end: Math.min(end, ring.end) });
-    this.#session = null;
-    clearTimeout(this.#stableTimer);
     const isOver = error ? error.fatal === false || !TRANSIENT.includes(error.code) : !RECONNECT.includes(code);
     this.#attempt += 1;
     const tries =
@@ -401,10 +392,19 @@ export class AsrClient extends EventTarget {
       this.#end(this.#failure(code, reason, error, refusal));
       return;
     }
-    const delay_ms = reconnectDelayMs(this.#attempt, refusal?.retry_after_ms);
     const why = refusal?.reason ?? error?.code ?? reason;
+    this.#reconnect(this.#attempt, reconnectDelayMs(this.#attempt, refusal?.retry_after_ms), code, why);
+  }
+
+  /** Its session is over, and the next one begins after that delay. */
+  #reconnect(attempt, delay_ms, code, reason) {
+    const { unfinished } = this.#session;
+    const { ring, interrupted } = this.#recording;
+    for (const [id, { start, end }] of unfinished) interrupted.set(id, { start, end: Math.min(end, ring.end) });
+    this.#session = null;
+    clearTimeout(this.#stableTimer);
     this.#timer = setTimeout(() => this.#connect(), delay_ms);
-    this.#emit("reconnecting", { attempt: this.#attempt, delay_ms, code, reason: why, interrupted });
+    this.#emit("reconnecting", { attempt, delay_ms, code, reason, interrupted: [...unfinished.keys()] });
   }
 
   #failure(code, reason, error, refusal) {

@@ -218,7 +218,8 @@ export class Session {
       lost.push(...ring.unsettled(this.#cursor, ring.start));
       this.#lostUntil = ring.start;
     }
-    for (const [start, end] of lost) this.#emit("gap", lose(this.#recording, [start, Math.min(end, ring.start)]));
+    for (const [start, end] of lost)
+      if (!this.#isOver) this.#emit("gap", lose(this.#recording, [start, Math.min(end, ring.start)]));
   }
 
   #tellBehind(isHeld) {

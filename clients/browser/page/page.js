@@ -148,6 +148,7 @@ function followServer(made) {
   });
   on("state", ({ state }) => (gauges.state = state));
   on("reconnecting", ({ reason, delay_ms }) => {
+    if (reason === "dropped") return; // the server is there
     gauges.state = reason === "max_sessions" ? "full" : "unreachable";
     if (made === client)
       tell("server", reason === "max_sessions" ? "full" : "reconnecting", { delay_ms, then: "connecting" });

@@ -50,7 +50,7 @@ export class Transcript {
     const entry = this.#at(utterance, audio_start_ms);
     const at = (ms) => this.#base + ms;
     segments = segments.map(({ text, start_ms, end_ms }) => ({
-      text: text.trim().replace(/\s*\n\s*/g, "\n"), // an empty line ends a subtitle
+      text: text.trim(),
       start: at(start_ms),
       end: at(end_ms),
     }));
@@ -131,7 +131,11 @@ export class Transcript {
     const cues = this.#settled().flatMap((whole) => (whole.segments.length ? whole.segments : [whole]));
     return cues
       .filter(({ start, text }) => text && start >= this.#origin)
-      .map(({ start, end, text }) => [start - this.#origin, end - this.#origin, text]);
+      .map(({ start, end, text }) => [
+        start - this.#origin,
+        end - this.#origin,
+        text.trim().replace(/\s*\n\s*/g, "\n"), // an empty line would end the subtitle
+      ]);
   }
 
   #at(utterance, ms) {

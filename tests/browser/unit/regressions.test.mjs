@@ -216,6 +216,8 @@ test("what was dropped is sent again though there is always another one under wa
   void asr.send(audio(1000, 1100));
   FakeSocket.last.receive(speech("u4", 900));
   assert.equal(FakeSocket.last.closed, 1000);
+  const [{ reason, interrupted }] = of("reconnecting");
+  assert.deepEqual([reason, interrupted], ["dropped", ["u2", "u3", "u4"]]);
   pass(250);
   FakeSocket.last.begin();
   FakeSocket.last.pong();
