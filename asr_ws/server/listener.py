@@ -299,7 +299,7 @@ class Listener:
                 return None
             self._reception.count(too_many, client)
             answer = Answer(HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY[too_many], RETRY_AFTER)
-        return _response(answer or self._page(path, request.method), request)
+        return _response(answer or self._page(path, request), request)
 
     def _too_many(self, client: Client, token: Token | None) -> AccessRefusal | None:
         """Why there is no time to tell him in band what he may not, or to wait for who he is, if there is none."""
@@ -311,11 +311,11 @@ class Listener:
             return AccessRefusal.HANDSHAKES
         return None
 
-    def _page(self, path: str, method: str) -> Answer:
-        if method not in ("GET", "HEAD"):
+    def _page(self, path: str, request: Request) -> Answer:
+        if request.method not in ("GET", "HEAD"):
             return Answer(HTTPStatus.METHOD_NOT_ALLOWED, "GET only\n", (("Allow", "GET, HEAD"),))
         if path == self._root_path:  # its links are relative
-            return Answer(HTTPStatus.PERMANENT_REDIRECT, "", (("Location", f"{self._root_path}/"),))
+            return Answer(HTTPStatus.PERMANENT_REDIRECT, "", (("Location", request.path.replace(path, f"{path}/", 1)),))
         if (page := self._pages.get(path)) is None:
             return Answer(HTTPStatus.NOT_FOUND, f"nothing here; sessions are at {messages.PATH}\n")
         status, content_type, body = page()

@@ -364,23 +364,23 @@ export class AsrClient extends EventTarget {
 
   /**
    * What the server dropped is sent again, to another session, since to this one it has been sent; as often as it would
-   * be tried to connect. Returns: whether there is such a session, or no recording any more.
+   * be tried to connect. Returns: whether its session is over.
    */
   #sendAgain(recording) {
-    const { ring } = recording;
-    for (const [from, end] of this.#session.owed) {
-      const start = Math.max(from, Math.min(end, ring.start));
-      if (from < start) this.#giveUp(recording, [from, start]);
+    const session = this.#session;
+    for (const [from, end] of session.owed) {
+      const start = Math.max(from, Math.min(end, recording.ring.start));
       if (start >= recording.againUntil) recording.nAgain = 0; // other audio than the last time
-      if (start < end && recording.nAgain < this.#options.maxReconnects && this.#recording === recording) {
-        recording.againUntil = Math.max(recording.againUntil, end);
-        this.#session.close();
-        this.#reconnect(++recording.nAgain, reconnectDelayMs(recording.nAgain), 1000, "dropped");
-        return true;
-      }
-      if (start < end) this.#giveUp(recording, [start, end]);
+      const isLost = start === end || recording.nAgain === this.#options.maxReconnects;
+      if (isLost || from < start) this.#giveUp(recording, [from, isLost ? end : start]);
+      if (this.#session !== session) break; // whoever was told has closed it
+      if (isLost) continue;
+      recording.againUntil = Math.max(recording.againUntil, end);
+      session.close();
+      this.#reconnect(++recording.nAgain, reconnectDelayMs(recording.nAgain), 1000, "dropped");
+      break;
     }
-    return this.#recording !== recording;
+    return this.#session !== session;
   }
 
   #lose({ code, reason, error, refusal }) {

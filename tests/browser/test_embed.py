@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 
 from asr_ws.server.pages import browser_folder
 from asr_ws.worker.supervisor import WorkerSpec
-from benchmarks.chromium import browser, hears
+from benchmarks.chromium import Page, browser, hears
 from tests.server.running import serving
 from tests.test_docs import ROOT, code_blocks
 
@@ -27,6 +27,13 @@ HOWTO = ROOT / "docs" / "howto"
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "page"
+    made.mkdir()
+    return made
 
 
 @contextmanager
@@ -48,39 +55,49 @@ def modules(document: str) -> list[str]:
     return [f"{name}.js" for name in names.split()]
 
 
-@pytest.mark.parametrize(
-    ("name", "button", "text"),
-    [("embed.md", "#dictate", "document.getElementById('field').value"), ("browser.md", "#speak", "$text()")],
-)
-async def test_page_of_the_document_writes_down_what_is_said(
-    scripted: WorkerSpec,
-    speech: Path,
-    tmp_path: Path,
-    name: str,
-    button: str,
-    text: str,
-) -> None:
+@asynccontextmanager
+async def shown(name: str, scripted: WorkerSpec, folder: Path, speech: Path, **changes: str) -> AsyncIterator[Page]:
+    """The page in that document, on an origin of its own. ``changes``: of what stands there."""
     document = (HOWTO / name).read_text("utf-8")
-    [page_text] = [block for block in code_blocks(document) if "<script" in block]
-    folder = tmp_path / "page"
-    folder.mkdir()
+    [text] = [block for block in code_blocks(document) if "<script" in block]
     for module in modules(document):
         shutil.copy(browser_folder() / module, folder)
     with hosted(folder) as origin:
         async with serving(scripted, allow_origin=(origin,)) as app, browser(*hears(speech)) as chromium:
-            (folder / "index.html").write_text(
-                "<!doctype html><link rel=icon href=data:,>"
-                + page_text.replace("http://127.0.0.1:8765/", f"{app.listener.url}/"),
-                "utf-8",
-            )
+            for before, after in {"http://127.0.0.1:8765/": f"{app.listener.url}/", **changes}.items():
+                assert before in text
+                text = text.replace(before, after)
+            (folder / "index.html").write_text(f"<!doctype html><link rel=icon href=data:,>{text}", "utf-8")
             page = await chromium.page()
             await page.open(f"{origin}/")
-            await page.click(button)
-            text = text.replace("$text()", "document.getElementById('text').textContent")
-            assert str(await page.wait(text)).startswith("country ")
-            await page.click(button)
-            await page.wait(f"!['Stop'].includes(document.querySelector({button!r}).textContent)")
+            yield page
             assert page.complaints == []
+
+
+@pytest.mark.parametrize(
+    ("name", "button", "text"),
+    [
+        ("embed.md", "#dictate", "document.getElementById('field').value"),
+        ("browser.md", "#speak", "document.getElementById('text').textContent"),
+    ],
+)
+async def test_page_of_the_document_writes_down_what_is_said(
+    scripted: WorkerSpec, speech: Path, folder: Path, name: str, button: str, text: str
+) -> None:
+    async with shown(name, scripted, folder, speech) as page:
+        await page.click(button)
+        assert str(await page.wait(text)).startswith("country ")
+        await page.click(button)
+        await page.wait(f"document.querySelector({button!r}).textContent !== 'Stop'")
+
+
+async def test_page_of_the_document_says_why_it_does_not_begin(
+    scripted: WorkerSpec, speech: Path, folder: Path
+) -> None:
+    async with shown("browser.md", scripted, folder, speech, **{'language: "en"': 'language: "de"'}) as page:
+        await page.click("#speak")
+        assert "this model does not know 'de'" in await page.wait("document.getElementById('notice').textContent")
+        assert await page.text("#speak") == "Speak"
 
 
 def test_the_modules_that_the_documents_fetch_are_all_that_there_are() -> None:

@@ -473,7 +473,8 @@ async def test_a_proxys_prefix_may_be_there_or_not(scripted: WorkerSpec) -> None
             "/asr//livez": 404,
         }
         assert {path: (await request(app, f"GET {path} HTTP/1.1"))[0] for path in expected} == expected
-        assert (await request(app, "GET /asr HTTP/1.1"))[1]["location"] == "/asr/"
+        for asked, location in (("/asr", "/asr/"), ("/asr?lang=zh&x=/asr", "/asr/?lang=zh&x=/asr")):
+            assert (await request(app, f"GET {asked} HTTP/1.1"))[1]["location"] == location
         client = Client(app)
         client.url = client.url.replace("/v1", "/asr/v1")
         async with client:

@@ -163,8 +163,10 @@ function fail({ code, message, hint }) {
     gauges.state = "locked";
     $("token").closest("details").open = true;
   }
-  clearTimeout(visiting);
-  if (AWAY.includes(code)) visiting = setTimeout(() => client || visit(), VISIT_MS);
+  if (AWAY.includes(code)) {
+    clearTimeout(visiting);
+    visiting = setTimeout(() => client || visit(), VISIT_MS);
+  }
   tellError(code, message, hint);
 }
 
