@@ -978,6 +978,24 @@ describe("ending", () => {
     assert.deepEqual(scene.ends, [{ code: 1006, reason: "no answer", error: null, refusal: null }]);
   });
 
+  test("while it is closing nothing is sent, but for the next session to send; for 15 s, if it never closes", () => {
+    const scene = new Scene().begin();
+    scene.record(1000);
+    const { log } = scene.socket;
+    scene.socket.readyState = 2; // the server's closing frame has come
+    scene.record(500);
+    scene.commit("c1");
+    scene.record(500);
+    scene.end();
+    scene.session.cancel();
+    assert.deepEqual(scene.socket.log, log);
+    pass(5100); // its ping
+    pass(15_100);
+    assert.equal(scene.ends.length, 1);
+    scene.begin("1:");
+    assert.deepEqual(scene.socket.log, ["start", [0, 1500], "commit c1", [1500, 2000], "end"]);
+  });
+
   test("pongs keep it alive", () => {
     const scene = new Scene().begin();
     for (let i = 0; i < 12; i++) {
