@@ -6,8 +6,8 @@
  *     await asr.start(); // the microphone; stop() flushes, and gives the whole text
  *
  * A recording lives longer than a connection: what has no outcome is kept (`ringSeconds`), and sent again when the
- * server is back. Utterances that the server refuses are offered again after its own hint. Every event of the protocol is an
- * event here, its times counted from the recording's beginning; asr-client.d.ts has them all.
+ * server is back. Utterances that the server refuses are offered again after its own hint. Every event of the protocol
+ * is an event here, its times counted from the recording's beginning; asr-client.d.ts has them all.
  */
 
 import { AsrError } from "./asr-error.js";

@@ -168,7 +168,7 @@ export class Session {
   /** Send on, as far as the socket takes it; then `commit` and `end` where they belong. */
   pump() {
     // Between the server's closing frame and `close` a browser complains of what is sent: it goes to the next session.
-    if (!this.#isReady || this.#isEndSent || this.#isOver || this.#socket.readyState !== 1) return;
+    if (!this.#isReady || this.#isEndSent || this.#socket.readyState !== 1) return;
     const { ring, rate, marks } = this.#recording;
     const isHeld = this.#isHeld;
     this.#loseWhatIsGone(isHeld);
