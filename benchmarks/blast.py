@@ -41,7 +41,8 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 
 from asr_ws import messages
-from asr_ws.client import ConnectionLost, Session, connect
+from asr_ws.client import ConnectionLost
+from asr_ws.testing.bare import BareSession, connect
 from asr_ws.testing.conservation import Conservation, Place
 from benchmarks.chaos import BUGS
 from benchmarks.common import (
@@ -334,7 +335,7 @@ async def speak(url: str, pcm: bytes, place: float, seconds: float) -> Spoken:
     return spoken
 
 
-async def _ping(session: Session, sent_at: dict[str | int | None, float]) -> None:
+async def _ping(session: BareSession, sent_at: dict[str | int | None, float]) -> None:
     """Until cancelled, or the connection is lost, which the reader tells."""
     loop = asyncio.get_running_loop()
     began = loop.time()

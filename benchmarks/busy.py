@@ -33,7 +33,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.frames import Frame, Opcode
 
 from asr_ws import log, messages
-from asr_ws.client import Session
+from asr_ws.testing.bare import BareSession
 from asr_ws.testing.recognizer import Gate, scripted_worker
 from benchmarks.common import (
     PCM_BYTES_PER_S,
@@ -180,7 +180,7 @@ async def _saturate(url: str, n_sessions: int, seconds: float, together: bool) -
     return {commit: ms for speaker in speakers for commit, ms in speaker.result().items()}
 
 
-async def _speak(session: Session, name: str, began: float, seconds: float) -> dict[str, float]:
+async def _speak(session: BareSession, name: str, began: float, seconds: float) -> dict[str, float]:
     """A `commit` after each second of audio, until ``seconds`` are over and all are answered."""
     loop = asyncio.get_running_loop()
     sent_at: dict[str, float] = {}

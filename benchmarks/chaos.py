@@ -38,9 +38,9 @@ import psutil
 from rich.progress import Progress, TaskID
 
 from asr_ws import messages
-from asr_ws.client import Event, Session, connect
 from asr_ws.errors import ClientError
 from asr_ws.testing import marks
+from asr_ws.testing.bare import BareSession, Event, connect
 from asr_ws.testing.faults import PREFIX
 from benchmarks.common import progress, report, speech_pcm, told_plainly, until, within
 from benchmarks.crowd import STAYS, WAYS, Account, Crowd
@@ -424,7 +424,7 @@ class Run:
         loud: list[asyncio.Event] = [asyncio.Event() for _ in range(N_AT_THE_END)]
 
         async def last(n: int) -> None:
-            async def speak(session: Session) -> None:
+            async def speak(session: BareSession) -> None:
                 for cut in self._cuts[n : n + 2]:
                     await self._crowd.utter(session, cut, manual=True)
                 if n % 2:

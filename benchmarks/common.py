@@ -33,8 +33,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from asr_ws import config
-from asr_ws.client import Event, Session, connect
 from asr_ws.config import Settings
+from asr_ws.testing.bare import BareSession, Event, connect
 
 NO_SPEECH: Final = "none"
 PCM_BYTES_PER_S: Final = 2 * 16_000  # of what sessions take unless told otherwise
@@ -230,8 +230,10 @@ def other_process(cores: Cores) -> Iterator[ProcessPoolExecutor]:
 
 
 @asynccontextmanager
-async def sessions(url: str, n: int, *, partials: bool = False, **start_fields: Any) -> AsyncIterator[list[Session]]:
-    """That many open sessions. Raises: ClientError: see `asr_ws.client.connect`."""
+async def sessions(
+    url: str, n: int, *, partials: bool = False, **start_fields: Any
+) -> AsyncIterator[list[BareSession]]:
+    """That many open sessions. Raises: ClientError: see `asr_ws.testing.bare.connect`."""
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(connect(url, partials=partials, **start_fields)) for _ in range(n)]
 

@@ -22,8 +22,9 @@ from websockets.asyncio.client import connect as open_socket
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from asr_ws import messages
-from asr_ws.client import ConnectionLost, Event, Session, SessionRefused, connect
+from asr_ws.client import ConnectionLost, SessionRefused
 from asr_ws.errors import ClientError
+from asr_ws.testing.bare import BareSession, Event, connect
 from asr_ws.testing.conservation import Conservation, Place
 from benchmarks.common import PCM_BYTES_PER_S, narrow_socket
 
@@ -111,7 +112,7 @@ class Crowd:
         self._url = url
         self._pcm = pcm
         self._cuts = cuts
-        self._said: dict[Session, tuple[int, int]] = {}  # to whom: bytes of audio, commits
+        self._said: dict[BareSession, tuple[int, int]] = {}  # to whom: bytes of audio, commits
 
     async def user(self, rng: random.Random, ways: Mapping[str, int], rate: float, stop_at: float) -> None:
         """One session after the other until ``stop_at`` of the loop's clock.
@@ -158,7 +159,7 @@ class Crowd:
         cuts = rng.choices(self._cuts, k=rng.randint(1, MAX_UTTERANCES))
         cancel_after = rng.randrange(len(cuts)) if cancels else None
 
-        async def speak(session: Session) -> None:
+        async def speak(session: BareSession) -> None:
             for n, cut in enumerate(cuts):
                 await turn()
                 await self.utter(session, cut, manual=manual)
@@ -173,7 +174,7 @@ class Crowd:
         """One utterance of a session with this prompt. Returns: what it was told."""
         cut = rng.choice(self._cuts)
 
-        async def speak(session: Session) -> None:
+        async def speak(session: BareSession) -> None:
             await self.utter(session, cut, manual=True)
             await session.end()
 
@@ -184,7 +185,7 @@ class Crowd:
 
     async def hear_out(
         self,
-        speak: Callable[[Session], Awaitable[None]],
+        speak: Callable[[BareSession], Awaitable[None]],
         start: Mapping[str, Any],
         *,
         patience: float = math.inf,
@@ -228,7 +229,7 @@ class Crowd:
             self.account.compare(law, law.done, n_bytes, n_commits)
         return law
 
-    async def utter(self, session: Session, cut: slice, *, manual: bool) -> None:
+    async def utter(self, session: BareSession, cut: slice, *, manual: bool) -> None:
         """At once, in manual mode; else in real time, so that there are partials."""
         n_bytes, n_commits = self._said.get(session, (0, 0))
         audio = self._pcm[cut] + (b"" if manual else PAUSE)

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from asr_ws import log, messages
-from asr_ws.client import Session
+from asr_ws.testing.bare import BareSession
 from benchmarks.common import (
     PCM_BYTES_PER_S,
     Cores,
@@ -222,7 +222,7 @@ async def _contend(
     return talks, hogs
 
 
-async def _hog(session: Session, talk: Talk) -> None:
+async def _hog(session: BareSession, talk: Talk) -> None:
     """Until cancelled."""
     loop = asyncio.get_running_loop()
     pcm = speech_pcm()[:HOG_BYTES]

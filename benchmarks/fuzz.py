@@ -44,8 +44,8 @@ from hypothesis.errors import HypothesisWarning
 from rich.progress import Progress
 
 from asr_ws import messages
-from asr_ws.client import connect
 from asr_ws.errors import ClientError
+from asr_ws.testing.bare import connect
 from asr_ws.testing.conservation import Conservation
 from benchmarks.chaos import BUGS
 from benchmarks.common import PCM_BYTES_PER_S, progress, report, told_plainly, within

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from asr_ws import log, messages
-from asr_ws.client import Session
+from asr_ws.testing.bare import BareSession
 from asr_ws.testing.recognizer import scripted_worker
 from benchmarks.common import (
     PCM_BYTES_PER_S,
@@ -189,13 +189,13 @@ async def _speak(url: str, n_sessions: int, frame_s: float, seconds: float) -> t
     sent_at: dict[tuple[int, int], float] = {}  # of the pings that wait for their pongs
     answered = asyncio.Event()
 
-    async def listen(n: int, session: Session) -> None:
+    async def listen(n: int, session: BareSession) -> None:
         async for event in session.events():
             if isinstance(event, messages.Pong) and isinstance(event.id, int):
                 behind_ms.append((loop.time() - sent_at.pop((n, event.id))) * 1000)
                 answered.set()
 
-    async def send(n: int, session: Session) -> None:
+    async def send(n: int, session: BareSession) -> None:
         """From its own place in the speech, and at its own time within a frame, like clients that know nothing of
         one another.
         """

@@ -48,9 +48,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from asr_ws import log, messages, models
-from asr_ws.client import Event, connect
 from asr_ws.client.sources import open_source
 from asr_ws.messages import AudioFormat
+from asr_ws.testing.bare import Event, connect
 from benchmarks.common import (
     Cores,
     Recording,

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from asr_ws import log, messages
-from asr_ws.client import connect
+from asr_ws.testing.bare import connect
 from benchmarks.common import (
     PCM_BYTES_PER_S,
     Cores,

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 
 from asr_ws import messages
-from asr_ws.client import Event, Session
 from asr_ws.config import Settings
+from asr_ws.testing.bare import BareSession, Event
 from benchmarks.common import PCM_BYTES_PER_S, sessions, speech_pcm, until, within
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Talk:
     committed: dict[str, float] = field(default_factory=dict)  # by the commit's id
     heard: list[tuple[float, Event]] = field(default_factory=list)
 
-    async def listen(self, session: Session, events: AsyncIterator[Event], *, once: bool) -> None:
+    async def listen(self, session: BareSession, events: AsyncIterator[Event], *, once: bool) -> None:
         """Until ``events`` end.
 
         Args:
@@ -128,7 +128,7 @@ async def offer_all(
     async with sessions(url, len(plans), partials=True, endpointing={"mode": "manual"}, **start_fields) as opened:
         began = loop.time()
 
-        async def say(session: Session, plan: Sequence[Offer], talk: Talk) -> None:
+        async def say(session: BareSession, plan: Sequence[Offer], talk: Talk) -> None:
             for n, each in enumerate(plan):
                 await asyncio.sleep(began + each.at_s - loop.time())
                 await session.send(pcm[each.cut])

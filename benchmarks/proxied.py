@@ -34,8 +34,8 @@ from websockets.asyncio.client import connect as open_socket
 from websockets.exceptions import InvalidStatus
 
 from asr_ws import messages
-from asr_ws.client import connect
 from asr_ws.server.self_signed import self_signed
+from asr_ws.testing.bare import connect
 from benchmarks.common import progress, report, speech_pcm, told_plainly, within
 from benchmarks.served import Served
 

@@ -30,9 +30,9 @@ import click
 import psutil
 
 from asr_ws import log, messages
-from asr_ws.client import Session, connect
 from asr_ws.core.types import ServiceState
 from asr_ws.server.app import running, worker_spec
+from asr_ws.testing.bare import BareSession, connect
 from asr_ws.testing.recognizer import scripted_worker
 from asr_ws.worker.supervisor import Limits
 from benchmarks.busy import QUEUE_CAPACITY, SPEECH, START, saturate
@@ -153,7 +153,7 @@ async def crash_cycles(model: str, n: int, tick: Any) -> tuple[Spread, Spread, L
     return Spread.of(seen_ms), Spread.of(ready_ms), before, after
 
 
-async def final_of(session: Session, events: AsyncIterator[Any], speech: bytes) -> None:
+async def final_of(session: BareSession, events: AsyncIterator[Any], speech: bytes) -> None:
     await session.send(speech)
     await session.commit()
     async with within(LIMIT_S, "a final"):
@@ -212,7 +212,7 @@ async def busy_ms(n_sessions: int, seconds: float) -> tuple[Spread, int]:
     return Spread.of(list(answered.values())), n_hung
 
 
-async def hold(session: Session) -> None:
+async def hold(session: BareSession) -> None:
     """Always have an utterance there under which the worker hangs; the second time is its end."""
     await session.send(SPEECH)
     await session.commit()

@@ -16,9 +16,9 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from asr_ws import messages, schema
-from asr_ws.client import connect
 from asr_ws.errors import ProtocolError
 from asr_ws.messages import ClientMessage, ServerEvent, Start, decode_message
+from asr_ws.testing.bare import connect
 from asr_ws.testing.recognizer import Gate, scripted_worker
 from asr_ws.worker.supervisor import WorkerSpec
 from tests.schema import CLIENT_MESSAGE, DOCUMENT, SERVER_EVENT, check_event

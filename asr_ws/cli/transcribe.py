@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from asr_ws import messages
 from asr_ws.client import DEFAULT_URL, Event, Transcript, connect
@@ -149,7 +150,7 @@ def _bar(name: str, duration_s: float | None, *, shown: bool) -> Iterator[Callab
 
 def print_event(event: Event) -> None:
     if not isinstance(event, messages.Unknown):
-        click.echo(messages.encode(event))
+        click.echo(msgspec.json.encode(event))
 
 
 def as_srt(transcript: Transcript) -> str:

@@ -1,26 +1,27 @@
-"""The Python client: connect, stream audio, read typed events. Needs nothing of the server."""
+"""The Python client: connect, stream audio, read typed events. Needs nothing of the server.
 
-from asr_ws.client.session import (
-    DEFAULT_URL,
-    ConnectionLost,
-    Event,
-    Session,
-    SessionRefused,
-    Transcript,
-    collect,
-    connect,
-    transcribe,
-)
+`asr_ws.client.sync` is the same without `async`.
+"""
+
+from asr_ws.client.address import DEFAULT_URL, ConnectionLost, SessionRefused, Unreachable
+from asr_ws.client.events import Event, Gap, Reconnected, Reconnecting
+from asr_ws.client.session import Session, SessionFailed, connect
 from asr_ws.client.sources import AudioSource
+from asr_ws.client.transcript import Transcript, collect, transcribe
 
 __all__ = [
     "DEFAULT_URL",
     "AudioSource",
     "ConnectionLost",
     "Event",
+    "Gap",
+    "Reconnected",
+    "Reconnecting",
     "Session",
+    "SessionFailed",
     "SessionRefused",
     "Transcript",
+    "Unreachable",
     "collect",
     "connect",
     "transcribe",

@@ -1,188 +1,107 @@
-"""One session with a server: audio in, typed events out.
+"""A session with a server that outlives its connections: audio in, typed events out.
 
     async with connect("ws://127.0.0.1:8765/v1/stream", language="en") as session:
         async for event in session.stream("speech.wav"):
             if isinstance(event, Final):
                 print(event.text)
 
-Utterances that the server refuses or could not finish are offered again by id, after the server's own hint, while the
-events are being read.
+What has no outcome yet is kept in a ring, and sent again when the server is back. Utterances that the server refuses,
+or could not finish, are offered again after its own hint. Ids and times are the session's, over all its connections.
+
+One task owns the connection: it writes what `Connection.next` gives, a second one reads. Neither ever waits for the
+user, whose events wait here.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import ssl
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from http import HTTPStatus
+import random
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
-from urllib.parse import urlsplit
+from typing import Final as Constant
 
 import msgspec
-from websockets.asyncio.client import ClientConnection
-from websockets.asyncio.client import connect as open_socket
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
-from websockets.http11 import Response
-from websockets.typing import Subprotocol
 
 from asr_ws import messages
-from asr_ws.client.sources import AudioSource, open_source
+from asr_ws.client.address import DEFAULT_URL, TOKEN_HINT, ConnectionLost, SessionRefused, Unreachable
+from asr_ws.client.connection import Connection
+from asr_ws.client.events import Event, Reconnected, Reconnecting
+from asr_ws.client.recording import Recording
+from asr_ws.client.ring import AudioRing
+from asr_ws.client.sources import AudioSource, Opened, open_source
+from asr_ws.client.wire import Wire, open_wire
 from asr_ws.errors import ClientError, ProtocolError
 
-DEFAULT_URL = f"ws://127.0.0.1:8765{messages.PATH}"
-AHEAD_S = 0.5  # audio that a source which can wait sends unacknowledged: too little for two utterances to end in
-GREETING_S = 0.5  # without `ready`: the server may wait for a token
-LAST_WORD_S = 2.0  # for the close behind a refusal, which has the limit's name
-TOKEN_HINT = "give it a token: --token-file FILE, or ASR_WS_TOKEN; in Python connect(url, token=...)"
-OTHER_TOKEN_HINT = "the token that was given is none of the server's: ask whoever runs it"
-OTHER_NAME = (62, 64)  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH, _IP_ADDRESS_MISMATCH
-NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")  # OpenSSL's reasons for a plain answer
-HOLD_MARGIN_S = 0.5  # a retry is sent this long before the server's hold ends, at the latest
-
-ACKNOWLEDGEMENT, GREETING = "asr_ws.client", "asr_ws.client greeting"  # ids of pings whose pongs are not the user's
-
-Event = messages.ServerEvent | messages.Unknown
+RING_S = 120.0  # of audio without an outcome
+RECONNECTS = 10  # in a row
+FIRST_TRIES = 3  # as long as there was no session: after that its user had better know
+FIRST_DELAY_S, MAX_DELAY_S = 0.5, 30.0  # doubled each time
+STABLE_S = 5.0  # a connection that has lived so long ends the row of failed ones
+OPEN_S = 10.0  # to `ready`
+SEND_S = 15.0  # that a frame may take: the connection is dead, whatever the operating system thinks
+MAX_UNREAD = 10_000  # events that wait for the user; a source that can wait is not read on beyond ...
+FEW_UNREAD = 256  # ... these
+COMES_BACK: Constant = (1001, 1005, 1006, 1011, 1012, 1013, 1014)  # closes after which the server, or the next one, is
+TRANSIENT: Constant = ("internal", "slow_consumer", "idle")  # fatal errors that another connection need not have
 
 
-class SessionRefused(ClientError):
-    """The server takes no more sessions now; ``retry_after_s`` is its hint."""
+class SessionFailed(ClientError):
+    """The server ended the session by an error, which is the last event; ``code`` is that error's."""
 
-    code = "session_refused"
-
-    def __init__(self, reason: str, retry_after_s: float) -> None:
-        self.retry_after_s = retry_after_s
-        super().__init__(f"the server refused the session: {reason}", f"try again in {retry_after_s:.1f} s")
+    def __init__(self, error: messages.Error) -> None:
+        self.code = error.code
+        super().__init__(f"{error.code}: {error.message}", error.hint)
 
 
-class ConnectionLost(ClientError):
-    """The connection ended before the session did."""
-
-    code = "connection_lost"
-
-    def __init__(self, closed: ConnectionClosed) -> None:
-        self.close_code = closed.rcvd.code if closed.rcvd else 1006
-        reason = closed.rcvd.reason if closed.rcvd else "no close frame"
-        super().__init__(f"the connection ended with {self.close_code} {reason}".rstrip())
-
-
-def retry_delay_s(refusal: messages.Busy | messages.Retry) -> float:
-    """How long to wait before offering it again: the hint, or the load that is awaited, within the hold."""
-    retry_after_s = refusal.retry_after_ms / 1000
-    wait_s = messages.retry_wait_s(refusal.reason, retry_after_s, refusal.estimated_wait_ms / 1000)
-    return min(wait_s, max(refusal.held_ms / 1000 - HOLD_MARGIN_S, retry_after_s))
+def reconnect_delay_s(attempt: int, retry_after_s: float, spread: float) -> float:
+    """Seconds before the n-th try (1, 2, ...) in a row. ``spread``: 0 to 1, lest all clients come at once."""
+    delay_s = min(FIRST_DELAY_S * 2.0 ** (attempt - 1), MAX_DELAY_S)
+    return max(delay_s * (1 + spread) / 2, min(retry_after_s, MAX_DELAY_S))
 
 
 @asynccontextmanager
-async def connect(url: str = DEFAULT_URL, *, token: str | None = None, **start_fields: Any) -> AsyncIterator[Session]:
-    """Open a session; leaving the block closes it.
+async def connect(
+    url: str = DEFAULT_URL,
+    *,
+    token: str | None = None,
+    ring_s: float = RING_S,
+    reconnects: int = RECONNECTS,
+    **start_fields: Any,
+) -> AsyncIterator[Session]:
+    """Open a session; leaving the block ends it at once: `Session.close` first, for the outcome of all that was said.
 
     Args:
         url: ``ws://HOST:PORT/v1/stream``; also the server's plain address.
         token: where the server wants one; sent in a header too, unless the address has a proxy's user and password.
+        ring_s: seconds of audio without an outcome that are kept, to be sent again.
+        reconnects: how often in a row it is tried to connect again; 0: the end of the connection is the session's.
         start_fields: those of the protocol's ``start``: language, task, audio, endpointing, words, ...
     Raises:
-        ClientError: no server there, a token that it does not take, a refused session (`SessionRefused`), or a field
-            that is not one.
+        ClientError: no server there (`Unreachable`), a token that it does not take, a session that it refuses
+            (`SessionRefused`), or a field that is not one.
     """
-    token = token.strip() if token is not None else None  # the end of the line that it was read from
-    start = _start(token, start_fields)
-    url, user = _session_url(url)
-    bearer = f"Bearer {token}" if token is not None and not user else None
+    start = start_message(token, start_fields)
+    for attempt in range(1, FIRST_TRIES + 1):
+        try:
+            wire = await open_wire(url, start)
+            break
+        except SessionRefused as refused:
+            if attempt == FIRST_TRIES or not reconnects:
+                raise
+            await asyncio.sleep(reconnect_delay_s(1, refused.retry_after_s, random.random()))
+    session = Session(url, start, wire, ring_s=ring_s, reconnects=reconnects)
+    session._run_on(wire)
     try:
-        socket = await open_socket(
-            url.replace("//", f"//{user}", 1),
-            subprotocols=[Subprotocol(messages.PROTOCOL)],
-            additional_headers={"Authorization": bearer} if bearer is not None else None,
-            compression=None,
-            max_size=None,
-            max_queue=64,
-        )
-    except InvalidStatus as refused:
-        raise _not_let_in(url, refused.response, token) from refused
-    except InvalidURI as error:
-        raise _no_address(url) from error
-    except InvalidHandshake as error:
-        maybe_tls = isinstance(error, InvalidMessage) and url.startswith("ws:")
-        hint = "it may want TLS: https:// or wss://" if maybe_tls else f"sessions are at {DEFAULT_URL} or alike"
-        raise ClientError(f"no session at {url}: {error}", hint) from error
-    except ssl.SSLCertVerificationError as error:
-        raise ClientError(f"no session at {url}: {error.verify_message}", _trust_hint(error)) from error
-    except (OSError, TimeoutError) as error:
-        hint = "is the server running? asr-ws serve"
-        if getattr(error, "reason", None) in NO_TLS:
-            hint = "it may speak no TLS: http:// or ws://"
-        elif isinstance(error, ConnectionResetError):
-            hint = "it may have too many connections, or speak no TLS"
-        raise ClientError(f"no session at {url}: {str(error) or 'the connection was cut off'}", hint) from error
-    sent = socket.request.headers.get("Authorization") if socket.request is not None else None
-    session = Session(socket, start)
-    try:
-        if token is not None and sent is None:  # taken away by a redirect to another host
-            raise ClientError(f"{url} leads elsewhere, where the token is not for", "give the address it leads to")
-        await session.wait_ready(introduced=sent == bearer)
         yield session
     finally:
-        await session.close()
+        await session._stop()
 
 
-# What else an answer to the handshake says of the address, by its status.
-ADDRESS_HINTS: dict[int, str] = {
-    HTTPStatus.UNAUTHORIZED: "the proxy in front wants a user and a password: https://USER:PASSWORD@example.com/asr/",
-    HTTPStatus.SERVICE_UNAVAILABLE: "the proxy in front has no room, or no server: try again later",
-    HTTPStatus.NOT_FOUND: "behind a proxy its prefix belongs to the address, such as https://example.com/asr/",
-    HTTPStatus.BAD_GATEWAY: "the proxy answers, the server behind it does not",
-    HTTPStatus.GATEWAY_TIMEOUT: "the proxy answers, the server behind it does not",
-}
-
-
-def _not_let_in(url: str, response: Response, token: str | None) -> ClientError:
-    """What an answer to the handshake means that is none of a WebSocket server."""
-    said = bytes(response.body or b"").decode(errors="replace").partition("\n")[0]
-    is_text = response.headers.get("Content-Type", "").startswith("text/plain")
-    message = f"no session at {url}: HTTP {response.status_code}" + (f": {said}" if said and is_text else "")
-    match response.status_code:
-        case HTTPStatus.UNAUTHORIZED if response.headers.get("WWW-Authenticate", "").startswith("Bearer"):
-            return ClientError(message, TOKEN_HINT if token is None else OTHER_TOKEN_HINT)
-        case HTTPStatus.SERVICE_UNAVAILABLE if (after := response.headers.get("Retry-After", "")).isdecimal():
-            return SessionRefused((said if is_text else "") or response.reason_phrase, float(after))
-        case status:
-            return ClientError(message, ADDRESS_HINTS.get(status, f"sessions are at {DEFAULT_URL} or alike"))
-
-
-def _trust_hint(error: ssl.SSLCertVerificationError) -> str:
-    if (trusted := os.environ.get("SSL_CERT_FILE")) and not os.path.isfile(trusted):
-        return f"SSL_CERT_FILE names {trusted}, which is no file"
-    if error.verify_code in OTHER_NAME:
-        return "call it by a name or an address that its certificate is for"
-    return "if its certificate is one of its own, name that file: SSL_CERT_FILE=self-signed.pem"
-
-
-def _session_url(url: str) -> tuple[str, str]:
-    """The server's plain address will do, also with a proxy's path: http is ws here, and the sessions are below it.
-
-    Returns: the address to show, and what is not to be shown: ``USER:PASSWORD@``, or nothing.
-    """
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError as error:
-        raise _no_address(url) from error
-    user, at, host = parts.netloc.rpartition("@")
-    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    is_plain = scheme != parts.scheme or parts.path in ("", "/")
-    path = parts.path.removesuffix(messages.PATH).rstrip("/") + messages.PATH if is_plain else parts.path
-    return parts._replace(scheme=scheme, netloc=host, path=path).geturl(), user + at
-
-
-def _no_address(url: str) -> ClientError:
-    return ClientError(f"{url} is no address of a server", f"such as http://127.0.0.1:8765 or {DEFAULT_URL}")
-
-
-def _start(token: str | None, fields: dict[str, Any]) -> messages.Start:
+def start_message(token: str | None, fields: dict[str, Any]) -> messages.Start:
+    """Raises: ClientError: a field or a token that is none."""
+    token = token.strip() if token is not None else None  # the end of the line that it was read from
     if token == "":
         raise ClientError("the token is empty", TOKEN_HINT)
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
@@ -197,275 +116,350 @@ def _start(token: str | None, fields: dict[str, Any]) -> messages.Start:
         raise ClientError(f"start fields: {error}", "see docs/reference/protocol.md") from error
 
 
+class _Pulse:
+    """Something has changed, for whoever waits at this moment."""
+
+    def __init__(self) -> None:
+        self._next = asyncio.Event()
+
+    def fire(self) -> None:
+        self._next.set()
+        self._next = asyncio.Event()
+
+    async def wait(self) -> None:
+        await self._next.wait()
+
+
 class Session:
-    """An open session. Make it with `connect`.
+    """Make it with `connect`.
 
     Attributes:
         ready: what the server said of itself.
     """
 
-    def __init__(self, socket: ClientConnection, start: messages.Start) -> None:
-        self.ready: messages.Ready | None = None
-        self._socket = socket
+    def __init__(self, url: str, start: messages.Start, wire: Wire, *, ring_s: float, reconnects: int) -> None:
+        self.ready = wire.ready
+        self._url = url
         self._start = start
-        self._started = False
-        self._is_asked = False  # whether it is there at all
-        self._source_error: Exception | None = None
-        self._early: list[Event] = []  # read while waiting for `ready`
-        self._retries: dict[str, asyncio.Task[None]] = {}  # of the utterances refused and not yet settled, by id
-        self._admitted: set[str] = set()  # utterances, of which the server has not told the outcome
-        self._changed = asyncio.Event()  # one of these two
-        self._acknowledged = asyncio.Event()
+        self._ring_s = ring_s
+        self._reconnects = reconnects
+        self._recording = self._record(start.audio)
+        self._connection: Connection | None = None
+        self._has_begun = wire.is_introduced  # `start` goes before the first thing that needs it
+        self._attempt = 0
+        self._n_again = 0  # connections in a row that were made for what the server had dropped ...
+        self._again_until = 0  # ... before that frame of the recording
+        self._unread: deque[Event] = deque()
+        self._error: Exception | None = None
+        self._is_over = False
+        self._changed = _Pulse()
+        self._running: asyncio.Task[None]
 
-    async def wait_ready(self, *, introduced: bool) -> None:
-        """Args: introduced: whether the server knows us, as far as it wants to, or waits for the token in `start`.
+    def _record(self, audio: messages.AudioFormat) -> Recording:
+        frame_bytes = audio.bytes_per_s // audio.sample_rate
+        return Recording(AudioRing(int(self._ring_s * audio.sample_rate), frame_bytes), audio.sample_rate)
 
-        Raises: SessionRefused, ConnectionLost; ClientError: the server told why not.
-        """
-        while self.ready is None:
-            try:
-                event = await self._receive(None if self._is_asked else GREETING_S if introduced else 0)
-            except TimeoutError:
-                self._is_asked = True
-                with contextlib.suppress(ConnectionLost):  # what was said before it is read all the same
-                    # A proxy may have taken the header away. One that waits for a token says so to anything else.
-                    await (self._begin() if self._start.token is not None else self.ping(GREETING))
-                continue
-            if isinstance(event, messages.Error) and event.fatal:
-                hint = TOKEN_HINT if event.code == "unauthorized" and self._start.token is None else event.hint
-                raise ClientError(f"{event.code}: {event.message}", hint)
-            self._early.append(event)
+    # ---------------------------------------------------------------- for its user
+
+    @property
+    def behind_s(self) -> float:
+        """Seconds of audio that the server has not been sent: it is busy, slow, or away."""
+        unsent = self._connection.unsent if self._connection is not None else self._recording.ring.end
+        return unsent / self._recording.rate
 
     async def send(self, data: bytes) -> None:
-        """Audio in the declared format, at most 256 KiB, cut anywhere."""
-        await self._begin()
-        await self._write(data)
+        """Audio in the declared format, any length, cut anywhere. Waits while the ring is full of what is not sent.
+
+        Raises:
+            ClientError: after `end`, or after the end of the session.
+        """
+        self._begin()
+        ring = self._recording.ring
+        most = self._start.audio.sample_rate * ring.frame_bytes  # a second
+        for at in range(0, len(data), most):
+            ring.append(data[at : at + most])
+            self._changed.fire()
+            while not self._is_over and self.behind_s + 2 > self._ring_s:
+                await self._changed.wait()
+        await asyncio.sleep(0)  # a loop that only sends is not alone
 
     async def commit(self, id: str | None = None) -> None:
         """The utterance ends here (push to talk); ``id`` comes back in its `accepted`, `busy` or error."""
-        await self._begin()
-        await self._send(messages.Commit(id=id))
+        self._begin()
+        self._recording.commit(id)
+        self._changed.fire()
 
     async def cancel(self, utterance: str | None = None) -> None:
-        """Drop that utterance, or everything unfinished."""
-        await self._begin()
-        await self._send(messages.Cancel(utterance=utterance))
-
-    async def ping(self, id: str | int | None = None) -> None:
-        await self._send(messages.Ping(id=id))
+        """Drop that utterance, or everything unfinished: what is being heard too. `Dropped` comes at once."""
+        self._begin(is_audio=False)
+        for event in (self._connection or self._recording).cancel(utterance):
+            self._deliver(event)
+        self._changed.fire()
 
     async def end(self) -> None:
-        """No more audio; the events go on until `done`."""
-        await self._begin()
-        await self._send(messages.End())
+        """No more audio; the events go on until `Done`."""
+        self._begin(is_audio=False)
+        self._recording.is_ending = True
+        self._changed.fire()
 
-    async def events(self) -> AsyncIterator[Event]:
-        """Everything the server says, until `done` or a fatal error's close.
+    async def close(self) -> None:
+        """`end`, and wait until every utterance has its outcome. What is unread then, `events` still has.
 
         Raises:
-            ConnectionLost: the connection ended otherwise.
+            ClientError: the session ended otherwise.
         """
-        fatal = False
+        if not self._is_over:
+            await self.end()
+        while not self._is_over:
+            await self._changed.wait()
+        if self._error is not None:
+            raise self._error
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Everything there is to say, until `Done`.
+
+        Raises:
+            SessionFailed: the server ended the session by an error; that was the last event.
+            ConnectionLost: the connection ended, and could not be had again.
+        """
         while True:
-            try:
-                event = self._early.pop(0) if self._early else await self._receive()
-            except ConnectionLost:
-                if fatal:
-                    return
-                raise
-            if isinstance(event, messages.Pong) and event.id in (ACKNOWLEDGEMENT, GREETING):
-                if event.id == ACKNOWLEDGEMENT:
-                    self._acknowledged.set()
-                continue
-            self._note(event)
-            yield event
-            fatal = fatal or (isinstance(event, messages.Error) and event.fatal)
-            if isinstance(event, messages.Done):
-                return
+            while self._unread:
+                yield self._recording.number(self._unread.popleft())
+                self._changed.fire()
+            if self._is_over:
+                break
+            await self._changed.wait()
+        if self._error is not None:
+            raise self._error
 
     async def stream(self, source: AudioSource, *, realtime: bool = False) -> AsyncIterator[Event]:
-        """Send all of a source, then `end`; the events, until `done`.
+        """Send all of a source, then `end`; the events, until `Done`.
 
         Args:
             source: see `asr_ws.client.sources.open_source`.
             realtime: send as a microphone would, not as fast as the server takes it.
         Raises:
-            ClientError: the source is not readable, or the connection was lost.
+            ClientError: the source is not readable; see `events` too.
         """
         opened = open_source(source, self._start.audio)
-        if opened.audio is not None and not self._started:
-            self._start.audio = opened.audio
-        sender = asyncio.create_task(self._send_all(opened.chunks, realtime), name="asr_ws sender")
+        await self._declare(opened.audio)
+        sender = asyncio.create_task(self._send_all(opened, realtime), name="asr_ws sender")
         try:
             async for event in self.events():
                 yield event
-        except ConnectionLost:
-            if self._source_error is not None:
-                raise self._source_error from None
-            raise
         finally:
             sender.cancel()
             await asyncio.wait([sender])
 
-    async def close(self) -> None:
-        """Close the connection; what has no outcome yet is dropped. For the outcomes, `end` and read until `done`."""
-        for task in self._retries.values():
-            task.cancel()
-        await self._socket.close()
+    # ---------------------------------------------------------------- audio
 
-    async def _send_all(self, chunks: AsyncIterator[bytes], realtime: bool) -> None:
+    def _begin(self, *, is_audio: bool = True) -> None:
+        if self._is_over:
+            raise self._error or ClientError("the session is over", "open another one")
+        if is_audio and self._recording.is_ending:
+            raise ClientError("the session takes no more audio: it was ended", "open another one")
+        self._has_begun = True
+        self._changed.fire()
+
+    async def _declare(self, audio: messages.AudioFormat | None) -> None:
+        """What the source holds is what is sent."""
+        if audio is None or audio == self._start.audio:
+            return
+        if self._recording.ring.end or self._recording.marks:
+            raise ClientError("the session has begun with audio of another format", "connect(url, audio=...)")
+        self._start.audio = audio
+        self._recording.rate = audio.sample_rate
+        self._recording.ring = self._record(audio).ring
+        if self._has_begun:  # by a token that was wanted in `start`
+            await self._stop()
+            self._recording.n_connections = 0
+            self._unread.clear()
+            self._run_on(await open_wire(self._url, self._start, introduce=True))
+
+    async def _send_all(self, opened: Opened, realtime: bool) -> None:
         loop = asyncio.get_running_loop()
-        began, sent_s, asked_s = loop.time(), 0.0, 0.0
+        began, sent_s = loop.time(), 0.0
         try:
-            await self._begin()
-            async for chunk in chunks:
+            self._begin()
+            async for chunk in opened.chunks:
+                self._recording.ring.append(chunk)
+                self._changed.fire()
                 sent_s += len(chunk) / self._start.audio.bytes_per_s
                 if realtime:
                     await asyncio.sleep(began + sent_s - loop.time())
-                elif sent_s > asked_s + AHEAD_S:
-                    asked_s = sent_s
-                    await self._keep_close()
-                for start in range(0, len(chunk), messages.MAX_BINARY_BYTES):
-                    await self._write(chunk[start : start + messages.MAX_BINARY_BYTES])
-            if not realtime:
-                await self._keep_close()  # also because holds are short after `end`
-            await self._send(messages.End())
-        except ConnectionLost:
-            return  # the reader sees it too, with what the server said before
-        except Exception as error:  # the source's own: `stream` raises it, once the reader has been woken
-            self._source_error = error
-            await self._socket.close()
+                elif not opened.is_live:
+                    await self._room()
+            if not realtime and not opened.is_live:
+                await self._room()  # also because holds are short after `end`
+            await self.end()
+        except Exception as error:  # the source's own, most of all: `events` raises it
+            self._fail(error)
 
-    async def _keep_close(self) -> None:
-        """Wait until the server has seen all that was sent, and has no more of it to do than the one utterance that
-        keeps its model busy: a source that can wait does not run ahead, or a server that comes to a standstill would
-        have to hold more than it does.
-        """
-        self._acknowledged.clear()
-        await self.ping(ACKNOWLEDGEMENT)
-        await self._acknowledged.wait()
-        while self._retries or len(self._admitted) > 1:
-            self._changed.clear()
+    async def _room(self) -> None:
+        """A source that can wait does not run ahead: neither of the server nor of its user."""
+        while not self._is_over:
+            if self._connection is not None and self._connection.has_room and len(self._unread) < FEW_UNREAD:
+                return
             await self._changed.wait()
 
-    async def _begin(self) -> None:
-        """`start`, once, before the first thing that needs it."""
-        if not self._started:
-            self._started = True
-            await self._send(self._start)
+    # ---------------------------------------------------------------- its connections
 
-    async def _send(self, message: messages.ClientMessage) -> None:
-        await self._write(messages.encode(message))
+    def _run_on(self, wire: Wire) -> None:
+        self._running = asyncio.create_task(self._run(wire), name="asr_ws session")
 
-    async def _write(self, data: str | bytes) -> None:
+    async def _stop(self) -> None:
+        self._running.cancel()
+        await asyncio.wait([self._running])
+
+    async def _run(self, wire: Wire) -> None:
+        """All connections, one after the other."""
         try:
-            await self._socket.send(data)
-        except ConnectionClosed as error:
-            raise ConnectionLost(error) from error
+            while (lost := await self._converse(wire)) is not None:
+                wire = await self._reconnect(lost)
+        except Exception as error:  # whoever reads is told of it, also of one of ours, and it ends this session
+            self._fail(error)
+        else:
+            self._end()
 
-    async def _receive(self, timeout_s: float | None = None) -> Event:
+    async def _converse(self, wire: Wire) -> ClientError | None:
+        """One connection, to its end.
+
+        Returns: why there is to be another one; None: all is done.
+        Raises: ClientError: the session is over.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        self.ready = wire.ready
+        connection = Connection(self._recording, None if wire.is_introduced else self._start, now=began)
+        self._connection = connection
+        reading = asyncio.create_task(self._read(wire, connection), name="asr_ws reader")
+        reading.add_done_callback(lambda _: self._changed.fire())
         try:
-            async with asyncio.timeout(timeout_s):
-                received = await self._socket.recv()
-            event = messages.decode_event(received)
-        except ConnectionClosed as error:
-            raise ConnectionLost(error) from error
-        except ProtocolError as error:
-            raise ClientError(str(error), "is this an asr_ws server?") from error
-        if isinstance(event, messages.Ready):
-            self.ready = event
-        elif isinstance(event, messages.Busy) and event.utterance is None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAST_WORD_S):
-                    await self._socket.wait_closed()
-            raise SessionRefused(self._socket.close_reason or event.reason, event.retry_after_ms / 1000)
-        return event
+            await self._write(wire, connection, reading)
+        except (ConnectionLost, SessionRefused) as lost:
+            error = connection.error
+            if error is not None and error.code not in TRANSIENT:
+                raise SessionFailed(error) from lost
+            if error is None and isinstance(lost, ConnectionLost) and lost.close_code not in COMES_BACK:
+                raise
+            if loop.time() - began >= STABLE_S:
+                self._attempt = 0
+            return lost
+        finally:
+            reading.cancel()
+            await asyncio.wait([reading])
+            await wire.close()
+        if connection.error is not None:
+            raise SessionFailed(connection.error)
+        if self._is_sent_again(connection):
+            return ConnectionLost(None, "dropped")
+        if connection.done is not None:
+            self._deliver(connection.done)
+        return None
 
-    def _note(self, event: Event) -> None:
-        """Plan the retry of what was refused and is held; forget what is settled."""
-        match event:
-            case (
-                messages.Accepted(utterance=str(id))
-                | messages.Busy(utterance=str(id))
-                | messages.Retry(utterance=str(id))
-                | messages.Final(utterance=str(id))
-                | messages.Dropped(utterance=str(id))
-                | messages.Error(utterance=str(id))
-            ):
-                self._admitted.discard(id)
-                if isinstance(event, messages.Accepted):
-                    self._admitted.add(id)
-                if isinstance(event, messages.Accepted | messages.Dropped) and (task := self._retries.pop(id, None)):
-                    task.cancel()
-                if isinstance(event, messages.Busy | messages.Retry) and event.held_ms:
-                    self._retries[id] = asyncio.create_task(self._retry(id, retry_delay_s(event)), name=f"retry {id}")
-                self._changed.set()
+    async def _read(self, wire: Wire, connection: Connection) -> None:
+        """Until `done`, or an error after which there is nothing to be told."""
+        loop = asyncio.get_running_loop()
+        while connection.done is None and (connection.error is None or connection.error.fatal):
+            for event in connection.receive(await wire.receive(), now=loop.time()):
+                self._deliver(event)
+            self._changed.fire()
 
-    async def _retry(self, utterance: str, delay_s: float) -> None:
-        await asyncio.sleep(delay_s)
-        try:
-            await self._send(messages.RetryUtterance(utterance=utterance))
-        except ConnectionLost:
-            return  # the reader sees it too
+    async def _write(self, wire: Wire, connection: Connection, reading: asyncio.Task[None]) -> None:
+        """Until the reader is done, or what the server dropped is to be sent again, to another connection."""
+        loop = asyncio.get_running_loop()
+        while not reading.done():
+            for event in connection.lose_what_is_gone():
+                self._deliver(event)
+            try:
+                while self._has_begun and (frame := connection.next(now=loop.time())) is not None:
+                    async with asyncio.timeout(SEND_S):
+                        await wire.send(frame)
+            except TimeoutError:
+                raise ConnectionLost(None, "no answer") from None
+            if connection.is_dead(now=loop.time()):
+                raise ConnectionLost(None, "no answer")
+            if self._is_owing(connection):
+                return
+            if not reading.done():
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(connection.due_at() if self._has_begun else None):
+                        await self._changed.wait()
+        await reading
 
+    def _is_owing(self, connection: Connection) -> bool:
+        """Whether what the server dropped is to be sent again now: when that interrupts nothing, or before the ring is
+        full. While the session is ending, after all the rest.
+        """
+        owed = connection.owed_now()
+        if not owed or self._recording.is_ending:
+            return False
+        ring = self._recording.ring
+        return not connection.open or ring.end - owed[0][0] > ring.capacity / 2
 
-@dataclass(slots=True)
-class Transcript:
-    """What a source came to.
+    def _is_sent_again(self, connection: Connection) -> bool:
+        """Whether there is to be another connection for it; as often as it would be tried to connect."""
+        ring = self._recording.ring
+        for since, end in connection.owed_now():
+            start = max(since, min(end, ring.start))
+            if start >= self._again_until:  # other audio than the last time
+                self._n_again = 0
+            is_lost = start == end or self._n_again == self._reconnects
+            for event in self._recording.lose(since, end if is_lost else start):
+                self._deliver(event)
+            if not is_lost:
+                self._again_until = max(self._again_until, end)
+                self._attempt, self._n_again = self._n_again, self._n_again + 1
+                return True
+        return False
 
-    Attributes:
-        finals: in the order of the audio.
-        unfinished: what ended otherwise (`Error`, `Dropped`): no text for it.
-        done: the server's ledger.
-    """
+    async def _reconnect(self, lost: ClientError) -> Wire:
+        """Raises: ClientError: ``lost``, or what came of the last try."""
+        while True:
+            self._attempt += 1
+            if self._attempt > self._reconnects:
+                raise lost
+            delay_s = reconnect_delay_s(self._attempt, getattr(lost, "retry_after_s", 0.0), random.random())
+            self._interrupt(delay_s)
+            self._deliver(Reconnecting(self._attempt, delay_s, getattr(lost, "reason", lost.code)))
+            await asyncio.sleep(delay_s)
+            try:
+                async with asyncio.timeout(OPEN_S):
+                    wire = await open_wire(self._url, self._start, introduce=self._has_begun)
+            except (SessionRefused, Unreachable, ConnectionLost) as error:
+                lost = error
+            except TimeoutError:
+                lost = ConnectionLost(None, "no answer")
+            else:
+                self._deliver(Reconnected())
+                return wire
 
-    finals: list[messages.Final] = field(default_factory=list)
-    unfinished: list[messages.Error | messages.Dropped] = field(default_factory=list)
-    done: messages.Done | None = None
+    def _interrupt(self, delay_s: float = 0.0) -> None:
+        if self._connection is not None:
+            for event in self._connection.interrupt(delay_s=delay_s):
+                self._deliver(event)
+        self._connection = None
 
-    @property
-    def text(self) -> str:
-        return " ".join(final.text for final in self.finals if final.text)
+    # ---------------------------------------------------------------- what its user is told
 
-    def receive(self, event: Event) -> None:
-        match event:
-            case messages.Final():
-                self.finals.append(event)
-                self.finals.sort(key=lambda final: final.audio_start_ms)
-            case messages.Dropped() | messages.Error(code="decode_failed" | "poison_audio"):
-                self.unfinished.append(event)
-            case messages.Done():
-                self.done = event
+    def _deliver(self, event: Event) -> None:
+        match self._unread and self._unread[-1], event:
+            case messages.Partial(utterance=before), messages.Partial(utterance=same) if before == same:
+                self._unread.pop()  # it is out of date
+        self._unread.append(event)
+        self._changed.fire()
+        if len(self._unread) > MAX_UNREAD:
+            raise ClientError(f"{MAX_UNREAD} events were not read", "read them in a task beside your sending")
 
+    def _fail(self, error: Exception) -> None:
+        """It ends by that; nothing is left without an outcome."""
+        if self._is_over:
+            return
+        self._error = error
+        self._interrupt()
+        self._unread.extend(self._recording.lose(0, self._recording.ring.end))
+        self._end()
 
-def collect(events: Iterable[Event]) -> Transcript:
-    transcript = Transcript()
-    for event in events:
-        transcript.receive(event)
-    return transcript
-
-
-def transcribe(
-    source: AudioSource,
-    url: str = DEFAULT_URL,
-    *,
-    realtime: bool = False,
-    token: str | None = None,
-    **start_fields: Any,
-) -> Transcript:
-    """Stream a source and wait for its text. Blocking; inside an event loop use `connect`.
-
-    Raises:
-        ClientError: see `connect` and `Session.stream`; or the server refused a field, or ended the session.
-    """
-
-    async def run() -> Transcript:
-        transcript = Transcript()
-        async with connect(url, token=token, **{"partials": False, **start_fields}) as session:
-            async for event in session.stream(source, realtime=realtime):
-                if isinstance(event, messages.Error) and (event.fatal or event.code == "bad_message"):
-                    raise ClientError(f"{event.code}: {event.message}", event.hint)
-                transcript.receive(event)
-        return transcript
-
-    return asyncio.run(run())
+    def _end(self) -> None:
+        self._is_over = True
+        self._changed.fire()

@@ -25,11 +25,13 @@ class Opened:
     """Attributes:
     audio: what ``chunks`` hold; None: whatever the session declares.
     duration_s: where it is known beforehand.
+    is_live: it cannot wait: what is not taken is lost.
     """
 
     audio: AudioFormat | None
     chunks: AsyncIterator[bytes]
     duration_s: float | None = None
+    is_live: bool = False
 
 
 def open_source(source: AudioSource, declared: AudioFormat) -> Opened:

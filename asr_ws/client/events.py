@@ -1,0 +1,39 @@
+"""What the client itself has to say, beside the server's events: the connection, and audio that it could not keep."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from asr_ws import messages
+
+
+class Reconnecting(Struct, frozen=True, tag_field="type", tag="reconnecting"):
+    """The connection is gone; it is made anew, and what has no outcome yet is sent again.
+
+    Attributes:
+        attempt: 1, 2, ... in a row.
+        delay_s: until then.
+        reason: a word of the server's, or what went wrong.
+    """
+
+    attempt: int
+    delay_s: float
+    reason: str
+
+
+class Reconnected(Struct, frozen=True, tag_field="type", tag="reconnected"):
+    """The connection is back."""
+
+
+class Gap(Struct, frozen=True, tag_field="type", tag="gap"):
+    """Audio without an outcome: it was gone from the ring before it could be sent, or sent again.
+
+    Attributes:
+        audio_start_ms, audio_end_ms: from the session's first byte of audio.
+    """
+
+    audio_start_ms: int
+    audio_end_ms: int
+
+
+Event = messages.ServerEvent | messages.Unknown | Reconnecting | Reconnected | Gap

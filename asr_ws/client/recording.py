@@ -1,0 +1,199 @@
+"""What a session has recorded, over all of its connections: the audio, the commits, and what became of it. Pure.
+
+Utterances have ids of the recording's own, u1, u2 ..., since with each connection a server counts from 1 again. One
+whose connection ended before its outcome is *interrupted*: what is heard again where it lies is the same utterance,
+with the same id and the next attempt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Literal
+
+import msgspec
+
+from asr_ws import messages
+from asr_ws.client.events import Event, Gap
+from asr_ws.client.ring import AudioRing
+
+NEAR_MS = 20  # an utterance that is heard again may begin that much earlier: times are rounded, windows lie otherwise
+
+DropReason = Literal["cancelled", "hold_expired", "evicted", "not_held"]
+
+
+class Fate(Enum):
+    DECODED = auto()
+    REFUSED = auto()
+    SILENCE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A commit: the utterance ends at that frame."""
+
+    at: int
+    id: str | None
+
+
+@dataclass(slots=True, eq=False)
+class Told:
+    """An utterance without outcome, as its user knows it.
+
+    Attributes:
+        start, end: frames of the recording; the end is infinite until it is known.
+        attempt: the last one, over all connections.
+        is_admitted: whether that attempt has no outcome yet.
+        stable: the text that was said not to change.
+    """
+
+    id: str
+    start: int
+    end: float = math.inf
+    attempt: int = 0
+    is_admitted: bool = False
+    stable: str = ""
+    commit: str | None = None
+    is_cancelled: bool = False
+    drop_reason: DropReason = "evicted"  # where it can not be heard again
+
+
+@dataclass(slots=True)
+class Recording:
+    """Args:
+    ring: its positions are the recording's.
+    rate: frames a second.
+    """
+
+    ring: AudioRing
+    rate: int
+    marks: list[Mark] = field(default_factory=list)
+    is_ending: bool = False  # no more audio will come
+    n_connections: int = 0
+    interrupted: list[Told] = field(default_factory=list)  # in the order of the audio
+    _n_utterances: int = 0
+    _n_frames: Counter[Fate] = field(default_factory=Counter)
+    _n_events: Counter[type] = field(default_factory=Counter)
+    _seq: int = 0
+
+    def to_ms(self, position: float) -> int:
+        return round(position * 1000 / self.rate)
+
+    def to_frames(self, ms: float) -> int:
+        return round(ms * self.rate / 1000)
+
+    def settle(self, start: float, end: float, fate: Fate) -> None:
+        self._n_frames[fate] += self.ring.settle(int(start), int(min(end, self.ring.end)))
+
+    def commit(self, id: str | None) -> None:
+        self.marks.append(Mark(self.ring.end, id))
+
+    # ---------------------------------------------------------------- utterances
+
+    def begin(self, start: int) -> Told:
+        """The utterance that begins there: one that was interrupted, or a new one."""
+        near = self.to_frames(NEAR_MS)
+        for told in self.interrupted:
+            if told.start - near <= start < told.end:
+                self.interrupted.remove(told)
+                return told
+        self._n_utterances += 1
+        return Told(f"u{self._n_utterances}", start)
+
+    def interrupt(self, told: Told) -> list[Event]:
+        """It will be heard again, unless it was cancelled."""
+        told.end = min(told.end, self.ring.end)
+        if told.is_cancelled:
+            return [self._drop(told, "cancelled")]
+        self.interrupted = sorted([*self.interrupted, told], key=lambda each: each.start)
+        return []
+
+    def absorb(self) -> list[Event]:
+        """What was interrupted, and of which all audio has an outcome by now, was not heard as an utterance again."""
+        near = self.to_frames(NEAR_MS)
+        return [
+            self._drop(told, "not_held", is_empty=True)
+            for told in self.interrupted
+            if sum(end - start for start, end in self.ring.unsettled(told.start, int(told.end))) <= near
+        ]
+
+    def cancel(self, utterance: str | None, open: Iterable[Told] = ()) -> list[Event]:
+        """Nothing of it will be sent again; of those that are ``open`` at a server, that one tells the outcome."""
+        chosen = [told for told in open if utterance in (None, told.id)]
+        for told in chosen:
+            told.is_cancelled, told.end = True, min(told.end, self.ring.end)
+        events: list[Event] = [
+            self._drop(told, "cancelled") for told in self.interrupted if utterance in (None, told.id)
+        ]
+        if utterance is None:
+            at = 0
+            for told in sorted(chosen, key=lambda each: each.start):
+                self.settle(at, told.start, Fate.SILENCE)
+                at = int(told.end)
+            self.settle(at, self.ring.end, Fate.SILENCE)
+        return events
+
+    def lose(self, start: int, end: int) -> list[Event]:
+        """That audio is given up: utterances that lie there are dropped, the rest is a gap."""
+        events: list[Event] = [self._drop(told, told.drop_reason) for told in self._interrupted_in(start, end)]
+        for told in self.interrupted:
+            if start <= told.start < end:
+                told.start = end
+        for since, until in self.ring.unsettled(start, end):
+            self.settle(since, until, Fate.REFUSED)
+            events.append(Gap(self.to_ms(since), self.to_ms(until)))
+        return events
+
+    def _interrupted_in(self, start: float, end: float) -> list[Told]:
+        return [told for told in self.interrupted if start <= told.start and told.end <= end]
+
+    def _drop(self, told: Told, reason: DropReason, *, is_empty: bool = False) -> Event:
+        self.interrupted = [each for each in self.interrupted if each is not told]
+        if not is_empty:
+            self.settle(told.start, told.end, Fate.REFUSED)
+        start_ms, end_ms = self.to_ms(told.start), self.to_ms(min(told.end, self.ring.end))
+        return messages.Dropped(
+            utterance=told.id,
+            reason=reason,
+            audio_start_ms=end_ms if is_empty else start_ms,
+            audio_end_ms=end_ms,
+        )
+
+    # ---------------------------------------------------------------- what its user is told
+
+    def number(self, event: Event) -> Event:
+        """Count an event, and number it through, over all connections."""
+        if isinstance(event, messages.Done):
+            event = self._account(event)
+        self._n_events[type(event)] += 1
+        if isinstance(event, messages.Unknown):
+            if "seq" in event.fields:
+                self._seq += 1
+                event = messages.Unknown(event.type, {**event.fields, "seq": self._seq})
+        elif isinstance(event, messages.ServerEvent) and not isinstance(event, messages.Ready):
+            self._seq += 1
+            event = msgspec.structs.replace(event, seq=self._seq)
+        return event
+
+    def _account(self, done: messages.Done) -> messages.Done:
+        """The ledger over all connections: the server's own, as long as there was one only."""
+        if self.n_connections == 1:
+            return done
+        received, decoded, refused = (
+            self.to_ms(n) for n in (self.ring.end, self._n_frames[Fate.DECODED], self._n_frames[Fate.REFUSED])
+        )
+        kinds = messages.Final, messages.Busy, messages.Retry, messages.Dropped, messages.Error
+        counts = dict(
+            zip(("finals", "busy", "retries", "dropped", "errors"), (self._n_events[k] for k in kinds), strict=True)
+        )
+        return messages.Done(
+            received_ms=received,
+            decoded_ms=decoded,
+            silence_ms=received - decoded - refused - done.lost_ms,
+            refused_ms=refused,
+            lost_ms=done.lost_ms,
+            **counts,
+        )
