@@ -54,6 +54,8 @@ CORE = ("asr_ws.core", "asr_ws.errors", "asr_ws.config", "numpy")
 NO_CLOCK = ("asyncio", "threading", "time")
 WORKER = ("asr_ws.worker.ipc", "asr_ws.core.types", "asr_ws.config", "asr_ws.errors", "asr_ws.log", "numpy", "msgspec")
 
+SANS_IO = ("asr_ws.client.events", "asr_ws.client.recording", "asr_ws.client.ring", "asr_ws.messages", "msgspec")
+
 TABLE = {
     "asr_ws": Row(()),
     "asr_ws.__main__": Row(("asr_ws.cli",)),
@@ -71,6 +73,10 @@ TABLE = {
     "asr_ws.client": Row(
         ("asr_ws.client", "asr_ws.messages", "asr_ws.errors", "msgspec", "websockets", "numpy", "soundfile")
     ),
+    "asr_ws.client.connection": Row(SANS_IO, NO_CLOCK),
+    "asr_ws.client.recording": Row(SANS_IO, NO_CLOCK),
+    "asr_ws.client.ring": Row(SANS_IO, NO_CLOCK),
+    "asr_ws.client.microphone": Row(("asr_ws.errors", "asr_ws.messages", "numpy", "sounddevice")),
     "asr_ws.worker": Row(WORKER, ("asyncio",)),
     "asr_ws.worker.__main__": Row(("asr_ws.worker.system", "asr_ws.worker.child"), ("asyncio",)),
     "asr_ws.worker.system": Row((), ("asyncio",)),

@@ -123,12 +123,14 @@ class Connection:
         self._barrier: str | None = None  # the ping behind a commit: nothing follows before its outcome is known
         self._is_end_sent = False
         self._lost_until = 0
+        self._cancelled_until = 0  # of that nothing is sent again
         self._pings: deque[_Ping] = deque()  # that have no pong yet
         self._pinged = _Ping("", now, 0, 0)  # the last one
         self._n_pings = 0
         self._fastest_s = math.inf  # there and back
         self._heard_at = now
         self._hearing_ms: int | None = None  # of audio in which speech would have been told; None: not yet `started`
+        self._min_speech_ms = 0
         self._entries: dict[str, _Entry] = {}  # by the server's id
         self._quiet = 0  # all before it is an utterance's or silence
 
@@ -157,6 +159,11 @@ class Connection:
         """Whether what comes now had better stay here, since the server may not be able to keep it."""
         return len(self._entries) >= MAX_HELD and any(each.is_refused for each in self._entries.values())
 
+    @property
+    def _held_ms(self) -> int:
+        """How long audio stays in the ring."""
+        return self._recording.to_ms(self._recording.ring.capacity)
+
     def is_dead(self, *, now: float) -> bool:
         asked_at = self._pings[0].now if self._pings else now
         return now - max(asked_at, self._heard_at) > SILENT_S
@@ -168,10 +175,15 @@ class Connection:
         return min([self._pinged.now + PING_S, *retries, *dead])
 
     def cancel(self, utterance: str | None) -> list[Event]:
-        events = self._recording.cancel(utterance, self.open)
+        owed_until = max((end for _, end in self.owed), default=0)  # of that this connection tells no more
+        events = self._recording.cancel(utterance, sent=(owed_until, self._cursor))
         if utterance is None:
+            self._cancelled_until = self._cursor
             self._outbox.append(messages.Cancel())
         for id, entry in self._entries.items():
+            if utterance in (None, entry.told.id):
+                entry.told.is_cancelled = True
+                entry.told.end = min(entry.told.end, self._cursor)
             if entry.told.id == utterance:
                 self._outbox.append(messages.Cancel(utterance=id))
         return events
@@ -276,9 +288,12 @@ class Connection:
             case messages.Pong():
                 return self._acknowledge(event, now) if str(event.id).startswith(f"{OWN}:") else [event]
             case messages.Ready():
-                return [event] if self._recording.n_connections == 1 else []
+                return [event] if self._recording.n_connections == 1 else self._recording.tell_state(event.state)
+            case messages.State():
+                self._recording.service = event
             case messages.Started():
                 self._hearing_ms = _hearing_ms(event.endpointing)
+                self._min_speech_ms = event.endpointing.min_speech_ms
                 return [event] if self._recording.n_connections == 1 else []
             case messages.SpeechStarted():
                 return self._begin(event)
@@ -316,13 +331,13 @@ class Connection:
         return []  # a greeting's
 
     def _begin(self, event: messages.SpeechStarted) -> list[Event]:
-        start = self._position(event.audio_start_ms)
+        start = self._onset(event.audio_start_ms)
         for told in self.open:
             told.end = min(told.end, start)
         events = self._settle_quiet(start)
         told = self._entry(event).told
         is_again = told.end < math.inf  # it was interrupted
-        told.end = math.inf
+        told.end = self._cancelled_until if told.is_cancelled else math.inf
         return events if is_again else [*events, self._placed(event, told)]
 
     def _guess(self, event: messages.Partial) -> list[Event]:
@@ -348,9 +363,12 @@ class Connection:
         entry = self._entry(event)
         entry.told.attempt = entry.n_attempts_before + event.attempt
         entry.told.is_admitted, entry.is_refused = False, True
-        if event.held_ms:  # else `dropped` follows
+        if event.held_ms:
             entry.retry_at = now + retry_delay_s(event, self._rng.uniform(0, JITTER_S))
-        return [self._placed(event, entry.told)]
+            return [self._placed(event, entry.told)]
+        # `dropped` follows, but the audio is held here.
+        held = msgspec.structs.replace(event, retryable=True, held_ms=self._held_ms)
+        return [self._placed(held, entry.told)]
 
     def _finish(self, event: messages.Final | messages.Dropped | messages.Error, fate: Fate) -> list[Event]:
         told = self._entry(event).told
@@ -368,8 +386,9 @@ class Connection:
         told.drop_reason = event.reason
         del self._entries[event.utterance]
         self.owed.add(told.start, int(told.end))
-        unfinished = [self._unfinished(told, event.reason, 0)] if told.is_admitted else []
-        return [*unfinished, *self._recording.interrupt(told)]
+        unfinished: list[Event] = [self._unfinished(told, event.reason, 0)] if told.is_admitted else []
+        self._recording.interrupt(told)
+        return unfinished
 
     def _fail(self, event: messages.Error) -> list[Event]:
         if event.code == "nothing_to_commit" and event.commit == OWN:
@@ -390,7 +409,10 @@ class Connection:
         for told in self.open:
             if told.is_admitted and not told.is_cancelled:
                 events.append(self._unfinished(told, CONNECTION_LOST, delay_s))
-            events += self._recording.interrupt(told)
+            self._recording.interrupt(told)
+        events += self._recording.drop_cancelled()
+        self._recording.settle(0, self._cancelled_until, Fate.SILENCE)
+        self._recording.settle_scraps()
         return events
 
     def _unfinished(self, told: Told, reason: str, delay_s: float) -> messages.Retry:
@@ -408,7 +430,7 @@ class Connection:
             queue_depth=0,
             queue_capacity=0,
             retryable=True,
-            held_ms=self._recording.to_ms(self._recording.ring.capacity),
+            held_ms=self._held_ms,
             waited_ms=0,
         )
 
@@ -419,12 +441,14 @@ class Connection:
         id = str(event.utterance)
         if id not in self._entries:
             start_ms = getattr(event, "audio_start_ms", None)
-            told = self._recording.begin(self._cursor if start_ms is None else self._position(start_ms))
+            told = self._recording.begin(self._cursor if start_ms is None else self._onset(start_ms))
+            told.is_cancelled = told.is_cancelled or told.start < self._cancelled_until
             self._entries[id] = _Entry(told, told.attempt)
         return self._entries[id]
 
     def _locate(self, told: Told, event: messages.Accepted | messages.Final | messages.Dropped) -> None:
-        told.start, told.end = self._position(event.audio_start_ms), self._position(event.audio_end_ms, is_end=True)
+        told.start, told.end = self._span(event.audio_start_ms, event.audio_end_ms)
+        self._quiet = min(self._quiet, int(told.end))  # it may have been taken to be longer
 
     def _settle_quiet(self, until: int) -> list[Event]:
         """What of the audio before that is no utterance's is silence."""
@@ -444,34 +468,61 @@ class Connection:
         frame, near = recording.to_frames(ms), recording.to_frames(1)  # as far as rounding can have moved it
         if not self._pieces:
             return frame
-        i = 0
-        for n, piece in enumerate(self._pieces):
-            if piece.at + near < frame if is_end else piece.at <= frame + near:
-                i = n
-        piece = self._pieces[i]
-        n_frames = (self._pieces[i + 1].at if i + 1 < len(self._pieces) else self._n_sent) - piece.at
+        i = self._piece_at(frame, is_end=is_end)
+        piece, n_frames = self._pieces[i], self._length(i)
         position = piece.since + min(max(frame - piece.at, 0), n_frames)
-        for mark in reversed(recording.marks):
-            if mark.at <= position + near:
-                return mark.at if mark.at > position - near else position
-        return position
+        marks = [mark.at for mark in recording.marks if abs(mark.at - position) <= near]
+        return min(marks, key=lambda at: abs(at - position), default=position)
+
+    def _onset(self, ms: int) -> int:
+        """Where speech begins that lasts on: not in the last of a piece, where its pre-roll may begin."""
+        start, frame = self._position(ms), self._recording.to_frames(ms)
+        for piece in self._pieces:
+            if frame < piece.at < frame + self._recording.to_frames(self._min_speech_ms):
+                start = piece.since
+        return start
+
+    def _span(self, start_ms: int, end_ms: int) -> Range:
+        """Of an utterance: all in the piece in which it ends, though its pre-roll may begin in the one before."""
+        start, end = self._position(start_ms), self._position(end_ms, is_end=True)
+        if not self._pieces:
+            return start, end
+        i = self._piece_at(self._recording.to_frames(end_ms), is_end=True)
+        return max(start, self._pieces[i].since), end
+
+    def _piece_at(self, frame: int, *, is_end: bool) -> int:
+        near = self._recording.to_frames(1)
+        found = 0
+        for i, piece in enumerate(self._pieces):
+            if piece.at + near < frame if is_end else piece.at <= frame + near:
+                found = i
+        return found
+
+    def _length(self, i: int) -> int:
+        """Of a piece, in frames."""
+        end = self._pieces[i + 1].at if i + 1 < len(self._pieces) else self._n_sent
+        return end - self._pieces[i].at
 
     def _placed(self, event: EventT, told: Told) -> EventT:
         """An event with its utterance, its attempt and its times as the recording has them."""
 
-        def at_ms(ms: int, *, is_end: bool = False) -> int:
-            return self._recording.to_ms(self._position(ms, is_end=is_end))
+        def span_ms(start_ms: int, end_ms: int) -> tuple[int, int]:
+            start, end = self._span(start_ms, end_ms)
+            return self._recording.to_ms(start), self._recording.to_ms(end)
 
         def placed(part: PartT) -> PartT:
-            start_ms, end_ms = at_ms(part.start_ms), at_ms(part.end_ms, is_end=True)
+            start_ms, end_ms = span_ms(part.start_ms, part.end_ms)
             return msgspec.structs.replace(part, start_ms=start_ms, end_ms=end_ms)
 
         known: dict[str, Any] = {"utterance": told.id, "attempt": told.attempt, "commit": told.commit}
         changes = {name: value for name, value in known.items() if hasattr(event, name)}
-        if hasattr(event, "audio_start_ms"):
-            changes["audio_start_ms"] = at_ms(event.audio_start_ms)
-        if hasattr(event, "audio_end_ms"):
-            changes["audio_end_ms"] = at_ms(event.audio_end_ms, is_end=True)
+        match event:
+            case messages.SpeechStarted():
+                changes["audio_start_ms"] = self._recording.to_ms(told.start)
+            case messages.Partial():
+                changes["audio_end_ms"] = span_ms(event.audio_end_ms, event.audio_end_ms)[1]
+            case messages.Accepted() | messages.Final() | messages.Dropped():
+                changes["audio_start_ms"], changes["audio_end_ms"] = span_ms(event.audio_start_ms, event.audio_end_ms)
         if isinstance(event, messages.Final):
             changes["segments"] = [placed(each) for each in event.segments]
             if event.words is not msgspec.UNSET:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Literal
@@ -18,9 +17,10 @@ import msgspec
 
 from asr_ws import messages
 from asr_ws.client.events import Event, Gap
-from asr_ws.client.ring import AudioRing
+from asr_ws.client.ring import AudioRing, Range
 
 NEAR_MS = 20  # an utterance that is heard again may begin that much earlier: times are rounded, windows lie otherwise
+SCRAP_MS = 100  # less than a syllable
 
 DropReason = Literal["cancelled", "hold_expired", "evicted", "not_held"]
 
@@ -74,6 +74,7 @@ class Recording:
     is_ending: bool = False  # no more audio will come
     n_connections: int = 0
     interrupted: list[Told] = field(default_factory=list)  # in the order of the audio
+    service: messages.State | None = None  # as it was told last
     _n_utterances: int = 0
     _n_frames: Counter[Fate] = field(default_factory=Counter)
     _n_events: Counter[type] = field(default_factory=Counter)
@@ -87,6 +88,19 @@ class Recording:
 
     def settle(self, start: float, end: float, fate: Fate) -> None:
         self._n_frames[fate] += self.ring.settle(int(start), int(min(end, self.ring.end)))
+
+    def settle_scraps(self) -> None:
+        """What is left between outcomes, by rounding or by a detector that began anew, is no word."""
+        for start, end in self.ring.unsettled(0, self.ring.end):
+            if end < self.ring.end and end - start < self.to_frames(SCRAP_MS):
+                self.settle(start, end, Fate.SILENCE)
+
+    def tell_state(self, state: messages.State_) -> list[Event]:
+        """The service's, after another connection was made."""
+        if self.service is None or self.service.state == state:
+            return []
+        self.service = messages.State(state=state, partials=self.service.partials)
+        return [self.service]
 
     def commit(self, id: str | None) -> None:
         self.marks.append(Mark(self.ring.end, id))
@@ -103,38 +117,40 @@ class Recording:
         self._n_utterances += 1
         return Told(f"u{self._n_utterances}", start)
 
-    def interrupt(self, told: Told) -> list[Event]:
-        """It will be heard again, unless it was cancelled."""
+    def interrupt(self, told: Told) -> None:
+        """It will be heard again."""
         told.end = min(told.end, self.ring.end)
-        if told.is_cancelled:
-            return [self._drop(told, "cancelled")]
         self.interrupted = sorted([*self.interrupted, told], key=lambda each: each.start)
-        return []
 
     def absorb(self) -> list[Event]:
         """What was interrupted, and of which all audio has an outcome by now, was not heard as an utterance again."""
         near = self.to_frames(NEAR_MS)
         return [
-            self._drop(told, "not_held", is_empty=True)
+            self._drop(told, "cancelled" if told.is_cancelled else "not_held", is_empty=True)
             for told in self.interrupted
             if sum(end - start for start, end in self.ring.unsettled(told.start, int(told.end))) <= near
         ]
 
-    def cancel(self, utterance: str | None, open: Iterable[Told] = ()) -> list[Event]:
-        """Nothing of it will be sent again; of those that are ``open`` at a server, that one tells the outcome."""
-        chosen = [told for told in open if utterance in (None, told.id)]
-        for told in chosen:
-            told.is_cancelled, told.end = True, min(told.end, self.ring.end)
-        events: list[Event] = [
-            self._drop(told, "cancelled") for told in self.interrupted if utterance in (None, told.id)
-        ]
+    def cancel(self, utterance: str | None, *, sent: Range = (0, 0)) -> list[Event]:
+        """Nothing of it will be sent again.
+
+        Args:
+            sent: what lies there was sent, and is the server's to tell of, as long as the connection lasts.
+        """
+        events: list[Event] = []
+        for told in [told for told in self.interrupted if utterance in (None, told.id)]:
+            told.is_cancelled = sent[0] <= told.start < sent[1]
+            if told.is_cancelled:
+                told.end = min(told.end, sent[1])
+            else:
+                events.append(self._drop(told, "cancelled"))
         if utterance is None:
-            at = 0
-            for told in sorted(chosen, key=lambda each: each.start):
-                self.settle(at, told.start, Fate.SILENCE)
-                at = int(told.end)
-            self.settle(at, self.ring.end, Fate.SILENCE)
+            self.settle(sent[1], self.ring.end, Fate.SILENCE)
         return events
+
+    def drop_cancelled(self) -> list[Event]:
+        """The connection is gone that should have told of them."""
+        return [self._drop(told, "cancelled") for told in self.interrupted if told.is_cancelled]
 
     def lose(self, start: int, end: int) -> list[Event]:
         """That audio is given up: utterances that lie there are dropped, the rest is a gap."""

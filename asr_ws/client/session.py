@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from typing import Final as Constant
@@ -215,7 +215,7 @@ class Session:
         if self._error is not None:
             raise self._error
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event, None]:
         """Everything there is to say, until `Done`.
 
         Raises:
@@ -232,7 +232,7 @@ class Session:
         if self._error is not None:
             raise self._error
 
-    async def stream(self, source: AudioSource, *, realtime: bool = False) -> AsyncIterator[Event]:
+    async def stream(self, source: AudioSource, *, realtime: bool = False) -> AsyncGenerator[Event, None]:
         """Send all of a source, then `end`; the events, until `Done`.
 
         Args:

@@ -1,8 +1,11 @@
-"""What a client may stream: a file, samples, or bytes that come from somewhere."""
+"""What a client may stream: a file, samples, a microphone, or bytes that come from somewhere."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+import asyncio
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,11 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from asr_ws.client.microphone import Microphone
 from asr_ws.errors import ClientError
 from asr_ws.messages import MAX_CHANNELS, MAX_RATE, MIN_RATE, AudioFormat
 
-AudioSource = str | Path | bytes | NDArray[Any] | Iterable[bytes] | AsyncIterable[bytes]
+AudioSource = str | Path | bytes | NDArray[Any] | Microphone | Iterable[bytes] | AsyncIterable[bytes]
 
 CHUNK_S = 0.1  # what is read, and sent, at a time
 _EXACT_AS_S16 = ("PCM_16", "PCM_S8", "PCM_U8")  # sound files of these lose nothing as 16-bit samples
@@ -39,7 +43,8 @@ def open_source(source: AudioSource, declared: AudioFormat) -> Opened:
 
     Args:
         source: a path to anything libsndfile reads; an array of float32 in [-1, 1] or int16, shape (n,) or
-            (n, channels), at the declared rate; bytes, or an iterable of bytes, in the declared format.
+            (n, channels), at the declared rate; a `Microphone`; bytes, or an iterable of bytes, in the declared format.
+            An iterable may block: it is read in a thread of its own.
     Raises:
         ClientError: no such file, not an audio file, or an array of another type or shape.
     """
@@ -49,9 +54,11 @@ def open_source(source: AudioSource, declared: AudioFormat) -> Opened:
         return _open_array(source, declared)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return Opened(None, _each(_cut(bytes(source), declared)), len(source) / declared.bytes_per_s)
+    if isinstance(source, Microphone):
+        return Opened(source.audio, aiter(source), is_live=True)
     if isinstance(source, AsyncIterable):
         return Opened(None, aiter(source))
-    return Opened(None, _each(source))
+    return Opened(None, _from_thread(source))
 
 
 def _open_file(path: Path) -> Opened:
@@ -77,7 +84,7 @@ def _open_file(path: Path) -> Opened:
     audio = AudioFormat("pcm_s16le" if exact else "pcm_f32le", file.samplerate, min(file.channels, MAX_CHANNELS))
     if file.channels > MAX_CHANNELS:
         audio = AudioFormat(audio.encoding, audio.sample_rate, 1)
-    return Opened(audio, _each(chunks()), file.frames / file.samplerate)
+    return Opened(audio, _from_thread(chunks()), file.frames / file.samplerate)
 
 
 def _open_array(samples: NDArray[Any], declared: AudioFormat) -> Opened:
@@ -112,3 +119,38 @@ def _cut(data: bytes, audio: AudioFormat) -> Iterator[bytes]:
 async def _each(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
     for chunk in chunks:
         yield chunk
+
+
+async def _from_thread(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """Whatever blocks there, does not block here; a daemon, since nothing can make it give up a read."""
+    loop = asyncio.get_running_loop()
+    came: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()  # one at most: the thread waits for the next demand
+    wanted, is_over = threading.Semaphore(0), threading.Event()
+
+    def read() -> None:
+        last: Exception | None = None
+        try:
+            iterator = iter(chunks)
+            while wanted.acquire() and not is_over.is_set() and (chunk := next(iterator, None)) is not None:
+                loop.call_soon_threadsafe(came.put_nowait, chunk)
+        except Exception as error:  # the source's own, raised where it is read
+            last = error
+        finally:
+            if isinstance(chunks, Generator):
+                chunks.close()
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(came.put_nowait, last)
+
+    threading.Thread(target=read, name="asr_ws source", daemon=True).start()
+    try:
+        while True:
+            wanted.release()
+            chunk = await came.get()
+            if isinstance(chunk, Exception):
+                raise chunk
+            if chunk is None:
+                return
+            yield chunk
+    finally:
+        is_over.set()
+        wanted.release()

@@ -1,0 +1,107 @@
+"""The client without ``async``: the same session, its loop in a thread of its own.
+
+with connect("ws://127.0.0.1:8765/v1/stream", language="en") as session:
+    for event in session.stream("speech.wav"):
+        if isinstance(event, Final):
+            print(event.text)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from asr_ws import messages
+from asr_ws.client import session as asynchronous
+from asr_ws.client.address import DEFAULT_URL
+from asr_ws.client.events import Event
+from asr_ws.client.session import RECONNECTS, RING_S
+from asr_ws.client.sources import AudioSource
+
+T = TypeVar("T")
+
+
+@contextmanager
+def connect(
+    url: str = DEFAULT_URL,
+    *,
+    token: str | None = None,
+    ring_s: float = RING_S,
+    reconnects: int = RECONNECTS,
+    **start_fields: Any,
+) -> Iterator[Session]:
+    """As `asr_ws.client.connect`."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="asr_ws client", daemon=True)
+    thread.start()
+    try:
+        opened = asynchronous.connect(url, token=token, ring_s=ring_s, reconnects=reconnects, **start_fields)
+        session = Session(_run(loop, opened.__aenter__()), loop)
+        try:
+            yield session
+        finally:
+            _run(loop, opened.__aexit__(None, None, None))
+    finally:
+        _run(loop, loop.shutdown_asyncgens())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def _run(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> T:
+    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    try:
+        return future.result()
+    except BaseException:  # Ctrl-C, while it waits
+        future.cancel()
+        raise
+
+
+class Session:
+    """As `asr_ws.client.Session`. Make it with `connect`; another thread may send while this one reads."""
+
+    def __init__(self, session: asynchronous.Session, loop: asyncio.AbstractEventLoop) -> None:
+        self._session = session
+        self._loop = loop
+
+    @property
+    def ready(self) -> messages.Ready:
+        return self._session.ready
+
+    @property
+    def behind_s(self) -> float:
+        return self._session.behind_s
+
+    def send(self, data: bytes) -> None:
+        _run(self._loop, self._session.send(data))
+
+    def commit(self, id: str | None = None) -> None:
+        _run(self._loop, self._session.commit(id))
+
+    def cancel(self, utterance: str | None = None) -> None:
+        _run(self._loop, self._session.cancel(utterance))
+
+    def end(self) -> None:
+        _run(self._loop, self._session.end())
+
+    def close(self) -> None:
+        _run(self._loop, self._session.close())
+
+    def events(self) -> Iterator[Event]:
+        return self._each(self._session.events())
+
+    def stream(self, source: AudioSource, *, realtime: bool = False) -> Iterator[Event]:
+        return self._each(self._session.stream(source, realtime=realtime))
+
+    def _each(self, events: AsyncGenerator[Event, None]) -> Iterator[Event]:
+        async def following() -> Event | None:
+            return await anext(events, None)
+
+        try:
+            while (event := _run(self._loop, following())) is not None:
+                yield event
+        finally:
+            _run(self._loop, events.aclose())

@@ -1,0 +1,378 @@
+"""One connection after the other of a recording; see tests/client/recorded.py for its notation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from asr_ws import messages
+from asr_ws.client.connection import PING_S, SILENT_S, Connection, retry_delay_s
+from asr_ws.client.events import Gap
+from tests.client.recorded import (
+    HEARING_MS,
+    READY,
+    START,
+    STARTED,
+    Scene,
+    accepted,
+    audio,
+    busy,
+    dropped,
+    error,
+    final,
+    partial,
+    speech,
+)
+
+
+def told(scene: Scene) -> list[tuple[Any, ...]]:
+    """Of each utterance's events: the kind, the id, the attempt or the text, and where."""
+    return [
+        (
+            type(event).__name__,
+            getattr(event, "utterance", None),
+            getattr(event, "attempt", getattr(event, "stable", getattr(event, "reason", None))),
+            getattr(event, "audio_start_ms", None),
+            getattr(event, "audio_end_ms", None),
+        )
+        for event in scene.events
+        if not isinstance(event, messages.Ready | messages.Started)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "delay_s"),
+    [
+        ({}, 0.8),
+        ({"reason": "starting"}, 4.0),
+        ({"reason": "restarting", "estimated_wait_ms": 100}, 0.8),
+        ({"reason": "unavailable", "estimated_wait_ms": 60_000}, 10.0),
+        ({"reason": "starting", "held_ms": 3000}, 2.5),
+    ],
+)
+def test_retry_waits_for_the_hint_or_the_load_within_the_hold(changes: dict[str, Any], delay_s: float) -> None:
+    assert retry_delay_s(busy("u1", **changes), jitter_s=0) == delay_s
+    assert retry_delay_s(busy("u1", **{"held_ms": 60_000, **changes}), jitter_s=0.1) >= delay_s
+
+
+# ---------------------------------------------------------------- what is sent
+
+
+@pytest.mark.parametrize("step", [None, 1, 3, 1000])
+def test_start_goes_first_and_audio_follows_however_it_was_cut(step: int | None) -> None:
+    scene = Scene().connect()
+    scene.record(1500, step)
+    assert scene.log == ["start", (0, 1500)]
+
+
+def test_no_more_goes_than_the_server_has_not_said_to_have_taken() -> None:
+    scene = Scene().connect()
+    scene.is_mute = True
+    scene.record(5000)
+    assert scene.log == ["start", (0, 1000)]
+    assert not scene.connection.has_room
+    scene.pong()
+    assert scene.log == ["start", (0, 2000)]
+    scene.is_mute = False
+    scene.pong()
+    assert scene.log == ["start", (0, 5000)]
+    assert scene.connection.has_room
+
+
+def test_a_commit_goes_where_it_was_said_and_nothing_before_its_outcome() -> None:
+    scene = Scene().connect()
+    scene.record(300)
+    scene.is_mute = True
+    scene.commit("c1")
+    scene.record(200)
+    assert scene.log == ["start", (0, 300), "commit c1"]
+    scene.pong()
+    assert scene.log == ["start", (0, 300), "commit c1", (300, 500)]
+
+
+def test_end_goes_after_all_the_rest_and_half_a_frame_before_it() -> None:
+    scene = Scene().connect()
+    scene.is_mute = True
+    scene.record(1200)
+    scene.recording.ring.append(b"\x07")
+    scene.commit()
+    scene.end()
+    assert scene.log == ["start", (0, 1000)]
+    scene.is_mute = False
+    scene.pong()
+    assert scene.log == ["start", (0, 1200), "commit None", b"\x07", "end"]
+    scene.pump()
+    assert scene.log[-1] == "end"
+
+
+def test_a_server_that_does_not_answer_is_dead_and_one_that_was_not_asked_is_not() -> None:
+    scene = Scene().connect()
+    scene.is_mute = True
+    scene.wait(PING_S)
+    assert scene.connection.due_at() == PING_S + min(PING_S, SILENT_S)
+    scene.wait(SILENT_S)
+    assert not scene.connection.is_dead(now=scene.now)
+    assert scene.connection.is_dead(now=scene.now + 0.001)
+    scene.tell(STARTED)
+    assert not scene.connection.is_dead(now=scene.now + 0.001)
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_a_refused_utterance_is_offered_again_after_the_hint() -> None:
+    scene = Scene().connect()
+    scene.record(1000)
+    scene.tell(speech("u1", 0), busy("u1"))
+    assert not scene.connection.has_room
+    scene.wait(0.5)
+    assert "retry u1" not in scene.log
+    assert scene.connection.due_at() == 0.8
+    scene.wait(0.3)
+    assert scene.log[-1] == "retry u1"
+    scene.tell(accepted("u1", 0, 900, attempt=2), final("u1", 0, 900, attempt=2))
+    assert scene.connection.has_room
+    assert scene.unsettled == [(900, 1000)]
+
+
+def test_the_one_that_was_said_first_is_offered_first() -> None:
+    scene = Scene().connect()
+    scene.record(2000)
+    scene.tell(speech("u1", 0), busy("u1", retry_after_ms=1500), speech("u2", 1000), busy("u2", retry_after_ms=500))
+    scene.wait(1.0)
+    assert [each for each in scene.log if "retry" in each] == []
+    scene.wait(0.5)
+    assert [each for each in scene.log if "retry" in each] == ["retry u1"]
+    scene.tell(accepted("u1", 0, 900, attempt=2))
+    assert [each for each in scene.log if "retry" in each] == ["retry u1", "retry u2"]
+
+
+def test_what_the_server_might_not_keep_stays_here() -> None:
+    scene = Scene().connect()
+    scene.record(2000)
+    scene.tell(speech("u1", 0), busy("u1"), speech("u2", 1000), busy("u2"))
+    scene.record(500)
+    scene.commit("c")
+    assert scene.log[-1] == (0, 2000)
+    scene.tell(accepted("u1", 0, 900, attempt=2), final("u1", 0, 900, attempt=2))
+    assert scene.log[-2:] == [(0, 2500), "commit c"]
+
+
+def test_what_the_server_dropped_by_itself_is_owed_and_its_user_is_not_told() -> None:
+    scene = Scene().connect()
+    scene.record(2000)
+    scene.tell(speech("u1", 100), busy("u1", held_ms=0), dropped("u1", 100, 900, "not_held"))
+    assert scene.connection.owed_now() == [(100, 900)]
+    scene.lose().connect()
+    assert scene.log == ["start", (100, 2000)]
+    scene.tell(speech("u1", 0), accepted("u1", 0, 800), final("u1", 0, 800))
+    assert told(scene) == [
+        ("SpeechStarted", "u1", None, 100, None),
+        ("Busy", "u1", 1, None, None),
+        ("Accepted", "u1", 2, 100, 900),
+        ("Final", "u1", 2, 100, 900),
+    ]
+
+
+# ---------------------------------------------------------------- what has its outcome
+
+
+def test_silence_is_settled_when_speech_would_have_been_told() -> None:
+    scene = Scene().connect()
+    scene.record(HEARING_MS + 1000)
+    assert scene.unsettled[0][0] == 500 * ((HEARING_MS + 1000) // 500) - HEARING_MS
+
+
+def test_only_what_has_no_outcome_is_sent_again_with_a_commit_between() -> None:
+    scene = Scene().connect()
+    scene.record(6000)
+    scene.tell(speech("u1", 1000), accepted("u1", 1000, 2000))
+    scene.tell(speech("u2", 3000), accepted("u2", 3000, 4000), final("u2", 3000, 4000))
+    scene.tell(speech("u3", 5000))
+    scene.lose().connect()
+    assert scene.log == ["start", (1000, 2000), "commit own", (5000, 6000)]
+
+
+def test_ids_attempts_and_times_run_on() -> None:
+    scene = Scene().connect()
+    scene.record(6000)
+    scene.tell(speech("u1", 1000), accepted("u1", 1000, 2000), speech("u2", 5000), partial("u2", "Say", 5500))
+    scene.lose(delay_s=2.5).connect()
+    scene.record(1000)
+    scene.tell(
+        speech("u1", 0),
+        partial("u1", "Well", 500),
+        accepted("u1", 0, 1000, commit="asr_ws.client"),
+        speech("u2", 1000),
+        partial("u2", "S", 1200),
+        partial("u2", "Say it", 2500),
+        final(
+            "u1",
+            0,
+            1000,
+            segments=[messages.FinalSegment("Well.", 100, 1000, 0.0, 0.0)],
+            words=[messages.FinalWord("Well.", 100, 900, 1.0)],
+        ),
+        accepted("u2", 1000, 2900),
+        final("u2", 1000, 2900),
+        speech("u3", 2950),
+    )
+    assert told(scene) == [
+        ("SpeechStarted", "u1", None, 1000, None),
+        ("Accepted", "u1", 1, 1000, 2000),
+        ("SpeechStarted", "u2", None, 5000, None),
+        ("Partial", "u2", "Say", None, 5500),
+        ("Retry", "u1", 1, None, None),
+        ("Accepted", "u1", 2, 1000, 2000),
+        ("Partial", "u2", "Say it", None, 6500),
+        ("Final", "u1", 2, 1000, 2000),
+        ("Accepted", "u2", 1, 5000, 6900),
+        ("Final", "u2", 1, 5000, 6900),
+        ("SpeechStarted", "u3", None, 6950, None),
+    ]
+    [lost] = scene.of(messages.Retry)
+    assert (lost.reason, lost.retry_after_ms, lost.estimated_wait_ms) == ("connection_lost", 1500, 2500)
+    first, _ = scene.of(messages.Final)
+    assert (first.segments[0].start_ms, first.segments[0].end_ms, first.words[0].end_ms) == (1100, 2000, 1900)
+    again = [each for each in scene.of(messages.Accepted) if each.attempt == 2]
+    assert again[0].commit is None
+    assert [event.seq for event in scene.events if not isinstance(event, messages.Ready)] == list(range(1, 13))
+
+
+def test_a_commit_is_said_again_where_it_was_said() -> None:
+    scene = Scene().connect()
+    scene.record(1000)
+    scene.commit("c1")
+    scene.record(500)
+    scene.lose().connect()
+    assert scene.log == ["start", (0, 1000), "commit c1", (1000, 1500)]
+    scene.tell(speech("u1", 0), accepted("u1", 0, 1000, commit="c1", endpoint="commit"), final("u1", 0, 1000))
+    assert [each.commit for each in scene.of(messages.Accepted)] == ["c1"]
+    scene.lose().connect()
+    assert scene.log == ["start", (1000, 1500)]
+
+
+def test_what_two_pieces_would_join_is_not_told_of_the_commit_between_them() -> None:
+    scene = Scene().connect()
+    scene.record(5000)
+    scene.tell(speech("u1", 1000), accepted("u1", 1000, 2000), speech("u2", 3000), accepted("u2", 3000, 4000))
+    scene.tell(final("u2", 3000, 4000))
+    scene.lose().connect()
+    assert scene.log[:3] == ["start", (1000, 2000), "commit own"]
+    scene.tell(error("nothing_to_commit", commit="asr_ws.client"), error("nothing_to_commit", commit="c7"))
+    assert [each.commit for each in scene.of(messages.Error)] == ["c7"]
+
+
+def test_two_that_are_heard_as_one_have_an_outcome_each() -> None:
+    scene = Scene().connect()
+    scene.record(5000)
+    scene.tell(speech("u1", 0), accepted("u1", 0, 2000), speech("u2", 2000), accepted("u2", 2000, 4000))
+    scene.lose().connect()
+    scene.tell(speech("u1", 0), accepted("u1", 0, 4100), final("u1", 0, 4100))
+    assert told(scene)[-2:] == [("Final", "u1", 2, 0, 4100), ("Dropped", "u2", "not_held", 4000, 4000)]
+
+
+def test_what_is_not_heard_again_as_speech_has_an_outcome_all_the_same() -> None:
+    scene = Scene().connect()
+    scene.record(1000)
+    scene.tell(speech("u1", 200))
+    scene.lose().connect()
+    scene.record(HEARING_MS + 1000)
+    assert told(scene)[-1] == ("Dropped", "u1", "not_held", 1000, 1000)
+
+
+@pytest.mark.parametrize("code", ["decode_failed", "poison_audio"])
+def test_an_error_that_ends_an_utterance_settles_it(code: str) -> None:
+    scene = Scene().connect()
+    scene.record(1000)
+    scene.tell(speech("u1", 100), accepted("u1", 100, 900), error(code, utterance="u1"))
+    assert scene.unsettled == [(900, 1000)]
+    assert scene.connection.error is None
+
+
+def test_an_error_before_the_settings_are_in_force_ends_the_session() -> None:
+    scene = Scene().connect()
+    scene.tell(error("invalid_samples"))
+    assert scene.connection.error is None
+    connection = Connection(scene.recording, START, now=0.0)
+    refused = error("bad_message")
+    assert [connection.receive(event, now=0.0) for event in (READY, refused)] == [[], [refused]]
+    assert connection.error == refused
+
+
+# ---------------------------------------------------------------- cancelled
+
+
+def test_what_is_cancelled_is_not_sent_again() -> None:
+    scene = Scene().connect()
+    scene.record(3000)
+    scene.tell(speech("u1", 500), accepted("u1", 500, 1500), speech("u2", 2000))
+    scene.cancel()
+    assert scene.log[-1] == "cancel None"
+    scene.record(500)
+    scene.lose().connect()
+    assert scene.log == ["start", (3000, 3500)]
+    assert told(scene)[3:] == [("Dropped", "u1", "cancelled", 500, 1500), ("Dropped", "u2", "cancelled", 2000, 3000)]
+
+
+def test_one_is_cancelled_by_the_name_that_its_user_knows() -> None:
+    scene = Scene().connect()
+    scene.record(3000)
+    scene.tell(speech("u1", 0), accepted("u1", 0, 900), final("u1", 0, 900), speech("u2", 1000))
+    scene.lose().connect()
+    scene.tell(speech("u1", 100))
+    scene.cancel("u2")
+    assert scene.log[-1] == "cancel u1"
+    scene.tell(dropped("u1", 100, 2000))
+    assert told(scene)[-1] == ("Dropped", "u2", "cancelled", 1100, 3000)
+
+
+def test_what_is_cancelled_while_the_connection_is_away_is_told_at_once() -> None:
+    scene = Scene().connect()
+    scene.record(3000)
+    scene.tell(speech("u1", 0), accepted("u1", 0, 900), speech("u2", 1000))
+    scene.lose()
+    scene._keep(scene.recording.cancel("u1"))
+    assert told(scene)[-1] == ("Dropped", "u1", "cancelled", 0, 900)
+    scene._keep(scene.recording.cancel(None))
+    assert told(scene)[-1] == ("Dropped", "u2", "cancelled", 1000, 3000)
+    assert scene.unsettled == []
+
+
+# ---------------------------------------------------------------- lost
+
+
+def test_what_the_ring_could_not_keep_is_told_once() -> None:
+    scene = Scene(ring_s=10).connect()
+    scene.is_mute = True
+    scene.record(20_000, step=5000)
+    spans = [(gap.audio_start_ms, gap.audio_end_ms) for gap in scene.of(Gap)]
+    assert spans == [(1000, 2500), (2500, 5000), (5000, 7500), (7500, 10_000)]
+    scene.is_mute = False
+    scene.pong()
+    assert scene.log == ["start", (0, 1000), "commit own", (10_000, 20_000)]
+    assert scene.of(Gap)[4:] == []
+
+
+def test_an_utterance_that_the_ring_could_not_keep_is_dropped() -> None:
+    scene = Scene(ring_s=10).connect()
+    scene.record(5000)
+    scene.tell(speech("u1", 100), accepted("u1", 100, 900))
+    scene.lose()
+    for at in range(5000, 20_000, 5000):
+        scene.recording.ring.append(audio(at, at + 5000))
+    scene.connect()
+    assert told(scene)[-2:] == [("Dropped", "u1", "evicted", 100, 900), ("Gap", None, None, 900, 10_000)]
+
+
+def test_the_account_is_of_all_connections() -> None:
+    scene = Scene().connect()
+    scene.record(5000)
+    scene.tell(speech("u1", 0), accepted("u1", 0, 900), final("u1", 0, 900), speech("u2", 2000))
+    scene.lose().connect()
+    scene.end()
+    scene.tell(speech("u1", 1100), accepted("u1", 1100, 2100), error("decode_failed", utterance="u1"))
+    done = messages.Done(4100, 0, 3100, 1000, 0, 0, 0, 0, 0, 1, seq=9)
+    scene.tell(done)
+    assert scene.recording.number(done) == messages.Done(5000, 900, 3100, 1000, 0, 1, 0, 0, 0, 1, seq=8)

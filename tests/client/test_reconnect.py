@@ -1,0 +1,337 @@
+"""The session on real sockets, where connections and servers end; the rules are tested in test_connection.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import soundfile
+
+from asr_ws import messages
+from asr_ws.client import (
+    ConnectionLost,
+    Event,
+    Gap,
+    Reconnected,
+    Reconnecting,
+    Session,
+    SessionFailed,
+    Unreachable,
+    connect,
+    session,
+    sync,
+)
+from asr_ws.client import connection as rules
+from asr_ws.errors import ClientError
+from asr_ws.server import reception
+from asr_ws.testing.conservation import Conservation
+from asr_ws.testing.proxy import Proxy
+from asr_ws.testing.recognizer import Gate
+from asr_ws.worker.supervisor import WorkerSpec
+from tests.server.running import SECOND, serving
+
+MANUAL: dict[str, Any] = {"endpointing": {"mode": "manual"}}
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "FIRST_DELAY_S", 0.01)
+
+
+async def until(events: AsyncIterator[Event], kind: type) -> Any:
+    async for event in events:
+        if isinstance(event, kind):
+            return event
+    raise AssertionError(f"no {kind.__name__}")
+
+
+def judged(events: list[Event]) -> Conservation:
+    law = Conservation()
+    for event in events:
+        if not isinstance(event, Reconnecting | Reconnected | Gap):
+            law.receive(event)
+    law.close(1000)
+    return law
+
+
+async def test_a_cut_is_seen_by_nobody_who_does_not_look(scripted: WorkerSpec) -> None:
+    async with (
+        Gate() as gate,
+        serving(scripted) as app,
+        Proxy(app.url).listening() as proxy,
+        connect(proxy.url, prompt=gate.script, **MANUAL) as session,
+    ):
+        seen: list[Event] = []
+
+        async def read() -> None:
+            async for event in session.events():
+                seen.append(event)
+
+        reading = asyncio.create_task(read())
+        for n in range(3):
+            await session.send(SECOND)
+            await session.commit(f"c{n}")
+        while sum(isinstance(event, messages.Accepted) for event in seen) < 3:
+            await asyncio.sleep(0)
+        proxy.cut()
+        while not any(isinstance(event, Reconnected) for event in seen):
+            await asyncio.sleep(0)
+        await session.send(SECOND)
+        for _ in range(4):  # the first one's decode before the cut too
+            await gate.open()
+        closing = asyncio.create_task(session.close())
+        opener = asyncio.create_task(gate.open())
+        await closing
+        await reading
+        opener.cancel()
+    assert judged(seen).breaches == []
+    finals = [event for event in seen if isinstance(event, messages.Final)]
+    assert [(each.utterance, each.audio_start_ms, each.audio_end_ms) for each in finals] == [
+        (f"u{n + 1}", n * 1000, n * 1000 + 1000) for n in range(4)
+    ]
+    commits = [(event.utterance, event.commit) for event in seen if isinstance(event, messages.Accepted)]
+    assert commits[-4:] == [("u1", "c0"), ("u2", "c1"), ("u3", "c2"), ("u4", None)]
+    done = seen[-1]
+    assert isinstance(done, messages.Done)
+    assert (done.received_ms, done.decoded_ms, done.lost_ms, done.finals) == (4000, 4000, 0, 4)
+
+
+async def test_a_session_outlives_its_server(scripted: WorkerSpec, unused_tcp_port: int) -> None:
+    seen: list[Event] = []
+
+    async def stream() -> None:
+        async with connect(f"http://127.0.0.1:{unused_tcp_port}", prompt="say here", **MANUAL) as session:
+            async for event in session.stream(said()):
+                seen.append(event)
+
+    is_down, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def said() -> AsyncIterator[bytes]:
+        yield SECOND
+        is_down.set()
+        await goes_on.wait()
+        yield SECOND
+
+    async with serving(scripted, port=unused_tcp_port):
+        streaming = asyncio.create_task(stream())
+        await is_down.wait()
+    while not any(isinstance(event, Reconnecting) and event.attempt > 1 for event in seen):
+        await asyncio.sleep(0)
+    goes_on.set()
+    async with serving(scripted, port=unused_tcp_port):
+        await streaming
+    assert judged(seen).breaches == []
+    [final] = [event for event in seen if isinstance(event, messages.Final)]
+    assert (final.utterance, final.audio_start_ms, final.audio_end_ms) == ("u1", 0, 2000)
+    assert [type(event) for event in seen if isinstance(event, messages.Ready | messages.Started)] == [
+        messages.Ready,
+        messages.Started,
+    ]
+
+
+async def test_without_reconnects_the_connections_end_is_the_sessions(scripted: WorkerSpec) -> None:
+    seen: list[Event] = []
+    async with (
+        Gate() as gate,
+        serving(scripted) as app,
+        Proxy(app.url).listening() as proxy,
+        connect(proxy.url, reconnects=0, prompt=gate.script, **MANUAL) as session,
+    ):
+        await session.send(SECOND)
+        await session.commit()
+        await session.send(SECOND)
+        with pytest.raises(ConnectionLost) as lost:
+            async for event in session.events():
+                seen.append(event)
+                if isinstance(event, messages.Accepted):
+                    proxy.cut()
+        assert lost.value.close_code == 1006
+        with pytest.raises(ConnectionLost):
+            await session.send(SECOND)
+        with pytest.raises(ConnectionLost):
+            await session.close()
+    told = [event for event in seen if isinstance(event, messages.Retry | messages.Dropped | Gap)]
+    assert [type(event) for event in told[:2]] == [messages.Retry, messages.Dropped]
+    spans = [(each.audio_start_ms, each.audio_end_ms) for each in told[1:]]  # type: ignore[union-attr]
+    assert (spans[0], spans[-1][1]) == ((0, 1000), 2000)
+
+
+async def test_it_gives_up_after_so_many_tries_and_says_what_was_lost(scripted: WorkerSpec) -> None:
+    seen: list[Event] = []
+    async with Proxy().listening() as proxy:
+        async with serving(scripted, ready=False) as app:
+            proxy.point_to(app.url)
+            opened = connect(proxy.url, reconnects=3, **MANUAL)
+            session = await opened.__aenter__()
+            await session.send(SECOND)
+        with pytest.raises((ConnectionLost, Unreachable)):
+            async for event in session.events():
+                seen.append(event)
+        await opened.__aexit__(None, None, None)
+    assert [event.attempt for event in seen if isinstance(event, Reconnecting)] == [1, 2, 3]
+    assert isinstance(seen[-1], messages.Dropped | Gap)
+    assert seen[-1].audio_end_ms == 1000
+
+
+async def test_a_server_that_says_nothing_any_more_is_left(
+    scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "SILENT_S", 0.3)
+    monkeypatch.setattr(rules, "PING_S", 0.1)
+    async with (
+        serving(scripted) as app,
+        Proxy(app.url).listening() as proxy,
+        connect(proxy.url, prompt="say still here", **MANUAL) as session,
+    ):
+        events = session.events()
+        await session.send(SECOND)
+        await until(events, messages.SpeechStarted)
+        end_stall = proxy.stall()
+        told = await until(events, Reconnecting)
+        assert told.reason == "no answer"
+        await until(events, Reconnected)
+        end_stall()
+        await session.close()
+        final = await until(events, messages.Final)
+    assert (final.text, final.audio_end_ms) == ("still here", 1000)
+
+
+async def test_close_flushes_and_what_was_said_can_still_be_read(scripted: WorkerSpec) -> None:
+    async with serving(scripted) as app, connect(app.url, prompt="say flushed", **MANUAL) as session:
+        await session.send(SECOND)
+        await session.close()
+        await session.close()
+        types = [type(event) async for event in session.events()]
+        with pytest.raises(ClientError, match="the session is over"):
+            await session.send(SECOND)
+    assert types[-2:] == [messages.Final, messages.Done]
+
+
+async def test_after_end_no_more_audio_is_taken(scripted: WorkerSpec) -> None:
+    async with Gate() as gate, serving(scripted) as app, connect(app.url, prompt=gate.script, **MANUAL) as session:
+        await session.send(SECOND)
+        await session.end()
+        with pytest.raises(ClientError, match="it was ended"):
+            await session.send(SECOND)
+        with pytest.raises(ClientError, match="it was ended"):
+            await session.commit()
+
+
+async def test_events_that_nobody_reads_end_the_session_and_not_the_memory(
+    scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "MAX_UNREAD", 10)
+    async with serving(scripted) as app, connect(app.url, **MANUAL) as opened:
+        with pytest.raises(ClientError, match="10 events were not read"):
+            for _ in range(1000):
+                await opened.send(SECOND[:3200])
+                await opened.commit()
+
+
+async def test_send_waits_when_the_ring_is_full_of_what_is_not_sent(scripted: WorkerSpec) -> None:
+    async with (
+        serving(scripted) as app,
+        Proxy(app.url).listening() as proxy,
+        connect(proxy.url, ring_s=10, prompt="say all of it", **MANUAL) as session,
+    ):
+        proxy.stall()
+        sending = asyncio.create_task(session.send(SECOND * 30))
+        while session.behind_s < 8:
+            await asyncio.sleep(0)
+        proxy.cut()
+        await sending
+        await session.close()
+        events = [event async for event in session.events()]
+    assert not [event for event in events if isinstance(event, Gap | messages.Dropped)]
+    done = events[-1]
+    assert isinstance(done, messages.Done)
+    assert (done.received_ms, done.decoded_ms) == (30_000, 30_000)
+
+
+async def test_a_token_that_was_wanted_in_start_does_not_fix_the_format(
+    scripted: WorkerSpec, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`start` is sent before it is known what will be streamed."""
+    token = "client-token-of-enough-letters"
+    (tmp_path / "tokens").write_text(token, "utf-8")
+    monkeypatch.setattr(reception, "_bearer", lambda request: None)
+    soundfile.write(tmp_path / "high.wav", [0.0] * 48_000, 48_000, subtype="PCM_16")
+    async with (
+        serving(scripted, auth_token_file=str(tmp_path / "tokens")) as app,
+        connect(app.url, token=token, **MANUAL) as session,
+    ):
+        events = [event async for event in session.stream(tmp_path / "high.wav")]
+    assert [event.audio.sample_rate for event in events if isinstance(event, messages.Started)] == [48_000]
+    assert isinstance(events[-1], messages.Done)
+    assert events[-1].decoded_ms == 1000
+
+
+async def test_a_second_source_of_another_format_is_told(scripted: WorkerSpec, tmp_path: Any) -> None:
+    soundfile.write(tmp_path / "high.wav", [0.0] * 48_000, 48_000)
+    async with serving(scripted) as app, connect(app.url, **MANUAL) as session:
+        await session.send(SECOND)
+        with pytest.raises(ClientError, match="audio of another format"):
+            async for _ in session.stream(tmp_path / "high.wav"):
+                pass
+
+
+# ---------------------------------------------------------------- without async
+
+
+async def test_the_synchronous_twin_streams(scripted: WorkerSpec) -> None:
+    def stream(url: str) -> list[Event]:
+        with sync.connect(url, prompt="say twin", **MANUAL) as session:
+            assert session.ready.model == "base"
+            return list(session.stream(iter([SECOND, SECOND])))
+
+    async with serving(scripted) as app:
+        events = await asyncio.to_thread(stream, app.url)
+    assert judged(events).breaches == []
+    assert [event.text for event in events if isinstance(event, messages.Final)] == ["twin"]
+
+
+async def test_the_synchronous_twin_does_all_else(scripted: WorkerSpec) -> None:
+    def talk(url: str) -> list[str]:
+        with sync.connect(url, prompt="say twin", **MANUAL) as session:
+            session.send(SECOND)
+            session.commit("c1")
+            session.send(SECOND)
+            for event in session.events():
+                if isinstance(event, messages.SpeechStarted) and event.utterance == "u2":
+                    break
+            session.cancel()
+            session.close()
+            assert session.behind_s == 0
+            return [type(event).__name__ for event in session.events()]
+
+    async with serving(scripted) as app:
+        rest = await asyncio.to_thread(talk, app.url)
+    assert rest[-2:] == ["Dropped", "Done"]
+
+
+async def test_the_synchronous_twin_raises_what_the_other_one_does(scripted: WorkerSpec) -> None:
+    def fail(url: str) -> None:
+        with sync.connect(url, language="tlh") as session:
+            for _ in session.stream(SECOND):
+                pass
+
+    async with serving(scripted, ready=False) as app:
+        with pytest.raises(SessionFailed, match="unsupported_language"):
+            await asyncio.to_thread(fail, app.url)
+    with pytest.raises(Unreachable):
+        await asyncio.to_thread(fail, "http://127.0.0.1:9")
+
+
+async def test_what_a_broken_client_meets_ends_the_session_with_its_error(
+    scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Any, event: Event, *, now: float) -> list[Event]:
+        raise AssertionError("ours")
+
+    monkeypatch.setattr(rules.Connection, "receive", broken)
+    async with serving(scripted, ready=False) as app, connect(app.url) as opened:
+        with pytest.raises(AssertionError, match="ours"):
+            await opened.close()
+    assert isinstance(opened, Session)
