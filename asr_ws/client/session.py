@@ -448,7 +448,7 @@ class Session:
                 self._unread.pop()  # it is out of date
         self._unread.append(event)
         self._changed.fire()
-        if len(self._unread) > MAX_UNREAD:
+        if len(self._unread) > MAX_UNREAD and self._error is None:
             raise ClientError(f"{MAX_UNREAD} events were not read", "read them in a task beside your sending")
 
     def _fail(self, error: Exception) -> None:
