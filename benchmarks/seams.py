@@ -65,13 +65,15 @@ class Run:
         elif not isinstance(event, Reconnecting | Reconnected):
             self.law.receive(event)
 
-    def timed_words(self) -> list[tuple[str, int]]:
-        """As they are compared, and the millisecond of each one's beginning."""
+    def timed_words(self, repeat: int) -> list[tuple[str, int]]:
+        """Of one repeat, as they are compared, and the millisecond of each one's beginning."""
+        length_ms = len(speech_pcm()) * 1000 // PCM_BYTES_PER_S
         return [
             (part, word.start_ms)
             for final in self.transcript.finals
             for word in final.words or ()
             for part in words(word.word)
+            if word.start_ms // length_ms == repeat
         ]
 
 
@@ -180,16 +182,15 @@ class Outcome:
 
     @property
     def shift(self) -> Spread:
-        """Seconds between what both say of when a word was spoken."""
-        cut, uncut = self.cut.timed_words(), self.uncut.timed_words()
-        matcher = difflib.SequenceMatcher(None, [word for word, _ in cut], [word for word, _ in uncut], autojunk=False)
-        return Spread.of(
-            [
-                abs(cut[block.a + n][1] - uncut[block.b + n][1]) / 1000
-                for block in matcher.get_matching_blocks()
-                for n in range(block.size)
-            ]
-        )
+        """Seconds between what both say of when a word was spoken; each repeat by itself, since all have the same words."""
+        shifts: list[float] = []
+        for n in range(self.cut.n_repeats):
+            cut, uncut = (run.timed_words(n) for run in (self.cut, self.uncut))
+            texts = [[word for word, _ in each] for each in (cut, uncut)]
+            for block in difflib.SequenceMatcher(None, *texts, autojunk=False).get_matching_blocks():
+                pairs = zip(cut[block.a : block.a + block.size], uncut[block.b : block.b + block.size], strict=True)
+                shifts += [abs(one[1] - other[1]) / 1000 for one, other in pairs]
+        return Spread.of(shifts)
 
     @property
     def faults(self) -> list[str]:
