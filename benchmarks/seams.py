@@ -182,12 +182,12 @@ class Outcome:
 
     @property
     def shift(self) -> Spread:
-        """Seconds between what both say of when a word was spoken; each repeat by itself, since all have the same words."""
+        """Seconds between what both say of when a word was spoken; repeat by repeat, since all have the same words."""
         shifts: list[float] = []
         for n in range(self.cut.n_repeats):
             cut, uncut = (run.timed_words(n) for run in (self.cut, self.uncut))
-            texts = [[word for word, _ in each] for each in (cut, uncut)]
-            for block in difflib.SequenceMatcher(None, *texts, autojunk=False).get_matching_blocks():
+            said, heard = ([word for word, _ in each] for each in (uncut, cut))
+            for block in difflib.SequenceMatcher(None, heard, said, autojunk=False).get_matching_blocks():
                 pairs = zip(cut[block.a : block.a + block.size], uncut[block.b : block.b + block.size], strict=True)
                 shifts += [abs(one[1] - other[1]) / 1000 for one, other in pairs]
         return Spread.of(shifts)
