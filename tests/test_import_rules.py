@@ -108,6 +108,19 @@ TABLE = {
     "asr_ws.server.app": Row(ANYTHING),
     "asr_ws.cli": Row(ANYTHING),
     "asr_ws.testing": Row(ANYTHING),
+    # These judge any server, from where only the plain distribution is installed.
+    "asr_ws.testing.conservation": Row(("asr_ws.messages", "msgspec"), ("asyncio",)),
+    "asr_ws.testing.conformance": Row(
+        (
+            "asr_ws.testing.conformance",
+            "asr_ws.testing.conservation",
+            "asr_ws.client",
+            "asr_ws.messages",
+            "asr_ws.schema",
+            "asr_ws.errors",
+            *("msgspec", "websockets", "numpy", "soundfile", "click", "rich"),
+        )
+    ),
 }
 
 
@@ -236,6 +249,10 @@ GUARDS = [
     (
         "asr_ws.client",
         (*RECOGNIZER, "onnxruntime", "av", "structlog", "asr_ws.core", "asr_ws.server", "asr_ws.worker"),
+    ),
+    (
+        "asr_ws.testing.conformance.__main__",
+        (*RECOGNIZER, "onnxruntime", "av", "structlog", "jsonschema", "psutil", "asr_ws.server", "asr_ws.worker"),
     ),
     ("asr_ws.cli", (*RECOGNIZER, "onnxruntime", "av", "structlog", "numpy", "websockets", "asr_ws.server")),
     ("asr_ws.core.session", ("asyncio", "websockets", "structlog", "av", "onnxruntime")),
