@@ -15,7 +15,8 @@ import click
 import msgspec
 
 from asr_ws import messages
-from asr_ws.client import DEFAULT_URL, Event, Transcript, connect
+from asr_ws.client import DEFAULT_URL, Event, Gap, Reconnecting, SessionFailed, Transcript, Unreachable, connect
+from asr_ws.client.connection import CONNECTION_LOST
 from asr_ws.client.sources import open_source
 from asr_ws.errors import ClientError, UsageError
 
@@ -60,7 +61,14 @@ def transcribe(
         raise click.UsageError("--json prints events; --format does not go with it")
     fields = {"token": _token(token_file), "language": language, "words": format_ != "text"}
     fields["partials"] = as_json and realtime
-    codes = [_transcribe_one(file, url, fields, realtime, as_json, format_) for file in files]
+    codes = []
+    for n, file in enumerate(files, 1):
+        name = f"{file.name} ({n} of {len(files)})" if len(files) > 1 else file.name
+        try:
+            codes.append(_transcribe_one(file, name, url, fields, realtime, as_json, format_))
+        except Unreachable:  # nor will it be there for the next file
+            codes.append(1)
+            break
     sys.exit(max(codes))
 
 
@@ -77,16 +85,22 @@ def _token(file: Path | None) -> str | None:
     return words[0]
 
 
-def _transcribe_one(file: Path, url: str, fields: dict[str, Any], realtime: bool, as_json: bool, format_: str) -> int:
+def _transcribe_one(
+    file: Path, name: str, url: str, fields: dict[str, Any], realtime: bool, as_json: bool, format_: str
+) -> int:
+    """Returns: the exit code. Raises: Unreachable: no server is there, which was said."""
     transcript = Transcript()
     try:
         # Before the session, so that a wrong file is said even where no server is.
         duration_s = open_source(file, messages.AudioFormat()).duration_s
-        with _bar(file.name, duration_s, shown=sys.stderr.isatty() and not as_json) as advance:
+        with _bar(name, duration_s, shown=sys.stderr.isatty() and not as_json) as advance:
             show = print_event if as_json else advance
             asyncio.run(_run(file, url, fields, realtime, show, transcript))
     except ClientError as error:
-        _say(f"error: {error.message}", error.hint)
+        where = f"{file}: " if isinstance(error, SessionFailed) else ""
+        _say(f"error: {where}{error.message}", error.hint)
+        if isinstance(error, Unreachable):
+            raise
     finally:  # what came before an error, or before Ctrl-C, is text all the same
         if transcript.finals and not as_json:
             click.echo(FORMATS[format_](transcript))
@@ -111,16 +125,18 @@ async def _run(
             match event:
                 case messages.Busy(reason="unavailable") if event.estimated_wait_ms > LONG_MS:
                     raise ClientError("the server has no recognizer, and does not expect one", "its log says why")
-                case messages.Busy() | messages.Retry() if not was_busy:
+                case messages.Busy() | messages.Retry() if not was_busy and event.reason != CONNECTION_LOST:
                     was_busy = True
                     why = "the file is ahead of the server" if event.reason == "fair_share" else "the server is busy"
                     _say(f"note: {file}: {why} ({event.reason}); it is asked again by itself")
-                case messages.Dropped():
+                case Reconnecting(attempt=1):
+                    _say(f"note: {file}: {event.reason}; what has no text is sent again")
+                case messages.Dropped() | Gap() if event.audio_start_ms < event.audio_end_ms:
                     span = " to ".join(_clock(ms, ".") for ms in (event.audio_start_ms, event.audio_end_ms))
-                    _say(f"warning: {file}: no text from {span}: {event.reason}")
-                case messages.Error():
-                    what = f"{file}: {event.utterance or 'session'}: {event.code}: {event.message}"
-                    _say(f"{'error' if event.fatal else 'warning'}: {what}", event.hint)
+                    reason = f": {event.reason}" if isinstance(event, messages.Dropped) else ""
+                    _say(f"warning: {file}: no text from {span}{reason}")
+                case messages.Error(fatal=False):
+                    _say(f"warning: {file}: {event.utterance or 'session'}: {event.code}: {event.message}", event.hint)
 
 
 def _say(line: str, hint: str = "") -> None:
@@ -142,8 +158,9 @@ def _bar(name: str, duration_s: float | None, *, shown: bool) -> Iterator[Callab
         task = progress.add_task(name, total=duration_s)
 
         def advance(event: Event) -> None:
-            if isinstance(event, messages.Final | messages.Dropped):
-                progress.update(task, completed=event.audio_end_ms / 1000)
+            if isinstance(event, messages.Final | messages.Dropped | Gap):
+                done_s = max(progress.tasks[task].completed, event.audio_end_ms / 1000)  # those retried come late
+                progress.update(task, completed=done_s)
 
         yield advance
 

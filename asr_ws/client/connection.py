@@ -371,7 +371,10 @@ class Connection:
         return [self._placed(held, entry.told)]
 
     def _finish(self, event: messages.Final | messages.Dropped | messages.Error, fate: Fate) -> list[Event]:
-        told = self._entry(event).told
+        entry = self._entry(event)
+        told = entry.told
+        if isinstance(event, messages.Final):
+            told.attempt = entry.n_attempts_before + event.attempt
         placed = self._placed(event, told)
         if not isinstance(event, messages.Error):
             self._locate(told, event)

@@ -22,7 +22,7 @@ from websockets.sync.server import ServerConnection, serve
 from asr_ws import messages
 from asr_ws.cli import main
 from asr_ws.cli.transcribe import MAX_CUE_CHARS, as_srt
-from asr_ws.client import Transcript
+from asr_ws.client import Transcript, session
 from asr_ws.messages import Done, Dropped, Error, Final, FinalSegment, FinalWord, ServerEvent
 
 Run = Callable[..., tuple[int, str, str]]
@@ -35,6 +35,16 @@ READY = messages.Ready(
     languages=["en"],
     state="ready",
     limits=messages.Limits(3, 8000, 30_000, 262_144, 64, 60_000),
+)
+STARTED = messages.Started(
+    seq=1,
+    audio=messages.AudioInForce(),
+    language=None,
+    task="transcribe",
+    partials=False,
+    words=False,
+    endpointing=messages.EndpointingInForce(),
+    max_wait_ms=8000,
 )
 BUSY_SESSION = messages.Busy(
     utterance=None,
@@ -74,7 +84,7 @@ def done(*, refused_ms: int = 0) -> Done:
 
 HELLO = [final("u1", "Hello there.", (1000, 1500, " Hello there.")), done()]
 TWO_CUES = [  # told out of order, as a retried utterance is
-    final("u4000", "Bye.", (4_000_050, 4_000_500, " Bye.")),
+    final("u4", "Bye.", (4050, 4500, " Bye.")),
     final("u1", "Well! Hello.", (1000, 1200, " Well!"), (1200, 1500, " Hello.")),
     done(),
 ]
@@ -82,14 +92,16 @@ TWO_CUES = [  # told out of order, as a retried utterance is
 
 @dataclass
 class ScriptedServer:
-    """``scripts``: per session, what it is told after its `end`; a `Busy` refuses it. ``heard``: start, audio bytes."""
+    """``scripts``: per session, what it is told after its `end`, the last one again and again; a `Busy` refuses it.
+    ``heard``: start, audio bytes.
+    """
 
     url: str = ""
     scripts: list[list[ServerEvent] | messages.Busy] = field(default_factory=list)
     heard: list[tuple[messages.Start, int]] = field(default_factory=list)
 
     def converse(self, socket: ServerConnection) -> None:
-        script = self.scripts.pop(0)
+        script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]  # the last one for all that follow
         if isinstance(script, messages.Busy):
             socket.send(messages.encode(script))
             socket.close(1013)
@@ -102,13 +114,13 @@ class ScriptedServer:
                 continue
             match messages.decode_message(frame):
                 case messages.Start() as start:
-                    pass
+                    socket.send(messages.encode(STARTED))
                 case messages.Ping(id=id):
                     socket.send(messages.encode(messages.Pong(id=id)))
                 case messages.End():
                     break
         self.heard.append((start, n_bytes))
-        for seq, event in enumerate(script, 1):
+        for seq, event in enumerate(script, 2):
             event.seq = seq
             socket.send(messages.encode(event))
         socket.close()
@@ -133,8 +145,9 @@ def server() -> Iterator[ScriptedServer]:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `asr-ws transcribe`; returns exit code, stdout, stderr."""
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `asr-ws transcribe`, which does not wait before it connects again; returns exit code, stdout, stderr."""
+    monkeypatch.setattr(session, "MAX_DELAY_S", 0.0)
 
     def run(*args: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as caught:
@@ -147,21 +160,21 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def wav(tmp_path: Path) -> Path:
-    """One second of silence."""
-    soundfile.write(tmp_path / "a.wav", np.zeros(16_000, np.int16), 16_000)
+    """Six seconds of silence."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(6 * 16_000, np.int16), 16_000)
     return tmp_path / "a.wav"
 
 
 def test_the_text_is_printed_and_nothing_else(server: ScriptedServer, run: Run, wav: Path) -> None:
     server.scripts = [[*HELLO]]
     assert run(wav, "--url", server.url) == (0, "Hello there.\n", "")
-    assert server.heard == [(messages.Start(partials=False), 32_000)]
+    assert server.heard == [(messages.Start(partials=False), 192_000)]
 
 
 def test_the_language_is_told_to_the_server(server: ScriptedServer, run: Run, wav: Path) -> None:
     server.scripts = [[*HELLO]]
     assert run(wav, "--url", server.url, "--language", "en") == (0, "Hello there.\n", "")
-    assert server.heard == [(messages.Start(partials=False, language="en"), 32_000)]
+    assert server.heard == [(messages.Start(partials=False, language="en"), 192_000)]
 
 
 def test_finals_are_ordered_by_their_audio(server: ScriptedServer, run: Run, wav: Path) -> None:
@@ -172,7 +185,7 @@ def test_finals_are_ordered_by_their_audio(server: ScriptedServer, run: Run, wav
 def test_json_prints_every_event_as_it_came(server: ScriptedServer, run: Run, wav: Path) -> None:
     server.scripts = [[*HELLO]]
     code, out, err = run(wav, "--url", server.url, "--json")
-    expected = [json.loads(messages.encode(event)) for event in (READY, *HELLO)]
+    expected = [json.loads(messages.encode(event)) for event in (READY, STARTED, *HELLO)]
     assert (code, [json.loads(line) for line in out.splitlines()], err) == (0, expected, "")
 
 
@@ -191,7 +204,7 @@ def test_srt(server: ScriptedServer, run: Run, wav: Path) -> None:
         0,
         "1\n00:00:01,000 --> 00:00:01,200\nWell!\n\n"
         "2\n00:00:01,200 --> 00:00:01,500\nHello.\n\n"
-        "3\n01:06:40,050 --> 01:06:40,500\nBye.\n\n",
+        "3\n00:00:04,050 --> 00:00:04,500\nBye.\n\n",
         "",
     )
 
@@ -243,13 +256,15 @@ def test_a_refused_session_says_when_to_try_again(server: ScriptedServer, run: R
 
 
 def test_a_dropped_utterance_is_warned_of_and_exits_with_1(server: ScriptedServer, run: Run, wav: Path) -> None:
-    dropped = Dropped(utterance="u2", reason="evicted", audio_start_ms=500, audio_end_ms=1000)
-    server.scripts = [[*HELLO[:1], dropped, done(refused_ms=500)]]
-    assert run(wav, "--url", server.url) == (
-        1,
-        "Hello there.\n",
-        f"warning: {wav}: no text from 00:00:00.500 to 00:00:01.000: evicted\n",
-    )
+    dropped = Dropped(utterance="u2", reason="evicted", audio_start_ms=4500, audio_end_ms=5000)
+    again = Dropped(utterance="u1", reason="evicted", audio_start_ms=0, audio_end_ms=500)
+    server.scripts = [[*HELLO[:1], dropped, done(refused_ms=500)], [again, done(refused_ms=500)]]
+    code, out, err = run(wav, "--url", server.url)
+    assert (code, out) == (1, "Hello there.\n")
+    assert err.splitlines() == [
+        f"note: {wav}: dropped; what has no text is sent again",
+        f"warning: {wav}: no text from 00:00:04.500 to 00:00:05.000: evicted",
+    ]
 
 
 def test_a_failed_utterance_is_warned_of_and_exits_with_1(server: ScriptedServer, run: Run, wav: Path) -> None:
@@ -268,14 +283,18 @@ def test_a_warning_of_the_session_that_costs_no_text_exits_with_0(server: Script
 def test_a_session_that_a_fatal_error_ends_exits_with_1(server: ScriptedServer, run: Run, wav: Path) -> None:
     fatal = Error(code="unsupported_language", message="language is 'xx'", hint="send en", fatal=True)
     server.scripts = [[fatal]]
-    error = f"error: {wav}: session: unsupported_language: language is 'xx'\nhint: send en\n"
-    assert run(wav, "--url", server.url) == (1, "", error)
+    error = f"error: {wav}: unsupported_language: language is 'xx'\nhint: send en\n"
+    code, out, err = run(wav, "--url", server.url)
+    assert (code, out) == (1, "")
+    assert err.endswith(error)
 
 
 def test_a_connection_that_ends_early_exits_with_1(server: ScriptedServer, run: Run, wav: Path) -> None:
     server.scripts = [HELLO[:1]]
     error = f"error: the connection ended with 1000\nwarning: {wav}: the text ends at 00:00:01.500\n"
-    assert run(wav, "--url", server.url) == (1, "Hello there.\n", error)
+    code, out, err = run(wav, "--url", server.url)
+    assert (code, out) == (1, "Hello there.\n")
+    assert err.endswith(error)
 
 
 def test_json_and_a_format_do_not_go_together(run: Run, wav: Path) -> None:
