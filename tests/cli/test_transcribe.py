@@ -238,8 +238,8 @@ def test_a_file_that_is_not_audio_is_said_before_a_server_is_asked(run: Run, tmp
     assert err.endswith("\nhint: WAV, FLAC, OGG and MP3 can be read\n")
 
 
-def test_without_a_server_it_says_how_to_start_one(run: Run, wav: Path, unused_tcp_port: int) -> None:
-    url = f"ws://127.0.0.1:{unused_tcp_port}/v1/stream"
+def test_without_a_server_it_says_how_to_start_one(run: Run, wav: Path, closed_port: int) -> None:
+    url = f"ws://127.0.0.1:{closed_port}/v1/stream"
     code, out, err = run(wav, "--url", url)
     assert (code, out) == (1, "")
     assert err.startswith(f"error: no session at {url}: ")

@@ -259,9 +259,7 @@ async def test_a_token_is_in_start_too_where_a_proxy_takes_the_header_away(
     assert [type(event) for event in (events[0], events[-1])] == [messages.Ready, messages.Done]
 
 
-async def test_a_token_is_not_for_the_host_that_a_redirect_names(
-    scripted: WorkerSpec, tmp_path: Path, unused_tcp_port: int
-) -> None:
+async def test_a_token_is_not_for_the_host_that_a_redirect_names(scripted: WorkerSpec, tmp_path: Path) -> None:
     token = "client-token-of-enough-letters"
     (tmp_path / "tokens").write_text(token, "utf-8")
 
@@ -272,9 +270,10 @@ async def test_a_token_is_not_for_the_host_that_a_redirect_names(
             writer.write(f"HTTP/1.1 302 Found\r\nLocation: {app.url}\r\nContent-Length: 0\r\n\r\n".encode())
             writer.close()
 
-        async with await asyncio.start_server(redirect, "127.0.0.1", unused_tcp_port):
+        async with await asyncio.start_server(redirect, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
             for user in ("", "joe:secret@"):
-                error = await refused(f"ws://{user}127.0.0.1:{unused_tcp_port}/v1/stream", token=token)
+                error = await refused(f"ws://{user}127.0.0.1:{port}/v1/stream", token=token)
                 assert error.hint == "give the address it leads to"
 
 
@@ -286,7 +285,7 @@ async def test_a_limit_of_ones_own_is_told_by_its_name(scripted: WorkerSpec) -> 
     assert {each.message for each in (error, *refusals)} == {"the server refused the session: max_sessions_per_address"}
 
 
-async def test_what_answers_the_handshake_otherwise_is_told(unused_tcp_port: int) -> None:
+async def test_what_answers_the_handshake_otherwise_is_told() -> None:
     answer = b""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -294,8 +293,8 @@ async def test_what_answers_the_handshake_otherwise_is_told(unused_tcp_port: int
         writer.write(b"HTTP/1.1 " + answer)
         writer.close()
 
-    url = f"http://127.0.0.1:{unused_tcp_port}/"
-    async with await asyncio.start_server(handle, "127.0.0.1", unused_tcp_port):
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
         answer = b"503 Service Unavailable\r\nRetry-After: 1\r\nContent-Type: text/plain\r\n\r\ntoo many sessions\n"
         error = await refused(url)
         assert isinstance(error, SessionRefused)

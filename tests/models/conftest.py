@@ -18,12 +18,6 @@ def web() -> Iterator[Web]:
 
 
 @pytest.fixture
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-@pytest.fixture
 def silent_url() -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listener:  # the kernel accepts, nobody answers
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
