@@ -14,7 +14,7 @@ from asr_ws.core.types import SAMPLE_RATE
 from benchmarks.chromium import find
 from tests.browser.driver import HERE, NODE, node
 from tests.browser.looking import wav
-from tests.conftest import SPEECH
+from tests.conftest import SPEECH, one_at_a_time
 
 
 def npm(*args: str, cwd: Path) -> str:
@@ -29,11 +29,12 @@ def npm(*args: str, cwd: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def node_modules() -> Path:
+def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What tests/browser/package-lock.json names, installed once: a change of the lock installs it anew."""
     installed, lock = HERE / "node_modules" / ".package-lock.json", HERE / "package-lock.json"
-    if not installed.is_file() or installed.stat().st_mtime < lock.stat().st_mtime:
-        npm("ci", "--prefer-offline", "--no-audit", "--no-fund", "--ignore-scripts", cwd=HERE)
+    with one_at_a_time("node_modules", tmp_path_factory):
+        if not installed.is_file() or installed.stat().st_mtime < lock.stat().st_mtime:
+            npm("ci", "--prefer-offline", "--no-audit", "--no-fund", "--ignore-scripts", cwd=HERE)
     return installed.parent
 
 
