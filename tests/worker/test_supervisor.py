@@ -25,6 +25,7 @@ from asr_ws.testing.recognizer import Gate, scripted_worker
 from asr_ws.worker import supervisor as module
 from asr_ws.worker.supervisor import Limits, Supervisor, WorkerSpec, backoff_s
 from asr_ws.worker.system import Cause
+from benchmarks.recovery import shared_memory
 from benchmarks.served import is_running
 
 SAMPLES = np.zeros(1600, dtype=np.float32)
@@ -781,7 +782,7 @@ async def test_worker_that_has_just_been_started_ends_with_its_server_too(tmp_pa
 async def test_crash_cycles_leave_nothing_behind(scripted: WorkerSpec) -> None:
     def left() -> tuple[int, int, int, int]:
         me = psutil.Process()
-        return me.num_fds(), me.num_threads(), len(me.children()), len(os.listdir("/dev/shm"))
+        return me.num_fds(), me.num_threads(), len(me.children()), shared_memory()
 
     async with supervised(replace(scripted, limits=IMPATIENT)) as watched:
         await watched.until(ServiceState.READY)
