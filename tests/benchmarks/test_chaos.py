@@ -216,7 +216,7 @@ async def test_a_server_that_dies_is_seen_and_replaced(tiny_en: Path, monkeypatc
     monkeypatch.setattr(Run, "_worker", pid_of_the_server)
     monkeypatch.setattr(chaos, "schedule", lambda seconds, seed, without: [Planned(3.0, "kill")])
     with progress() as bar:
-        found = await Run(Plan(6.0, 1, "tiny.en", 4, 1.0, False, ()), bar).outcome()
+        found = await Run(Plan(6.0, 1, "tiny.en", 4, 1.0, False, chaos.CLIENTS), bar).outcome()
     assert (found.parent_crashes, found.ok, found.exit_code) == (1, False, 0)
     assert "the server ended 1 times" in found.failures
     assert found.account.closes[1006] > 0
