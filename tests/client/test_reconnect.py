@@ -98,11 +98,11 @@ async def test_a_cut_is_seen_by_nobody_who_does_not_look(scripted: WorkerSpec) -
     assert (done.received_ms, done.decoded_ms, done.lost_ms, done.finals) == (4000, 4000, 0, 4)
 
 
-async def test_a_session_outlives_its_server(scripted: WorkerSpec, unused_tcp_port: int) -> None:
+async def test_a_session_outlives_its_server(scripted: WorkerSpec) -> None:
     seen: list[Event] = []
 
     async def stream() -> None:
-        async with connect(f"http://127.0.0.1:{unused_tcp_port}", prompt="say here", **MANUAL) as session:
+        async with connect(proxy.url, prompt="say here", **MANUAL) as session:
             async for event in session.stream(said()):
                 seen.append(event)
 
@@ -114,14 +114,17 @@ async def test_a_session_outlives_its_server(scripted: WorkerSpec, unused_tcp_po
         await goes_on.wait()
         yield SECOND
 
-    async with serving(scripted, port=unused_tcp_port):
-        streaming = asyncio.create_task(stream())
-        await is_down.wait()
-    while not any(isinstance(event, Reconnecting) and event.attempt > 1 for event in seen):
-        await asyncio.sleep(0)
-    goes_on.set()
-    async with serving(scripted, port=unused_tcp_port):
-        await streaming
+    async with Proxy().listening() as proxy:
+        async with serving(scripted) as app:
+            proxy.point_to(app.url)
+            streaming = asyncio.create_task(stream())
+            await is_down.wait()
+        while not any(isinstance(event, Reconnecting) and event.attempt > 1 for event in seen):
+            await asyncio.sleep(0)
+        goes_on.set()
+        async with serving(scripted) as app:
+            proxy.point_to(app.url)
+            await streaming
     assert judged(seen).breaches == []
     [final] = [event for event in seen if isinstance(event, messages.Final)]
     assert (final.utterance, final.audio_start_ms, final.audio_end_ms) == ("u1", 0, 2000)
