@@ -26,6 +26,7 @@ const FIRST_DELAY_MS = 500;
 const MAX_DELAY_MS = 30_000;
 const FIRST_TRIES = 3; // as long as there was no session: the address may be wrong, or the page not let in
 const ROUNDING_S = 0.02; // between what is settled: times are whole milliseconds
+const SCRAP_S = 0.1; // less than a syllable
 const STABLE_MS = 5_000; // a session that has lived so long ends the row of failed ones
 
 /** Milliseconds before the n-th try (1, 2, ...) in a row: doubled each time, and spread, lest all come at once. */
@@ -399,7 +400,8 @@ export class AsrClient extends EventTarget {
   /** Its session is over, and the next one begins after that delay. */
   #reconnect(attempt, delay_ms, code, reason) {
     const { unfinished } = this.#session;
-    const { ring, interrupted } = this.#recording;
+    const { ring, rate, interrupted } = this.#recording;
+    ring.settleScraps(rate * SCRAP_S);
     for (const [id, { start, end }] of unfinished) interrupted.set(id, { start, end: Math.min(end, ring.end) });
     this.#session = null;
     clearTimeout(this.#stableTimer);

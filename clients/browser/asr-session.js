@@ -71,6 +71,7 @@ export class Session {
   #nPings = 0;
   #isReady = false;
   #hearingMs = null; // once it is `started`: a detector that has told of no speech by then has heard none
+  #minSpeechMs = 0;
   #error = null; // that ended it
   #refusal = null;
   #pieces = []; // {at: of the session, from: of the recording}, in samples
@@ -300,6 +301,7 @@ export class Session {
         break;
       case "started":
         this.#hearingMs = hearingMs(event.endpointing);
+        this.#minSpeechMs = event.endpointing.min_speech_ms;
         break;
       case "speech_started":
         this.#begin(event);
@@ -330,7 +332,7 @@ export class Session {
   }
 
   #begin({ utterance, audio_start_ms }) {
-    const start = this.#position(audio_start_ms);
+    const start = this.#onset(audio_start_ms);
     for (const entry of this.#utterances.values()) entry.end = Math.min(entry.end, start);
     this.#settleQuiet(start);
     this.#utterances.set(utterance, { start, end: Infinity });
@@ -384,7 +386,7 @@ export class Session {
 
   #range({ utterance, audio_start_ms, audio_end_ms }) {
     if (audio_start_ms === undefined) return this.#utterances.get(utterance) ?? { start: 0, end: 0 };
-    return { start: this.#position(audio_start_ms), end: this.#position(audio_end_ms, true) };
+    return this.#span(audio_start_ms, audio_end_ms);
   }
 
   #finish(event, isSettled = true) {
@@ -406,13 +408,40 @@ export class Session {
 
   // ---------------------------------------------------------------- where it is
 
-  /** Of the recording, in samples; an end belongs to the piece before it. */
-  #position(ms, isEnd = false) {
-    const sample = Math.round(((Number.isFinite(ms) ? ms : 0) * this.#recording.rate) / 1000);
+  /** The number of the piece that has this sample of the session; an end belongs to the piece before it. */
+  #pieceAt(sample, isEnd) {
     const near = this.#recording.rate / 1000; // as far as rounding to milliseconds can have moved it
-    const found = this.#pieces.findLastIndex(({ at }) => (isEnd ? at + near < sample : at <= sample + near));
-    const i = Math.max(found, 0);
+    return Math.max(
+      this.#pieces.findLastIndex(({ at }) => (isEnd ? at + near < sample : at <= sample + near)),
+      0,
+    );
+  }
+
+  /** Of an utterance or a part of it: all in the piece in which it ends, though its pre-roll may begin before that. */
+  #span(start_ms, end_ms) {
+    const start = this.#position(start_ms);
+    const end = this.#position(end_ms, true);
+    const i = this.#pieceAt(this.#toSamples(end_ms), true);
+    return { start: Math.max(start, this.#pieces[i]?.from ?? 0), end };
+  }
+
+  /** Where speech begins that lasts on: not in the last of a piece, where its pre-roll may begin. */
+  #onset(ms) {
+    const sample = this.#toSamples(ms);
+    const until = sample + (this.#minSpeechMs * this.#recording.rate) / 1000;
+    return this.#pieces.findLast(({ at }) => sample < at && at < until)?.from ?? this.#position(ms);
+  }
+
+  #toSamples(ms) {
+    return Math.round(((Number.isFinite(ms) ? ms : 0) * this.#recording.rate) / 1000);
+  }
+
+  /** Of the recording, in samples. */
+  #position(ms, isEnd = false) {
+    const sample = this.#toSamples(ms);
+    const near = this.#recording.rate / 1000;
     if (!this.#pieces.length) return sample;
+    const i = this.#pieceAt(sample, isEnd);
     const { at, from } = this.#pieces[i];
     const n = (this.#pieces[i + 1]?.at ?? this.#sent) - at;
     const position = from + Math.min(Math.max(sample - at, 0), n);
@@ -425,12 +454,21 @@ export class Session {
     const placed = { ...event };
     if (typeof event.utterance === "string") placed.utterance = this.#prefix + event.utterance;
     if (event.commit === OWN) placed.commit = null;
-    const at = (value, isEnd) => toMs(this.#position(value, isEnd), this.#recording.rate);
-    if ("audio_start_ms" in event) placed.audio_start_ms = at(event.audio_start_ms);
-    if ("audio_end_ms" in event) placed.audio_end_ms = at(event.audio_end_ms, true);
+    const { rate } = this.#recording;
+    const span = (start, end) => {
+      const found = this.#span(start, end);
+      return [toMs(found.start, rate), toMs(found.end, rate)];
+    };
+    const { audio_start_ms: start, audio_end_ms: end } = event;
+    if (start !== undefined && end !== undefined) [placed.audio_start_ms, placed.audio_end_ms] = span(start, end);
+    else if (start !== undefined) placed.audio_start_ms = toMs(this.#onset(start), rate);
+    else if (end !== undefined) placed.audio_end_ms = span(end, end)[1];
     for (const part of ["segments", "words"])
       if (Array.isArray(event[part]))
-        placed[part] = event[part].map((of) => ({ ...of, start_ms: at(of.start_ms), end_ms: at(of.end_ms, true) }));
+        placed[part] = event[part].map((of) => {
+          const [start_ms, end_ms] = span(of.start_ms, of.end_ms);
+          return { ...of, start_ms, end_ms };
+        });
     return placed;
   }
 }

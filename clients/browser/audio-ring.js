@@ -64,6 +64,15 @@ export class AudioRing {
     this.#settled.add(start, end);
   }
 
+  /**
+   * What is left between outcomes, by rounding or by a detector that began anew, is no word.
+   * @param {number} n fewer samples than that
+   */
+  settleScraps(n) {
+    for (const [start, end] of this.unsettled(0, this.end))
+      if (end < this.end && end - start < n) this.settle(start, end);
+  }
+
   /** What of it has none. */
   unsettled(start, end) {
     return this.#settled.gaps(start, end);

@@ -282,6 +282,39 @@ def test_what_is_not_heard_again_as_speech_has_an_outcome_all_the_same() -> None
     assert told(scene)[-1] == ("Dropped", "u1", "not_held", 1000, 1000)
 
 
+def test_an_utterance_lies_in_the_piece_in_which_it_ends() -> None:
+    """Regression: with a pre-roll from the piece before, it took all that was settled between them once more."""
+    scene = Scene()
+    scene.recording.ring.append(audio(0, 9000))
+    scene.recording.ring.settle(0, 1000)
+    scene.recording.ring.settle(1400, 5000)
+    scene.connect()
+    assert scene.log == ["start", (1000, 1400), "commit own", (5000, 9000)]
+    scene.tell(speech("u1", 300), partial("u1", "So", 1000), accepted("u1", 300, 2400), final("u1", 300, 2400))
+    assert told(scene) == [
+        ("SpeechStarted", "u1", None, 5000, None),
+        ("Partial", "u1", "So", None, 5600),
+        ("Accepted", "u1", 1, 5000, 7000),
+        ("Final", "u1", 1, 5000, 7000),
+    ]
+
+
+def test_scraps_between_outcomes_are_not_sent_again() -> None:
+    scene = Scene().connect()
+    scene.record(3000)
+    scene.tell(speech("u1", 0), accepted("u1", 0, 1000), final("u1", 0, 1000))
+    scene.tell(speech("u2", 1050), accepted("u2", 1099, 2000), final("u2", 1099, 2000))
+    scene.lose().connect()
+    assert scene.log == ["start", (2000, 3000)]
+
+
+def test_a_service_that_is_well_again_is_told() -> None:
+    scene = Scene().connect()
+    scene.tell(messages.State(state="draining", partials="on", seq=2))
+    scene.lose().connect()
+    assert [each.state for each in scene.of(messages.State)] == ["draining", "ready"]
+
+
 @pytest.mark.parametrize("code", ["decode_failed", "poison_audio"])
 def test_an_error_that_ends_an_utterance_settles_it(code: str) -> None:
     scene = Scene().connect()

@@ -519,6 +519,20 @@ describe("after a reconnect", () => {
     ]);
   });
 
+  test("an utterance lies in the piece in which it ends, though its pre-roll begins in the one before", () => {
+    const scene = new Scene();
+    scene.recording.ring.append(audio(0, 9000));
+    scene.recording.ring.settle(0, 1000);
+    scene.recording.ring.settle(1400, 5000); // pieces: 1000 to 1400, 5000 to 9000
+    scene.begin("1:");
+    scene.socket.receive(speech("u1", 300), accepted("u1", 300, 2400), final("u1", 300, 2400));
+    assert.deepEqual(
+      scene.of("speech_started", "accepted", "final").map(({ audio_start_ms }) => audio_start_ms),
+      [5000, 5000, 5000],
+    );
+    assert.deepEqual(scene.unsettled.slice(-1), [[7000, 9000]]);
+  });
+
   // Times are whole milliseconds: at 44.1 kHz a piece's edge is next to one, before it or behind it.
   for (const [ms, told] of [
     [1001, "behind"],

@@ -134,6 +134,19 @@ describe("Ranges", () => {
 });
 
 describe("AudioRing", () => {
+  test("scraps between what is settled are settled, what may go on is not", () => {
+    const ring = new AudioRing(1000);
+    ring.append(new Int16Array(500));
+    ring.settle(0, 100);
+    ring.settle(150, 300); // a scrap of 50 before it
+    ring.settle(400, 460); // 100 before it, and 40 that may go on
+    ring.settleScraps(100);
+    assert.deepEqual(ring.unsettled(0, 500), [
+      [300, 400],
+      [460, 500],
+    ]);
+  });
+
   test("an empty one begins and ends at 0", () => {
     const ring = new AudioRing(10);
     assert.deepEqual([ring.start, ring.end, ring.read(0, 5)], [0, 0, new Int16Array()]);
