@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 import random
+from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from typing import Any, TypeVar
 from typing import Final as Constant
 
@@ -170,9 +172,10 @@ class Connection:
 
     def due_at(self) -> float:
         """When there may be something to do though nothing came."""
-        retries = [each.retry_at for each in self._entries.values()]
-        dead = [max(self._pings[0].now, self._heard_at) + SILENT_S] if self._pings else []
-        return min([self._pinged.now + PING_S, *retries, *dead])
+        _, oldest = self._oldest_refused()
+        retry_at = oldest.retry_at if oldest is not None else math.inf
+        dead_at = max(self._pings[0].now, self._heard_at) + SILENT_S if self._pings else math.inf
+        return min(self._pinged.now + PING_S, retry_at, dead_at)
 
     def cancel(self, utterance: str | None) -> list[Event]:
         owed_until = max((end for _, end in self.owed), default=0)  # of that this connection tells no more
@@ -256,14 +259,15 @@ class Connection:
         self._outbox.append(messages.Ping(id=self._pinged.id))
         return self._pinged.id
 
+    def _oldest_refused(self) -> tuple[str, _Entry | None]:
+        """The one that was said first: else a later one would take its place each time."""
+        return next(((id, entry) for id, entry in self._entries.items() if entry.is_refused), ("", None))
+
     def _offer_oldest(self, now: float) -> None:
-        """Of those that are refused, the one that was said first: else a later one would take its place each time."""
-        for id, entry in self._entries.items():
-            if entry.is_refused:
-                if now >= entry.retry_at:
-                    entry.retry_at = math.inf
-                    self._outbox.append(messages.RetryUtterance(utterance=id))
-                return
+        id, oldest = self._oldest_refused()
+        if oldest is not None and now >= oldest.retry_at:
+            oldest.retry_at = math.inf
+            self._outbox.append(messages.RetryUtterance(utterance=id))
 
     # ---------------------------------------------------------------- in
 
@@ -474,7 +478,8 @@ class Connection:
         i = self._piece_at(frame, is_end=is_end)
         piece, n_frames = self._pieces[i], self._length(i)
         position = piece.since + min(max(frame - piece.at, 0), n_frames)
-        marks = [mark.at for mark in recording.marks if abs(mark.at - position) <= near]
+        first = bisect_left(recording.marks, position - near, key=lambda mark: mark.at)
+        marks = takewhile(lambda at: at <= position + near, (mark.at for mark in islice(recording.marks, first, None)))
         return min(marks, key=lambda at: abs(at - position), default=position)
 
     def _onset(self, ms: int) -> int:

@@ -144,6 +144,7 @@ def test_the_one_that_was_said_first_is_offered_first() -> None:
     assert [each for each in scene.log if "retry" in each] == []
     scene.wait(0.5)
     assert [each for each in scene.log if "retry" in each] == ["retry u1"]
+    assert scene.connection.due_at() > scene.now  # nothing to do until that one is answered
     scene.tell(accepted("u1", 0, 900, attempt=2))
     assert [each for each in scene.log if "retry" in each] == ["retry u1", "retry u2"]
 
