@@ -87,7 +87,7 @@ class Scene:
         self._model = model
 
     async def serve(self) -> None:
-        self.server = await Served.start("--model", self._model)
+        self.server = await Served.start("--model", self._model, "--ingest-speed", "50")  # for the uncut run
         self.proxy.point_to(self.server.url)
 
     async def strike(self, kind: str) -> Callable[[], None] | None:
