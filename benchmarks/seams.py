@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TextIO
 
 import click
+import msgspec
 
 from asr_ws import messages
 from asr_ws.client import Event, Gap, Reconnected, Reconnecting, Transcript, connect
@@ -63,8 +64,11 @@ class Run:
         self.transcript.receive(event)
         if isinstance(event, Gap):
             self.gap_ms += event.audio_end_ms - event.audio_start_ms
-        # A server that drains holds nothing, and says so; the client does.
-        elif not isinstance(event, Reconnecting | Reconnected | messages.State):
+        elif isinstance(
+            event, messages.State
+        ):  # a server that drains holds nothing, as the law has it; the client does
+            self.law.receive(msgspec.structs.replace(event, state="ready"))
+        elif not isinstance(event, Reconnecting | Reconnected):
             self.law.receive(event)
 
     def timed_words(self, repeat: int) -> list[tuple[str, int]]:
