@@ -86,6 +86,12 @@ def code_blocks(text: str) -> list[str]:
     return re.findall(r"^```\w*\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
 
+def python_blocks(text: str) -> list[str]:
+    """Those that are run: all but the ones below a comment that says why not."""
+    blocks = re.findall(r"^(<!-- not run .*?-->\n\n)?```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    return [block for why_not, block in blocks if not why_not]
+
+
 def anchors(text: str) -> set[str]:
     """The fragments that GitHub makes of a document's headings."""
     headings = [match for level in range(1, 5) for match in sections(text, level)]
