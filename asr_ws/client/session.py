@@ -35,6 +35,7 @@ from asr_ws.client.wire import Wire, open_wire
 from asr_ws.errors import ClientError, ProtocolError
 
 RING_S = 120.0  # of audio without an outcome
+ROOM_S = 2.0  # of the ring are left, for what comes next
 RECONNECTS = 10  # in a row
 FIRST_TRIES = 3  # as long as there was no session: after that its user had better know
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 30.0  # doubled each time
@@ -44,6 +45,7 @@ SEND_S = 15.0  # that a frame may take: the connection is dead, whatever the ope
 MAX_UNREAD = 10_000  # events that wait for the user; a source that can wait is not read on beyond ...
 FEW_UNREAD = 256  # ... these
 COMES_BACK: Constant = (1001, 1005, 1006, 1011, 1012, 1013, 1014)  # closes after which the server, or the next one, is
+LEFT: Constant = ("the session is over: its block was left", "`close` first, for the outcome of all that was said")
 TRANSIENT: Constant = ("internal", "slow_consumer", "idle")  # fatal errors that another connection need not have
 
 
@@ -97,6 +99,7 @@ async def connect(
         yield session
     finally:
         await session._stop()
+        session._fail(ClientError(*LEFT))
 
 
 def start_message(token: str | None, fields: dict[str, Any]) -> messages.Start:
@@ -175,11 +178,12 @@ class Session:
         """
         self._begin()
         ring = self._recording.ring
-        most = self._start.audio.sample_rate * ring.frame_bytes  # a second
+        room_s = min(ROOM_S, self._ring_s / 2)
+        most = max(1, int(room_s / 2 * self._start.audio.sample_rate)) * ring.frame_bytes
         for at in range(0, len(data), most):
             ring.append(data[at : at + most])
             self._changed.fire()
-            while not self._is_over and self.behind_s + 2 > self._ring_s:
+            while not self._is_over and self.behind_s + room_s > self._ring_s:
                 await self._changed.wait()
         await asyncio.sleep(0)  # a loop that only sends is not alone
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator
+from concurrent.futures import CancelledError, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -18,8 +19,11 @@ from asr_ws import messages
 from asr_ws.client import session as asynchronous
 from asr_ws.client.address import DEFAULT_URL
 from asr_ws.client.events import Event
-from asr_ws.client.session import RECONNECTS, RING_S
+from asr_ws.client.session import LEFT, RECONNECTS, RING_S
 from asr_ws.client.sources import AudioSource
+from asr_ws.errors import ClientError
+
+TURN_S = 0.5  # of waiting for what another thread does
 
 T = TypeVar("T")
 
@@ -45,16 +49,36 @@ def connect(
         finally:
             _run(loop, opened.__aexit__(None, None, None))
     finally:
-        _run(loop, loop.shutdown_asyncgens())
+        _run(loop, _finish(loop))
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
 
 
+async def _finish(loop: asyncio.AbstractEventLoop) -> None:
+    """What other threads wait for ends first: a generator that runs cannot be closed."""
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        for task in others:
+            task.cancel()
+        await asyncio.wait(others)
+    await loop.shutdown_asyncgens()
+
+
 def _run(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> T:
-    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    """Raises: ClientError: the block was left, by another thread maybe."""
     try:
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    except RuntimeError as error:  # the loop is closed
+        coroutine.close()
+        raise ClientError(*LEFT) from error
+    try:
+        # Not for ever at a time: Windows lets no Ctrl-C through meanwhile, and a loop that ends forgets what came last.
+        while not wait([future], timeout=TURN_S).done:
+            if loop.is_closed():
+                raise ClientError(*LEFT)
         return future.result()
+    except CancelledError as error:
+        raise ClientError(*LEFT) from error
     except BaseException:  # Ctrl-C, while it waits
         future.cancel()
         raise
@@ -104,4 +128,5 @@ class Session:
             while (event := _run(self._loop, following())) is not None:
                 yield event
         finally:
-            _run(self._loop, events.aclose())
+            if not self._loop.is_closed():  # which closes what is open
+                _run(self._loop, events.aclose())

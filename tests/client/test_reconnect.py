@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -212,6 +213,28 @@ async def test_close_flushes_and_what_was_said_can_still_be_read(scripted: Worke
     assert types[-2:] == [messages.Final, messages.Done]
 
 
+async def test_leaving_the_block_ends_what_waits(scripted: WorkerSpec) -> None:
+    """Once, a task that read the events waited for ever."""
+    async with Gate() as gate, serving(scripted) as app:
+        async with connect(app.url, prompt=gate.script, **MANUAL) as session:
+            seen: list[Event] = []
+
+            async def read() -> None:
+                async for event in session.events():
+                    seen.append(event)
+
+            reading = asyncio.create_task(read())
+            await session.send(SECOND)
+            await session.commit()
+            while not any(isinstance(event, messages.Accepted) for event in seen):
+                await asyncio.sleep(0)
+        with pytest.raises(ClientError, match="its block was left"):
+            await reading
+        with pytest.raises(ClientError, match="its block was left"):
+            await session.close()
+    assert [type(event) for event in seen[-2:]] == [messages.Retry, messages.Dropped]
+
+
 async def test_after_end_no_more_audio_is_taken(scripted: WorkerSpec) -> None:
     async with Gate() as gate, serving(scripted) as app, connect(app.url, prompt=gate.script, **MANUAL) as session:
         await session.send(SECOND)
@@ -251,6 +274,15 @@ async def test_send_waits_when_the_ring_is_full_of_what_is_not_sent(scripted: Wo
     done = events[-1]
     assert isinstance(done, messages.Done)
     assert (done.received_ms, done.decoded_ms) == (30_000, 30_000)
+
+
+async def test_a_ring_may_be_small(scripted: WorkerSpec) -> None:
+    """Once, `send` waited for room that such a ring never had."""
+    async with serving(scripted) as app, connect(app.url, ring_s=1, prompt="say small", **MANUAL) as session:
+        await session.send(SECOND * 3)
+        await session.close()
+        final = await until(session.events(), messages.Final)
+    assert (final.text, final.audio_end_ms) == ("small", 3000)
 
 
 async def test_a_token_that_was_wanted_in_start_does_not_fix_the_format(
@@ -325,6 +357,32 @@ async def test_the_synchronous_twin_raises_what_the_other_one_does(scripted: Wor
             await asyncio.to_thread(fail, app.url)
     with pytest.raises(Unreachable):
         await asyncio.to_thread(fail, "http://127.0.0.1:9")
+
+
+async def test_the_synchronous_twin_is_over_with_its_block(scripted: WorkerSpec) -> None:
+    """Once, a thread that read the events waited for ever."""
+
+    def leave(url: str) -> list[BaseException]:
+        ends: list[BaseException] = []
+
+        def read() -> None:
+            with pytest.raises(ClientError) as caught:
+                list(events)
+            ends.append(caught.value)
+
+        with sync.connect(url) as session:
+            events = session.events()
+            assert isinstance(next(events), messages.Ready)
+            reader = threading.Thread(target=read)
+            reader.start()
+        reader.join()
+        with pytest.raises(ClientError) as caught:
+            session.send(SECOND)
+        return [*ends, caught.value]
+
+    async with serving(scripted) as app:
+        ends = await asyncio.to_thread(leave, app.url)
+    assert [str(each).partition(" (")[0] for each in ends] == ["the session is over: its block was left"] * 2
 
 
 async def test_what_a_broken_client_meets_ends_the_session_with_its_error(

@@ -22,9 +22,7 @@ PAGES = (
     "docs/reference/python-client.md",
 )
 BLOCKS = {  # the same one on two pages is run once
-    block: f"{page}:{n}"
-    for page in PAGES
-    for n, block in enumerate(python_blocks((ROOT / page).read_text("utf-8")), 1)
+    block: f"{page}:{n}" for page in PAGES for n, block in enumerate(python_blocks((ROOT / page).read_text("utf-8")), 1)
 }
 WITH_DEFAULT_URL = (session.connect.__wrapped__, sync.connect.__wrapped__, transcript.transcribe)  # type: ignore[attr-defined]
 
