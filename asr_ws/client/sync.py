@@ -75,6 +75,7 @@ def _run(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> 
         # Not for ever at a time: Windows lets no Ctrl-C through meanwhile, and a loop that ends forgets what came last.
         while not wait([future], timeout=TURN_S).done:
             if loop.is_closed():
+                coroutine.close()
                 raise ClientError(*LEFT)
         return future.result()
     except CancelledError as error:
@@ -121,12 +122,19 @@ class Session:
         return self._each(self._session.stream(source, realtime=realtime))
 
     def _each(self, events: AsyncGenerator[Event, None]) -> Iterator[Event]:
+        one_at_a_time = asyncio.Lock()  # what Ctrl-C has cancelled is not over at once
+
         async def following() -> Event | None:
-            return await anext(events, None)
+            async with one_at_a_time:
+                return await anext(events, None)
+
+        async def closing() -> None:
+            async with one_at_a_time:
+                await events.aclose()
 
         try:
             while (event := _run(self._loop, following())) is not None:
                 yield event
         finally:
             if not self._loop.is_closed():  # which closes what is open
-                _run(self._loop, events.aclose())
+                _run(self._loop, closing())

@@ -385,6 +385,32 @@ async def test_the_synchronous_twin_is_over_with_its_block(scripted: WorkerSpec)
     assert [str(each).partition(" (")[0] for each in ends] == ["the session is over: its block was left"] * 2
 
 
+async def test_the_synchronous_twin_ends_in_order_at_ctrl_c(
+    scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, a RuntimeError came of closing the events while they were still waited for."""
+    waited = sync.wait
+    presses = iter([KeyboardInterrupt()])
+
+    def interrupted(futures: Any, timeout: float) -> Any:
+        done = waited(futures, timeout=0.05)
+        if not done.done and (press := next(presses, None)):
+            raise press
+        return done
+
+    async def said() -> AsyncIterator[bytes]:
+        yield SECOND
+        await asyncio.Event().wait()
+
+    def talk(url: str) -> None:
+        with pytest.raises(KeyboardInterrupt), sync.connect(url) as session:
+            for _ in session.stream(said()):
+                monkeypatch.setattr(sync, "wait", interrupted)
+
+    async with serving(scripted) as app:
+        await asyncio.to_thread(talk, app.url)
+
+
 async def test_what_a_broken_client_meets_ends_the_session_with_its_error(
     scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
