@@ -12,6 +12,7 @@ from io import TextIOWrapper
 from typing import Any, Final, cast
 
 import click
+from click.shell_completion import CompletionItem
 
 from asr_ws import __version__
 from asr_ws.errors import AsrError, UsageError
@@ -22,6 +23,7 @@ COMMANDS: Final = {  # name -> where it is, what --help says of it
     "demo": ("asr_ws.cli.demo:demo", "See everything at work in one minute, without a microphone."),
     "pull": ("asr_ws.cli.pull:pull", "Download a model."),
     "config": ("asr_ws.cli.config:config", "Show every setting and where its value comes from."),
+    "completion": ("asr_ws.cli.completion:completion", "Print a script that makes a shell complete all of this."),
 }
 
 
@@ -38,6 +40,14 @@ class _LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):  # click's own would import every command for its help
             formatter.write_dl([(name, short_help) for name, (_, short_help) in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        options = click.Command.shell_complete(self, ctx, incomplete)  # the group's own would import every command
+        return options + [
+            CompletionItem(name, help=short_help)
+            for name, (_, short_help) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
 
     def invoke(self, ctx: click.Context) -> Any:
         for stream in (sys.stdout, sys.stderr):
