@@ -1,7 +1,7 @@
 """Whether a session kept what the protocol promises, by its events alone: nothing is lost, nothing is told twice.
 
     law = Conservation()
-    async for event in session.events():  # not `stream`, which keeps pongs of its own to itself: gaps in ``seq``
+    async for event in session.events():
         law.receive(event)
     law.close(1000)
     assert not law.breaches, law.breaches
