@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,10 +13,11 @@ import click
 import msgspec
 
 from asr_ws import messages
-from asr_ws.client import DEFAULT_URL, Event, Gap, Reconnecting, SessionFailed, Transcript, Unreachable, connect
+from asr_ws.cli.client_options import for_clients
+from asr_ws.client import Event, Gap, Reconnecting, SessionFailed, Transcript, Unreachable, connect
 from asr_ws.client.connection import CONNECTION_LOST
 from asr_ws.client.sources import open_source
-from asr_ws.errors import ClientError, UsageError
+from asr_ws.errors import ClientError
 
 LONG_MS = 600_000  # a wait that a server names when it does not expect to decode anything: no restart takes so long
 MAX_CUE_CHARS = 84  # two lines of 42, as broadcasters have it
@@ -27,13 +26,7 @@ SENTENCE_ENDS = (".", "?", "!", "。", "？", "！")
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--url", default=DEFAULT_URL, show_default=True, help="Where the server is.")
-@click.option(
-    "--token-file",
-    type=click.Path(path_type=Path),
-    help="File with the token that the server asks for; or the token itself in ASR_WS_TOKEN.",
-)
-@click.option("--language", help="Of the speech, such as en; detected if not given.")
+@for_clients
 @click.option("--realtime", is_flag=True, help="Send as fast as it was spoken, not as fast as the server takes it.")
 @click.option("--json", "as_json", is_flag=True, help="Print every event, one JSON object a line.")
 @click.option(
@@ -47,7 +40,7 @@ SENTENCE_ENDS = (".", "?", "!", "。", "？", "！")
 def transcribe(
     files: tuple[Path, ...],
     url: str,
-    token_file: Path | None,
+    token: str | None,
     language: str | None,
     realtime: bool,
     as_json: bool,
@@ -59,7 +52,7 @@ def transcribe(
     """
     if as_json and format_ != "text":
         raise click.UsageError("--json prints events; --format does not go with it")
-    fields = {"token": _token(token_file), "language": language, "words": format_ != "text"}
+    fields = {"token": token, "language": language, "words": format_ != "text"}
     fields["partials"] = as_json and realtime
     codes = []
     for n, file in enumerate(files, 1):
@@ -70,19 +63,6 @@ def transcribe(
             codes.append(1)
             break
     sys.exit(max(codes))
-
-
-def _token(file: Path | None) -> str | None:
-    """Not from an option itself, which everybody on the machine can see. Raises: UsageError: no such file, or empty."""
-    if file is None:
-        return os.environ.get("ASR_WS_TOKEN") or None
-    try:
-        words = re.sub("#.*", "", file.read_text("utf-8-sig")).split()  # as the server reads its own
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--token-file: cannot read {file}: {getattr(error, 'strerror', 'it is no text')}") from error
-    if not words:
-        raise UsageError(f"--token-file: no token in {file}")
-    return words[0]
 
 
 def _transcribe_one(
@@ -131,12 +111,19 @@ async def _run(
                     _say(f"note: {file}: {why} ({event.reason}); it is asked again by itself")
                 case Reconnecting(attempt=1):
                     _say(f"note: {file}: {event.reason}; what has no text is sent again")
-                case messages.Dropped() | Gap() if event.audio_start_ms < event.audio_end_ms:
-                    span = " to ".join(_clock(ms, ".") for ms in (event.audio_start_ms, event.audio_end_ms))
-                    reason = f": {event.reason}" if isinstance(event, messages.Dropped) else ""
-                    _say(f"warning: {file}: no text from {span}{reason}")
-                case messages.Error(fatal=False):
-                    _say(f"warning: {file}: {event.utterance or 'session'}: {event.code}: {event.message}", event.hint)
+                case _:
+                    complain(event, f"{file}: ")
+
+
+def complain(event: Event, where: str = "") -> None:
+    """Say on stderr what came to no text, or was wrong; not what ends the session, which is raised too."""
+    match event:
+        case messages.Dropped() | Gap() if event.audio_start_ms < event.audio_end_ms:
+            span = " to ".join(_clock(ms, ".") for ms in (event.audio_start_ms, event.audio_end_ms))
+            reason = f": {event.reason}" if isinstance(event, messages.Dropped) else ""
+            _say(f"warning: {where}no text from {span}{reason}")
+        case messages.Error(fatal=False):
+            _say(f"warning: {where}{event.utterance or 'session'}: {event.code}: {event.message}", event.hint)
 
 
 def _say(line: str, hint: str = "") -> None:

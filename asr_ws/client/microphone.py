@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,19 @@ from asr_ws.messages import AudioFormat
 
 BLOCK_S = 0.05  # what the microphone gives at a time
 MAX_WAITING = 200  # blocks, for a program that does not come to read them; then the oldest are dropped
+# Not every driver says that its device is unplugged, some only give nothing more. Bluetooth takes two seconds to begin.
+PATIENCE, PATIENCE_S = 10, 1.0  # in pieces: a program that was stopped (Ctrl-Z) must not find all of it used up
 NO_PORTAUDIO_HINT = "install PortAudio: apt install libportaudio2, or brew install portaudio"
-NO_MICROPHONE_HINT = "plug one in, or name another: asr-ws mic --devices lists them"
+NO_MICROPHONE_HINT = "plug one in, and let this program use it"
+OTHER_MICROPHONE_HINT = "asr-ws mic --devices lists them"
+IN_USE_HINT = "does another program have it to itself?"
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
     """Attributes:
     index: what `Microphone` takes.
+    name: with the system's interface to it: on Windows a device has one in each.
     rate: Hz, that it has of its own.
     """
 
@@ -44,94 +50,159 @@ def _portaudio() -> Any:
 
 
 def devices() -> list[Device]:
-    """The microphones that there are. Raises: MissingExtra, ClientError: see `Microphone`."""
+    """The microphones that there are, as of this program's start. Raises: MissingExtra, ClientError: no PortAudio."""
     portaudio = _portaudio()
     default = portaudio.default.device[0]
+    interfaces = portaudio.query_hostapis()
     return [
-        Device(each["index"], each["name"], int(each["default_samplerate"]), each["index"] == default)
+        Device(
+            each["index"],
+            f"{each['name']}, {interfaces[each['hostapi']]['name']}",
+            int(each["default_samplerate"]),
+            each["index"] == default,
+        )
         for each in portaudio.query_devices()
         if each["max_input_channels"] > 0
     ]
 
 
+def _find(wanted: int | str | None) -> Device:
+    """Raises: ClientError: there is none such, or more than one."""
+    there = devices()
+    if not there:
+        raise ClientError("no microphone", NO_MICROPHONE_HINT)
+    if wanted is None:
+        found = [device for device in there if device.is_default] or there[:1]
+    elif isinstance(wanted, int):
+        found = [device for device in there if device.index == wanted]
+    else:
+        name = wanted.casefold()
+        found = [device for device in there if name in device.name.casefold()]
+        found = [device for device in found if device.name.casefold().startswith(f"{name}, ")] or found
+        if len(found) > 1 and (interface := _default_interface(there)):
+            found = [device for device in found if device.name.endswith(interface)] or found
+    if not found:
+        raise ClientError(f"no microphone {wanted!r}", OTHER_MICROPHONE_HINT)
+    if len(found) > 1:
+        which = "; ".join(f"{device.index} {device.name}" for device in found)
+        raise ClientError(f"microphone {wanted!r} may be: {which}", "give its number, or more of its name")
+    return found[0]
+
+
+def _default_interface(there: list[Device]) -> str:
+    """Where a device is there in each of the system's interfaces, it is taken from the default's."""
+    return next((device.name[device.name.rindex(", ") :] for device in there if device.is_default), "")
+
+
 class Microphone:
-    """An async iterable of pcm_s16le, mono: what `Session.stream` takes. It records from its first ``async for`` on.
+    """An async iterable of pcm_s16le: what `Session.stream` takes. It records from its ``async for`` on, of which there
+    is one; that raises ClientError when the device cannot be opened, or is gone.
 
     Args:
         device: an index or a part of a name, see `devices`; None: the system's own choice.
     Raises:
         MissingExtra: sounddevice is not installed.
-        ClientError: no PortAudio, no such device, or it cannot be opened.
+        ClientError: no PortAudio, no such device, or more than one, or none of its formats is the protocol's.
 
     Attributes:
-        audio: what it gives: 16 kHz, or the device's own rate where it has no other.
-        level: of the last block, the peak in [0, 1].
+        audio: what it gives: 16 kHz mono, or the device's own rate, or stereo, where it has nothing else.
+        level: of the last block, the peak in [0, 1]; muted or not.
         is_muted: what is heard meanwhile is thrown away (push to talk).
+        n_blocks: that the device has given, muted or not.
         n_overflows: how often audio was lost, since this program or the machine was too slow.
     """
 
     def __init__(self, device: int | str | None = None) -> None:
-        portaudio = _portaudio()
-        try:
-            found = portaudio.query_devices(device, "input")
-            rate = 16_000
-            try:
-                portaudio.check_input_settings(device=device, channels=1, dtype="int16", samplerate=rate)
-            except portaudio.PortAudioError:
-                rate = int(found["default_samplerate"])
-                portaudio.check_input_settings(device=device, channels=1, dtype="int16", samplerate=rate)
-        except (portaudio.PortAudioError, ValueError) as error:
-            named = "" if device is None else f" {device!r}"
-            raise ClientError(f"no microphone{named}: {_said(error)}", NO_MICROPHONE_HINT) from error
-        self.name: str = found["name"]
-        self.audio = AudioFormat("pcm_s16le", rate, 1)
+        self._portaudio = _portaudio()
+        found = _find(device)
+        self.name = found.name
+        self._device = found.index
+        self.audio = self._best_format(found.rate)
         self.level = 0.0
         self.is_muted = False
+        self.n_blocks = 0
         self.n_overflows = 0
-        self._portaudio = portaudio
-        self._device = device
-        self._came: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._came: asyncio.Queue[bytes | None] = asyncio.Queue()  # b"": muted; None: the end
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_stopping = False
+
+    def _best_format(self, own_rate: int) -> AudioFormat:
+        """16 kHz, which is what the recognizer hears, saves the network two thirds. CoreAudio, ALSA's plugins and the
+        older ones of Windows' interfaces convert to it; WASAPI does not, nor to mono.
+        """
+        for channels, rate in product((1, 2), (16_000, own_rate)):
+            try:
+                self._portaudio.check_input_settings(
+                    device=self._device, channels=channels, dtype="int16", samplerate=rate
+                )
+            except self._portaudio.PortAudioError as error:
+                refused = error
+            else:
+                return AudioFormat("pcm_s16le", rate, channels)
+        raise ClientError(f"no microphone {self.name!r}: {_said(refused)}", OTHER_MICROPHONE_HINT) from refused
 
     def stop(self) -> None:
-        """End of the audio: what was heard is still given. Of the loop's thread."""
-        self._came.put_nowait(None)
+        """End of the audio: what was heard is still given. Of any thread, or a signal's handler."""
+        self._is_stopping = True
+        self._call(self._came.put_nowait, None)
+
+    def _call(self, function: Callable[..., object], *args: object) -> None:
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(function, *args)
 
     def _hear(self, block: Any, n_frames: int, time: Any, status: Any) -> None:
         """In PortAudio's own thread."""
-        assert self._loop is not None
-        with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._take, bytes(block), bool(status.input_overflow))
+        self._call(self._take, bytes(block), bool(status.input_overflow))
+
+    def _finish(self) -> None:
+        """In PortAudio's own thread: no more will come. Without `stop` the device is gone."""
+        self._call(self._came.put_nowait, None)
 
     def _take(self, block: bytes, has_overflown: bool) -> None:
+        if self._is_stopping:
+            return
         samples = np.frombuffer(block, "<i2")
         self.level = float(np.abs(samples.astype(np.int32)).max(initial=0)) / 32768
-        if not self.is_muted:
-            self._came.put_nowait(block)
-        if self._came.qsize() > MAX_WAITING:
-            self._came.get_nowait()
-            has_overflown = True
-        self.n_overflows += has_overflown
+        self.n_blocks += 1
+        self._came.put_nowait(b"" if self.is_muted else block)
+        if has_overflown and not self.is_muted:
+            self.n_overflows += 1
+        if self._came.qsize() > MAX_WAITING and self._came.get_nowait():
+            self.n_overflows += 1
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         self._loop = asyncio.get_running_loop()
+        if self._is_stopping:  # before there was a loop to tell
+            return
         try:
             stream = self._portaudio.RawInputStream(
                 samplerate=self.audio.sample_rate,
                 blocksize=int(BLOCK_S * self.audio.sample_rate),
                 device=self._device,
-                channels=1,
+                channels=self.audio.channels,
                 dtype="int16",
                 callback=self._hear,
+                finished_callback=self._finish,
             )
             stream.start()
         except self._portaudio.PortAudioError as error:
-            raise ClientError(f"the microphone {self.name!r} cannot be opened: {_said(error)}", "") from error
+            raise ClientError(f"the microphone {self.name!r} cannot be opened: {_said(error)}", IN_USE_HINT) from error
         try:
-            while (block := await self._came.get()) is not None:
-                yield block
+            while (block := await self._next()) is not None:
+                if block:
+                    yield block
         finally:
             stream.close()
+        if not self._is_stopping:
+            raise ClientError(f"the microphone {self.name!r} is gone", "was it unplugged?")
+
+    async def _next(self) -> bytes | None:
+        for _ in range(PATIENCE):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE_S):
+                    return await self._came.get()
+        return None
 
 
 def _said(error: Exception) -> str:
