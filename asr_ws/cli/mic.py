@@ -148,7 +148,7 @@ class _Screen:
         self.is_live = is_live and self._console.is_terminal and not self._console.is_dumb_terminal
         self._said = ""
 
-    def draw(self, head: Text, state: str, stable: str, unstable: str) -> None:
+    def draw(self, meter: Text, state: str, text: Text) -> None:
         """One line, without scrolling; where it cannot be, a new state is a line on stderr."""
         if not self.is_live:
             kind = re.sub(r"\d+", "", state)
@@ -156,8 +156,7 @@ class _Screen:
                 click.echo(state, err=True)
             self._said = kind
             return
-        text = Text.assemble(stable, (unstable, "dim"))
-        head = Text.assemble(head, " ", (state, "bold"), "  ")
+        head = Text.assemble(meter, " ", (f"{state:9}", "bold"), "  ")
         room = max(0, self._console.width - 1 - head.cell_len)
         while (excess := text.cell_len - room) > 0:  # the end is what is new
             text = text[math.ceil(excess / 2) :]
@@ -207,7 +206,7 @@ class _Dictation:
                     self._listen_to(keys)
                 try:
                     async for event in self._session.events():
-                        self.receive(event)
+                        self.receive(event, monotonic())
                 finally:
                     for task in beside:
                         task.cancel()
@@ -241,10 +240,8 @@ class _Dictation:
         level_db = 20 * math.log10(max(self._microphone.level, 1e-5))
         n_cells = min(max(0, math.ceil(METER + level_db / CELL_DB)), METER)
         meter = Text("|" * n_cells + " " * (METER - n_cells), "green")
-        stable, unstable = ("", "")
-        for text in self._texts.values():
-            stable, unstable = stable + unstable + text[0], text[1]
-        self._screen.draw(meter, self.state(monotonic()), stable.lstrip(), unstable)
+        texts = (Text.assemble(stable.lstrip(), (unstable, "dim")) for stable, unstable in self._texts.values())
+        self._screen.draw(meter, self.state(monotonic()), Text(" ").join(texts))
 
     def state(self, now: float) -> str:
         if self._is_away:
@@ -259,14 +256,14 @@ class _Dictation:
             return "starting"
         return "muted" if self._microphone.is_muted else "listening"
 
-    def receive(self, event: Event) -> None:
+    def receive(self, event: Event, now: float) -> None:
         match event:
             case messages.Partial():
                 self._texts[event.utterance] = event.stable, event.unstable
             case messages.Accepted():
                 self._asked_at.pop(event.utterance, None)
             case messages.Busy() | messages.Retry():
-                self._asked_at[str(event.utterance)] = monotonic() + retry_delay_s(event, 0)
+                self._asked_at[str(event.utterance)] = now + retry_delay_s(event, 0)
             case messages.Final() | messages.Dropped() | messages.Error():
                 self._texts.pop(str(event.utterance), None)
                 self._asked_at.pop(str(event.utterance), None)

@@ -153,15 +153,14 @@ class Microphone:
 
     def _hear(self, block: Any, n_frames: int, time: Any, status: Any) -> None:
         """In PortAudio's own thread."""
-        self._call(self._take, bytes(block), bool(status.input_overflow))
+        if not self._is_stopping:
+            self._call(self._take, bytes(block), bool(status.input_overflow))
 
     def _finish(self) -> None:
         """In PortAudio's own thread: no more will come. Without `stop` the device is gone."""
         self._call(self._came.put_nowait, None)
 
     def _take(self, block: bytes, has_overflown: bool) -> None:
-        if self._is_stopping:
-            return
         samples = np.frombuffer(block, "<i2")
         self.level = float(np.abs(samples.astype(np.int32)).max(initial=0)) / 32768
         self.n_blocks += 1
