@@ -80,12 +80,15 @@ def mic(
     if push_to_talk:
         fields["endpointing"] = {"mode": "manual"}
     dictation = _Dictation(microphone, _Screen(is_live=not as_json), as_json)
-    with _signals(dictation.end):
-        if push_to_talk:
-            with Keys() as keys:
-                asyncio.run(dictation.run(url, fields, keys))
-        else:
-            asyncio.run(dictation.run(url, fields))
+    try:
+        with _signals(dictation.end):
+            if push_to_talk:
+                with Keys() as keys:
+                    asyncio.run(dictation.run(url, fields, keys))
+            else:
+                asyncio.run(dictation.run(url, fields))
+    except asyncio.CancelledError:
+        raise click.Abort from None
     if microphone.n_overflows:
         click.echo(f"warning: audio was lost {microphone.n_overflows} times: this machine was too slow", err=True)
     sys.exit(int(dictation.has_failed))
@@ -181,6 +184,8 @@ class _Dictation:
         self._screen = screen
         self._as_json = as_json
         self._session: Session
+        self._running: asyncio.Task[Any] | None = None
+        self._is_open = False
         self._lost: ClientError | None = None  # the microphone
         self._is_ending = False
         self._is_away = False
@@ -189,16 +194,20 @@ class _Dictation:
         self._tail = 0  # blocks until an utterance ends
 
     def end(self) -> None:
-        """Also from a signal. A second time it is the end of everything."""
-        if self._is_ending:
-            raise KeyboardInterrupt
-        self._is_ending = True
-        self._microphone.stop()
+        """Also from a signal. A second time, or before the session is open, nothing is waited for."""
+        if self._is_open and not self._is_ending:
+            self._is_ending = True
+            self._microphone.stop()
+        elif self._running is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self._running.get_loop().call_soon_threadsafe(self._running.cancel)
 
     async def run(self, url: str, fields: dict[str, Any], keys: Keys | None = None) -> None:
         """Raises: ClientError: the session or the microphone ended before it was to."""
+        self._running = asyncio.current_task()
         try:
             async with connect(url, **fields) as self._session, asyncio.TaskGroup() as tasks:
+                self._is_open = True
                 how = "Ctrl-C ends" if keys is None else "space or Enter: talk; again: done; q ends"
                 click.echo(f"{self._microphone.name} to {self._session.ready.model} at {url}. {how}.", err=True)
                 beside = [tasks.create_task(self._send()), tasks.create_task(self._draw())]
@@ -271,6 +280,9 @@ class _Dictation:
                 self._is_away = True
             case Reconnected():
                 self._is_away = False
+            case Gap():  # of which utterances is not said; what goes on will have its partials
+                self._texts.clear()
+                self._asked_at.clear()
         self._screen.clear()
         if self._as_json:
             print_event(event)
