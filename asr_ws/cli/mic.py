@@ -13,9 +13,9 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -215,7 +215,7 @@ class _Dictation:
                     self._listen_to(keys)
                 try:
                     async for event in self._session.events():
-                        self.receive(event, monotonic())
+                        self.receive(event, time.monotonic())
                 finally:
                     for task in beside:
                         task.cancel()
@@ -250,7 +250,7 @@ class _Dictation:
         n_cells = min(max(0, math.ceil(METER + level_db / CELL_DB)), METER)
         meter = Text("|" * n_cells + " " * (METER - n_cells), "green")
         texts = (Text.assemble(stable.lstrip(), (unstable, "dim")) for stable, unstable in self._texts.values())
-        self._screen.draw(meter, self.state(monotonic()), Text(" ").join(texts))
+        self._screen.draw(meter, self.state(time.monotonic()), Text(" ").join(texts))
 
     def state(self, now: float) -> str:
         if self._is_away:

@@ -97,9 +97,9 @@ async def test_what_is_played_is_heard(tiny_en: Path) -> None:
     assert word_errors(said(CLIP), heard).rate <= 0.2, heard
 
 
-async def test_a_sound_server_that_dies_is_a_microphone_that_is_gone(tiny_en: Path) -> None:
+async def test_a_sound_server_that_dies_is_a_microphone_that_is_gone(scripted: WorkerSpec) -> None:
     async with (
-        serving(WorkerSpec(tiny_en, device="cpu"), partials="off") as app,
+        serving(scripted) as app,
         sound() as environment,
         listening(app.url, environment) as process,
     ):
