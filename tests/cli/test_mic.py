@@ -282,7 +282,7 @@ def test_what_comes_to_no_text_is_said_and_fails(dictation: Any, capsys: pytest.
     assert dictation.has_failed
     assert capsys.readouterr() == (
         "",
-        "warning: no text from 00:00:01.000 to 00:00:02.500: the server was away for too long\n",
+        "warning: no text from 00:00:01.000 to 00:00:02.500\n",
     )
 
 
