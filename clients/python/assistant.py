@@ -43,7 +43,6 @@ from intents import (
     parse,
 )
 
-
 # Commands that are likely: the model then hears "bedroom lights", and writes them as sentences.
 PROMPT = "Turn on the kitchen lights. Dim the bedroom lights. Living room, bathroom, hall. Set a timer."
 
