@@ -41,9 +41,7 @@ else:
     import tty
 
 DRAW_S: Final = 0.1
-TAIL: Final = (
-    4  # blocks, 0.2 s, that are heard after a key: it is pressed before the last sound has come from the device
-)
+TAIL: Final = 4  # blocks, 0.2 s, heard after a key: it is pressed before the last sound has come from the device
 BEHIND_S: Final = 1.0  # what is sent and not acknowledged may be as much: less is no news
 METER: Final = 8  # cells ...
 CELL_DB: Final = 6  # ... of so much; all of them are full scale
