@@ -44,6 +44,7 @@ OPEN_S = 10.0  # to `ready`
 SEND_S = 15.0  # that a frame may take: the connection is dead, whatever the operating system thinks
 MAX_UNREAD = 10_000  # events that wait for the user; a source that can wait is not read on beyond ...
 FEW_UNREAD = 256  # ... these
+NO_ANSWER: Constant = "no answer"
 COMES_BACK: Constant = (1001, 1005, 1006, 1011, 1012, 1013, 1014)  # closes after which the server, or the next one, is
 LEFT: Constant = ("the session is over: its block was left", "`close` first, for the outcome of all that was said")
 TRANSIENT: Constant = ("internal", "slow_consumer", "idle")  # fatal errors that another connection need not have
@@ -380,16 +381,21 @@ class Session:
                     async with asyncio.timeout(SEND_S):
                         await wire.send(frame)
             except TimeoutError:
-                raise ConnectionLost(None, "no answer") from None
+                raise ConnectionLost(None, NO_ANSWER) from None
+            except ConnectionLost:
+                break  # what the server said before is still to be read
             if connection.is_dead(now=loop.time()):
-                raise ConnectionLost(None, "no answer")
+                raise ConnectionLost(None, NO_ANSWER)
             if self._is_owing(connection):
                 return
             if not reading.done():
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(connection.due_at() if self._has_begun else None):
                         await self._changed.wait()
-        await reading
+        await asyncio.wait([reading], timeout=SEND_S)
+        if not reading.done():
+            raise ConnectionLost(None, NO_ANSWER)
+        reading.result()
 
     def _is_owing(self, connection: Connection) -> bool:
         """Whether what the server dropped is to be sent again now: when that interrupts nothing, or before the ring is
@@ -433,7 +439,7 @@ class Session:
             except (SessionRefused, Unreachable, ConnectionLost) as error:
                 lost = error
             except TimeoutError:
-                lost = ConnectionLost(None, "no answer")
+                lost = ConnectionLost(None, NO_ANSWER)
             else:
                 self._deliver(Reconnected())
                 return wire

@@ -25,6 +25,7 @@ from asr_ws.client import (
     sync,
 )
 from asr_ws.client import connection as rules
+from asr_ws.client.wire import Wire
 from asr_ws.errors import ClientError
 from asr_ws.server import reception
 from asr_ws.testing.conservation import Conservation
@@ -177,6 +178,24 @@ async def test_it_gives_up_after_so_many_tries_and_says_what_was_lost(scripted: 
     assert [event.attempt for event in seen if isinstance(event, Reconnecting)] == [1, 2, 3]
     assert isinstance(seen[-1], messages.Dropped | Gap)
     assert seen[-1].audio_end_ms == 1000
+
+
+async def test_what_was_said_before_the_end_is_heard_though_a_frame_could_not_be_sent(
+    scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a fatal error would be a lost connection, and a final would be decoded again."""
+    send = Wire.send
+
+    async def broken(self: Wire, data: bytes | messages.ClientMessage) -> None:
+        if isinstance(data, bytes):
+            raise ConnectionLost(None)
+        await send(self, data)
+
+    monkeypatch.setattr(Wire, "send", broken)
+    async with serving(scripted, ready=False) as app, connect(app.url, language="tlh") as session:
+        with pytest.raises(SessionFailed, match="unsupported_language"):
+            async for _ in session.stream(SECOND):
+                pass
 
 
 async def test_a_server_that_says_nothing_any_more_is_left(
