@@ -24,41 +24,11 @@ from asr_ws.cli import main
 from asr_ws.cli.transcribe import MAX_CUE_CHARS, as_srt
 from asr_ws.client import Transcript, session
 from asr_ws.messages import Done, Dropped, Error, Final, FinalSegment, FinalWord, ServerEvent
+from tests.client import recorded
 
 Run = Callable[..., tuple[int, str, str]]
 
-READY = messages.Ready(
-    protocol="asr-ws.v1",
-    session="s-1",
-    server="0",
-    model="tiny.en",
-    languages=["en"],
-    state="ready",
-    limits=messages.Limits(3, 8000, 30_000, 262_144, 64, 60_000),
-)
-STARTED = messages.Started(
-    seq=1,
-    audio=messages.AudioInForce(),
-    language=None,
-    task="transcribe",
-    partials=False,
-    words=False,
-    endpointing=messages.EndpointingInForce(),
-    max_wait_ms=8000,
-)
-BUSY_SESSION = messages.Busy(
-    utterance=None,
-    attempt=0,
-    commit=None,
-    status=503,
-    reason="max_sessions",
-    retry_after_ms=800,
-    estimated_wait_ms=800,
-    queue_depth=0,
-    queue_capacity=3,
-    retryable=True,
-    held_ms=0,
-)
+BUSY_SESSION = recorded.busy(None, reason="max_sessions", attempt=0, estimated_wait_ms=800, queue_depth=0, held_ms=0)
 
 
 def final(utterance: str, text: str, *words: tuple[int, int, str]) -> Final:
@@ -106,7 +76,7 @@ class ScriptedServer:
             socket.send(messages.encode(script))
             socket.close(1013)
             return
-        socket.send(messages.encode(READY))
+        socket.send(messages.encode(recorded.READY))
         start, n_bytes = messages.Start(), 0
         for frame in socket:
             if isinstance(frame, bytes):
@@ -114,7 +84,7 @@ class ScriptedServer:
                 continue
             match messages.decode_message(frame):
                 case messages.Start() as start:
-                    socket.send(messages.encode(STARTED))
+                    socket.send(messages.encode(recorded.STARTED))
                 case messages.Ping(id=id):
                     socket.send(messages.encode(messages.Pong(id=id)))
                 case messages.End():
@@ -185,7 +155,7 @@ def test_finals_are_ordered_by_their_audio(server: ScriptedServer, run: Run, wav
 def test_json_prints_every_event_as_it_came(server: ScriptedServer, run: Run, wav: Path) -> None:
     server.scripts = [[*HELLO]]
     code, out, err = run(wav, "--url", server.url, "--json")
-    expected = [json.loads(messages.encode(event)) for event in (READY, STARTED, *HELLO)]
+    expected = [json.loads(messages.encode(event)) for event in (recorded.READY, recorded.STARTED, *HELLO)]
     assert (code, [json.loads(line) for line in out.splitlines()], err) == (0, expected, "")
 
 
@@ -303,34 +273,18 @@ def test_json_and_a_format_do_not_go_together(run: Run, wav: Path) -> None:
     assert "--json prints events" in err
 
 
-def busy(reason: str, attempt: int = 1, estimated_wait_ms: int = 500) -> messages.Busy:
-    return messages.Busy(
-        utterance="u1",
-        attempt=attempt,
-        commit=None,
-        status=503,
-        reason=reason,
-        retry_after_ms=500,
-        estimated_wait_ms=estimated_wait_ms,
-        queue_depth=3,
-        queue_capacity=3,
-        retryable=True,
-        held_ms=60_000,
-    )
-
-
 @pytest.mark.parametrize(
     ("reason", "why"),
     [("queue_full", "the server is busy (queue_full)"), ("fair_share", "the file is ahead of the server (fair_share)")],
 )
 def test_a_busy_server_is_said_once(server: ScriptedServer, run: Run, wav: Path, reason: str, why: str) -> None:
-    server.scripts = [[busy(reason), busy(reason, 2), *HELLO]]
+    server.scripts = [[recorded.busy("u1", reason=reason), recorded.busy("u1", reason=reason, attempt=2), *HELLO]]
     note = f"note: {wav}: {why}; it is asked again by itself\n"
     assert run(wav, "--url", server.url) == (0, "Hello there.\n", note)
 
 
 def test_a_server_that_expects_no_recognizer_is_not_waited_for(server: ScriptedServer, run: Run, wav: Path) -> None:
-    server.scripts = [[busy("unavailable", estimated_wait_ms=3_600_000)]]
+    server.scripts = [[recorded.busy("u1", reason="unavailable", estimated_wait_ms=3_600_000)]]
     error = "error: the server has no recognizer, and does not expect one\nhint: its log says why\n"
     assert run(wav, "--url", server.url) == (1, "", error)
 

@@ -23,7 +23,6 @@ from asr_ws.client import (
     transcribe,
 )
 from asr_ws.client.address import session_url
-from asr_ws.client.connection import retry_delay_s
 from asr_ws.errors import ClientError
 from asr_ws.server import reception
 from asr_ws.testing.recognizer import Gate
@@ -31,37 +30,6 @@ from asr_ws.worker.supervisor import WorkerSpec
 from tests.server.running import SECOND, serving
 
 MANUAL: dict[str, Any] = {"endpointing": {"mode": "manual"}}
-
-
-def busy(**changes: Any) -> messages.Busy:
-    fields: dict[str, Any] = {
-        "utterance": "u1",
-        "attempt": 1,
-        "commit": None,
-        "status": 503,
-        "reason": "queue_full",
-        "retry_after_ms": 800,
-        "estimated_wait_ms": 4000,
-        "queue_depth": 3,
-        "queue_capacity": 3,
-        "retryable": True,
-        "held_ms": 60_000,
-    }
-    return messages.Busy(**{**fields, **changes})
-
-
-@pytest.mark.parametrize(
-    ("changes", "delay_s"),
-    [
-        ({}, 0.8),
-        ({"reason": "starting"}, 4.0),
-        ({"reason": "restarting", "estimated_wait_ms": 100}, 0.8),
-        ({"reason": "unavailable", "estimated_wait_ms": 60_000}, 10.0),
-        ({"reason": "starting", "held_ms": 3000}, 2.5),
-    ],
-)
-def test_retry_waits_for_the_hint_or_the_load_within_the_hold(changes: dict[str, Any], delay_s: float) -> None:
-    assert retry_delay_s(busy(**changes), jitter_s=0) == delay_s
 
 
 async def test_stream_of_samples_ends_with_done(scripted: WorkerSpec) -> None:
