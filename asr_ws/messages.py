@@ -22,6 +22,7 @@ PATH: Constant = "/v1/stream"
 MAX_TEXT_BYTES: Constant = 16 * 1024
 MAX_BINARY_BYTES: Constant = 256 * 1024
 MAX_PROMPT_CHARS: Constant = 800  # prompt and hotwords together
+ENDS_UTTERANCE: Constant = ("decode_failed", "poison_audio")  # the error codes that are an utterance's outcome
 AWAITS_LOAD: Constant = ("starting", "restarting", "unavailable")  # the reasons for which a model is waited for
 MAX_LOAD_WAIT_S: Constant = 10.0  # at most so long, before the next try
 

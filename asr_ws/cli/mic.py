@@ -29,7 +29,7 @@ from rich.text import Text
 from asr_ws import messages
 from asr_ws.cli.client_options import for_clients
 from asr_ws.cli.transcribe import complain, print_event
-from asr_ws.client import Event, Gap, Reconnected, Reconnecting, Session, connect
+from asr_ws.client import Event, Gap, Reconnected, Reconnecting, Session, connect, is_lost
 from asr_ws.client.connection import retry_delay_s
 from asr_ws.client.microphone import Microphone, devices
 from asr_ws.errors import ClientError
@@ -291,9 +291,7 @@ class _Dictation:
                 pass  # a key was pressed twice at once; or it will be raised
             case _:
                 complain(event)
-        self.has_failed |= isinstance(event, messages.Dropped | Gap) or (
-            isinstance(event, messages.Error) and event.code in ("decode_failed", "poison_audio")
-        )
+        self.has_failed |= is_lost(event)
 
     def _listen_to(self, keys: Keys) -> None:
         """In a thread of its own, which nothing can take away from a read: a daemon."""

@@ -14,7 +14,7 @@ import msgspec
 
 from asr_ws import messages
 from asr_ws.cli.client_options import for_clients
-from asr_ws.client import Event, Gap, Reconnecting, SessionFailed, Transcript, Unreachable, connect
+from asr_ws.client import Event, Gap, Reconnecting, SessionFailed, Transcript, Unreachable, connect, is_lost
 from asr_ws.client.connection import CONNECTION_LOST
 from asr_ws.client.sources import open_source
 from asr_ws.errors import ClientError
@@ -118,7 +118,7 @@ async def _run(
 def complain(event: Event, where: str = "") -> None:
     """Say on stderr what came to no text, or was wrong; not what ends the session, which is raised too."""
     match event:
-        case messages.Dropped() | Gap() if event.audio_start_ms < event.audio_end_ms:
+        case messages.Dropped() | Gap() if is_lost(event):
             span = " to ".join(_clock(ms, ".") for ms in (event.audio_start_ms, event.audio_end_ms))
             reason = f": {event.reason}" if isinstance(event, messages.Dropped) else ""
             _say(f"warning: {where}no text from {span}{reason}")

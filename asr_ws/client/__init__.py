@@ -4,7 +4,7 @@
 """
 
 from asr_ws.client.address import DEFAULT_URL, ConnectionLost, SessionRefused, Unreachable
-from asr_ws.client.events import Event, Gap, Reconnected, Reconnecting
+from asr_ws.client.events import Event, Gap, Reconnected, Reconnecting, is_lost
 from asr_ws.client.session import Session, SessionFailed, connect
 from asr_ws.client.sources import AudioSource
 from asr_ws.client.transcript import Transcript, collect, transcribe
@@ -24,5 +24,6 @@ __all__ = [
     "Unreachable",
     "collect",
     "connect",
+    "is_lost",
     "transcribe",
 ]

@@ -35,7 +35,6 @@ MAX_HELD = 2  # refused utterances that a server keeps for a session: one more w
 HOLD_MARGIN_S = 0.5  # a retry is sent this long before the server's hold ends, at the latest
 JITTER_S = 0.25  # upon the server's hint, which has its own
 WINDOW_MS = 32  # of the speech detector
-ENDS_UTTERANCE: Constant = ("decode_failed", "poison_audio")  # the errors that do
 CONNECTION_LOST: Constant = "connection_lost"  # the reason of a `retry` that is not the server's
 OWN: Constant = (
     "asr_ws.client"  # the id of commits, and the beginning of the ids of pings, that the user did not ask for
@@ -242,7 +241,7 @@ class Connection:
         marks = self._recording.marks
         if self._n_sent and self._pieces[-1].at != self._n_sent:
             mark = marks[self._next_mark] if self._next_mark < len(marks) else None
-            self._commit(mark.id if mark is not None and mark.at == self._cursor else OWN, now)
+            self._commit(mark.id if mark is not None and mark.at <= start else OWN, now)
         while self._next_mark < len(marks) and marks[self._next_mark].at <= start:
             self._next_mark += 1  # that commit, or the connection before, has done it
         self._cursor = start
@@ -400,12 +399,15 @@ class Connection:
     def _fail(self, event: messages.Error) -> list[Event]:
         if event.code == "nothing_to_commit" and event.commit == OWN:
             return []
-        if event.utterance is not None and event.utterance in self._entries and event.code in ENDS_UTTERANCE:
+        if event.utterance is not None and event.utterance in self._entries and event.code in messages.ENDS_UTTERANCE:
             return self._finish(event, Fate.REFUSED)
         # With other settings than were asked for, the audio would be taken for something else.
         if event.fatal or self._hearing_ms is None:
             self.error = event
-        return [event]
+        if event.utterance is None:
+            return [event]
+        entry = self._entries.get(event.utterance)
+        return [msgspec.structs.replace(event, utterance=entry.told.id if entry is not None else None)]
 
     def interrupt(self, *, delay_s: float) -> list[Event]:
         """It is over; the next one begins after that.

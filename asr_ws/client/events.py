@@ -37,3 +37,16 @@ class Gap(Struct, frozen=True, tag_field="type", tag="gap"):
 
 
 Event = messages.ServerEvent | messages.Unknown | Reconnecting | Reconnected | Gap
+
+
+def is_lost(event: Event) -> bool:
+    """Whether audio has come to no text by this: dropped (at its user's wish too), failed, or gone.
+
+    An utterance that was heard as part of another one is `Dropped` with no audio of its own: that is not lost.
+    """
+    match event:
+        case messages.Dropped() | Gap():
+            return event.audio_start_ms < event.audio_end_ms
+        case messages.Error():
+            return event.code in messages.ENDS_UTTERANCE
+    return False

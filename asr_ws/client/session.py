@@ -15,6 +15,7 @@ user, whose events wait here.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -40,7 +41,6 @@ RECONNECTS = 10  # in a row
 FIRST_TRIES = 3  # as long as there was no session: after that its user had better know
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 30.0  # doubled each time
 STABLE_S = 5.0  # a connection that has lived so long ends the row of failed ones
-OPEN_S = 10.0  # to `ready`
 SEND_S = 15.0  # that a frame may take: the connection is dead, whatever the operating system thinks
 MAX_UNREAD = 10_000  # events that wait for the user; a source that can wait is not read on beyond ...
 FEW_UNREAD = 256  # ... these
@@ -85,6 +85,10 @@ async def connect(
         ClientError: no server there (`Unreachable`), a token that it does not take, a session that it refuses
             (`SessionRefused`), or a field that is not one.
     """
+    if not (0 <= ring_s < math.inf and reconnects >= 0):
+        raise ClientError(
+            f"ring_s is {ring_s}, reconnects is {reconnects}", "seconds, and a number of tries, from 0 on"
+        )
     start = start_message(token, start_fields)
     for attempt in range(1, FIRST_TRIES + 1):
         try:
@@ -168,8 +172,10 @@ class Session:
     @property
     def behind_s(self) -> float:
         """Seconds of audio that the server has not been sent: it is busy, slow, or away."""
-        unsent = self._connection.unsent if self._connection is not None else self._recording.ring.end
-        return unsent / self._recording.rate
+        ring = self._recording.ring
+        if self._connection is not None:
+            return self._connection.unsent / self._recording.rate
+        return sum(end - start for start, end in ring.unsettled(ring.start, ring.end)) / self._recording.rate
 
     async def send(self, data: bytes) -> None:
         """Audio in the declared format, any length, cut anywhere. Waits while the ring is full of what is not sent.
@@ -208,7 +214,8 @@ class Session:
         self._changed.fire()
 
     async def close(self) -> None:
-        """`end`, and wait until every utterance has its outcome. What is unread then, `events` still has.
+        """`end`, and wait until every utterance has its outcome. What is unread then, `events` still has. How long that
+        may take is for the caller to say: a server that lives, and has much to do, is waited for.
 
         Raises:
             ClientError: the session ended otherwise.
@@ -287,6 +294,8 @@ class Session:
         try:
             self._begin()
             async for chunk in opened.chunks:
+                if self._recording.is_ending:  # by `end`: what comes now is not wanted any more
+                    break
                 self._recording.ring.append(chunk)
                 self._changed.fire()
                 sent_s += len(chunk) / self._start.audio.bytes_per_s
@@ -434,12 +443,9 @@ class Session:
             self._deliver(Reconnecting(self._attempt, delay_s, getattr(lost, "reason", lost.code)))
             await asyncio.sleep(delay_s)
             try:
-                async with asyncio.timeout(OPEN_S):
-                    wire = await open_wire(self._url, self._start, introduce=self._has_begun)
+                wire = await open_wire(self._url, self._start, introduce=self._has_begun)
             except (SessionRefused, Unreachable, ConnectionLost) as error:
                 lost = error
-            except TimeoutError:
-                lost = ConnectionLost(None, NO_ANSWER)
             else:
                 self._deliver(Reconnected())
                 return wire
@@ -453,6 +459,8 @@ class Session:
     # ---------------------------------------------------------------- what its user is told
 
     def _deliver(self, event: Event) -> None:
+        if self._is_over:  # all has been told
+            return
         match self._unread and self._unread[-1], event:
             case messages.Partial(utterance=before), messages.Partial(utterance=same) if before == same:
                 self._unread.pop()  # it is out of date

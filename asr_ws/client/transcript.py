@@ -9,7 +9,7 @@ from typing import Any
 
 from asr_ws import messages
 from asr_ws.client.address import DEFAULT_URL
-from asr_ws.client.events import Event, Gap
+from asr_ws.client.events import Event, Gap, is_lost
 from asr_ws.client.session import connect
 from asr_ws.client.sources import AudioSource
 
@@ -37,7 +37,7 @@ class Transcript:
             case messages.Final():
                 self.finals.append(event)
                 self.finals.sort(key=lambda final: final.audio_start_ms)
-            case messages.Dropped() | Gap() | messages.Error(code="decode_failed" | "poison_audio"):
+            case messages.Dropped() | Gap() | messages.Error() if is_lost(event):
                 self.unfinished.append(event)
             case messages.Done():
                 self.done = event

@@ -28,12 +28,13 @@ from asr_ws.errors import ClientError, ProtocolError
 
 GREETING_S = 0.5  # without `ready`: the server may wait for a token
 LAST_WORD_S = 2.0  # for the close behind a refusal, which has the limit's name
+OPEN_S = 10.0  # to `ready`
 CLOSE_S = 2.0  # for the other side's part of the close
 NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")  # OpenSSL's reasons for a plain answer
 
 
 async def open_wire(url: str, start: messages.Start, *, introduce: bool = False) -> Wire:
-    """Connect, and wait for `ready`.
+    """Connect, and wait for `ready`, OPEN_S at most.
 
     Args:
         url: see `asr_ws.client.connect`.
@@ -43,6 +44,15 @@ async def open_wire(url: str, start: messages.Start, *, introduce: bool = False)
         SessionRefused, ConnectionLost, Unreachable; ClientError: whatever would be the same the next time.
     """
     url, user = session_url(url)
+    try:
+        async with asyncio.timeout(OPEN_S):
+            return await _open(url, user, start, introduce=introduce)
+    except TimeoutError as error:
+        hint = "something listens there, which may be no asr_ws server"
+        raise Unreachable(f"no session at {url}: no answer within {OPEN_S:g} s", hint) from error
+
+
+async def _open(url: str, user: str, start: messages.Start, *, introduce: bool) -> Wire:
     bearer = f"Bearer {start.token}" if start.token is not None and not user else None
     try:
         socket = await open_socket(
@@ -66,7 +76,7 @@ async def open_wire(url: str, start: messages.Start, *, introduce: bool = False)
         ) from error
     except ssl.SSLCertVerificationError as error:
         raise ClientError(f"no session at {url}: {error.verify_message}", trust_hint(error)) from error
-    except (OSError, TimeoutError) as error:
+    except OSError as error:
         hint = "is the server running? asr-ws serve"
         if getattr(error, "reason", None) in NO_TLS:
             hint = "it may speak no TLS: http:// or ws://"

@@ -22,6 +22,7 @@ from typing import Final as Constant
 import msgspec
 
 from asr_ws.messages import (
+    ENDS_UTTERANCE,
     Accepted,
     Busy,
     Done,
@@ -37,7 +38,6 @@ from asr_ws.messages import (
     Unknown,
 )
 
-ENDS_UTTERANCE: Constant = ("decode_failed", "poison_audio")  # the error codes that do
 TELLS_ALL: Constant = (1000, 1012)  # closes before which every utterance has had its outcome
 TELLS_ADMITTED: Constant = (1008, 1009)  # ... every one that was admitted, after a fatal error but these
 TELLS_NOTHING: Constant = ("unauthorized", "slow_consumer")

@@ -30,7 +30,8 @@ from asr_ws.cli import mic
 from asr_ws.cli.mic import END, Keys
 from asr_ws.client import Gap, Reconnected, Reconnecting
 from asr_ws.worker.supervisor import WorkerSpec
-from tests.cli.test_transcribe import READY, busy, final
+from tests.cli.test_transcribe import final
+from tests.client.recorded import READY, busy
 from tests.conftest import SPEECH
 from tests.server.running import HANG_S, serving
 
@@ -261,7 +262,7 @@ def test_the_state_in_a_word(dictation: Any) -> None:
     assert dictation.state(10) == "muted"
     dictation._session.behind_s = 2.6
     assert dictation.state(10) == "3 s behind"
-    dictation.receive(msgspec.structs.replace(busy("queue_full"), retry_after_ms=1500), 10)
+    dictation.receive(msgspec.structs.replace(busy("u1", reason="queue_full"), retry_after_ms=1500), 10)
     assert [dictation.state(now) for now in (10, 11, 12)] == [f"busy: asked again in {n} s" for n in (2, 1, 0)]
     dictation.receive(Reconnecting(1, 0.5, "going away"), 12)
     assert dictation.state(12) == "reconnecting"

@@ -239,7 +239,7 @@ def test_a_dropped_utterance_is_warned_of_and_exits_with_1(server: ScriptedServe
 
 def test_a_failed_utterance_is_warned_of_and_exits_with_1(server: ScriptedServer, run: Run, wav: Path) -> None:
     failed = Error(code="decode_failed", message="out of memory", hint="", fatal=False, utterance="u1")
-    server.scripts = [[failed, done(refused_ms=1000)]]
+    server.scripts = [[recorded.speech("u1", 0), failed, done(refused_ms=1000)]]
     assert run(wav, "--url", server.url) == (1, "", f"warning: {wav}: u1: decode_failed: out of memory\n")
 
 

@@ -335,7 +335,27 @@ def test_an_error_before_the_settings_are_in_force_ends_the_session() -> None:
     assert connection.error == refused
 
 
+def test_an_error_tells_of_the_utterance_by_the_name_that_its_user_knows() -> None:
+    scene = Scene().connect()
+    scene.record(3000)
+    scene.tell(speech("u1", 0), accepted("u1", 0, 900), final("u1", 0, 900), speech("u2", 1000))
+    scene.lose().connect()
+    scene.tell(speech("u1", 0), error("unknown_utterance", utterance="u1"), error("unknown_utterance", utterance="u9"))
+    assert [each.utterance for each in scene.of(messages.Error)] == ["u2", None]
+
+
 # ---------------------------------------------------------------- cancelled
+
+
+def test_a_commit_behind_what_was_cancelled_keeps_its_name() -> None:
+    scene = Scene().connect()
+    scene.is_mute = True
+    scene.record(1500)
+    scene.cancel()
+    scene.commit("c1")
+    scene.is_mute = False
+    scene.pong()
+    assert scene.log == ["start", (0, 1000), "cancel None", "commit c1"]
 
 
 def test_what_is_cancelled_is_not_sent_again() -> None:

@@ -23,6 +23,7 @@ from asr_ws.client import (
     connect,
     session,
     sync,
+    wire,
 )
 from asr_ws.client import connection as rules
 from asr_ws.client.wire import Wire
@@ -302,6 +303,66 @@ async def test_a_ring_may_be_small(scripted: WorkerSpec) -> None:
         await session.close()
         final = await until(session.events(), messages.Final)
     assert (final.text, final.audio_end_ms) == ("small", 3000)
+
+
+async def test_what_has_its_outcome_does_not_fill_the_ring(scripted: WorkerSpec) -> None:
+    """Regression: while the connection was away, all that was ever said counted as not sent."""
+    async with (
+        serving(scripted) as app,
+        Proxy(app.url).listening() as proxy,
+        connect(proxy.url, ring_s=6, prompt="say so", **MANUAL) as session,
+    ):
+        events = session.events()
+        for _ in range(4):
+            await session.send(SECOND * 2)
+            await session.commit()
+            await until(events, messages.Final)
+        proxy.point_to("http://127.0.0.1:9")
+        proxy.cut()
+        await until(events, Reconnecting)
+        assert session.behind_s == 0
+        await session.send(SECOND)
+        assert session.behind_s == 1
+
+
+@pytest.mark.parametrize("options", [{"ring_s": -1}, {"ring_s": float("nan")}, {"reconnects": -1}])
+async def test_options_that_are_none_are_told(options: dict[str, Any]) -> None:
+    with pytest.raises(ClientError, match="ring_s is"):
+        async with connect("http://127.0.0.1:9", **options):
+            pass
+
+
+async def test_a_server_that_says_nothing_at_all_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "OPEN_S", 0.1)
+    async with await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0) as mute:
+        port = mute.sockets[0].getsockname()[1]
+        with pytest.raises(Unreachable, match="no answer within"):
+            async with connect(f"http://127.0.0.1:{port}"):
+                pass
+
+
+async def test_a_source_that_fails_is_the_last_of_it(scripted: WorkerSpec) -> None:
+    """Regression: while its user was slow to read, an utterance was dropped and then final."""
+
+    async def said() -> AsyncIterator[bytes]:
+        yield SECOND
+        await committed.wait()
+        raise OSError("unplugged")
+
+    committed = asyncio.Event()
+    async with Gate() as gate, serving(scripted) as app, connect(app.url, prompt=gate.script, **MANUAL) as session:
+        seen: list[Event] = []
+        with pytest.raises(OSError, match="unplugged"):
+            async for event in session.stream(said()):
+                seen.append(event)
+                if isinstance(event, messages.SpeechStarted):
+                    await session.commit()
+                if isinstance(event, messages.Accepted):
+                    committed.set()
+                    await gate.open()
+                    await asyncio.sleep(0.2)  # a slow reader: what the server says meanwhile is not for him
+    outcomes = [event for event in seen if isinstance(event, messages.Final | messages.Dropped)]
+    assert len(outcomes) == 1
 
 
 async def test_a_token_that_was_wanted_in_start_does_not_fix_the_format(
