@@ -17,6 +17,7 @@ TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"
 TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 NUMBERS = {word: n for n, word in enumerate(ONES + TEENS)} | {word: 10 * n for n, word in enumerate(TENS, 2)}
 UNITS_S = {"second": 1, "minute": 60, "hour": 3600}
+DURATION = r"(\d+(?:\.\d+)?) (second|minute|hour)s?\b"
 REWRITES = (  # in this order, upon lower case
     (r"['’]", ""),
     (r"%", " percent"),
@@ -100,8 +101,9 @@ def parse(text: str) -> Intent:
     if has("timer"):
         if has("cancel|stop|delete|clear|turn off"):
             return CancelTimer()
-        lasts = re.findall(r"\b(\d+(?:\.\d+)?) (second|minute|hour)s?\b", said)
-        return SetTimer(sum(float(number) * UNITS_S[unit] for number, unit in lasts))
+        lasts = re.search(rf"\b{DURATION}(?: (?:and )?{DURATION})*", said)  # once: Whisper may write a sentence twice
+        parts = re.findall(DURATION, lasts[0]) if lasts else []
+        return SetTimer(sum(float(number) * UNITS_S[unit] for number, unit in parts))
     return AskTime() if has("time") and has("what|whats|tell|have|got") else NotUnderstood()
 
 

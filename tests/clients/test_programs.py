@@ -1,0 +1,416 @@
+"""The programs in clients/python: run as their users run them, against a real server with scripted decodes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from asyncio.subprocess import PIPE, STDOUT, Process
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+import soundfile
+
+from asr_ws import messages
+from asr_ws.testing.proxy import Proxy
+from asr_ws.testing.recognizer import Gate
+from asr_ws.worker.supervisor import WorkerSpec
+from tests.conftest import SPEECH
+from tests.server.running import MANUAL, SECOND, Client, serving
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = ROOT / "clients" / "python"
+WORLD = Path(__file__).parent / "world"
+JFK = SPEECH / "jfk.wav"
+NOT_UNDERSTOOD = "assistant: Sorry, I did not understand that."
+LIGHTS = ["you: turn on the kitchen lights", "assistant: The kitchen lights are on."]
+needs_sigint = pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to one process")
+
+
+@pytest.fixture
+def intents(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(PROGRAMS)
+    return import_module("intents")
+
+
+# ---------------------------------------------------------------- what a text means
+
+
+@pytest.mark.parametrize(
+    ("text", "intent"),
+    [
+        ("Turn on the kitchen lights.", "SetLights(rooms=('kitchen',), percent=100)"),
+        ("turn on the kitchen lights", "SetLights(rooms=('kitchen',), percent=100)"),
+        ("TURN THE KITCHEN LIGHT ON!", "SetLights(rooms=('kitchen',), percent=100)"),
+        ("Please switch off the lights in the living room.", "SetLights(rooms=('living room',), percent=0)"),
+        ("Bedroom lights out, please.", "SetLights(rooms=('bedroom',), percent=0)"),
+        ("Turn on the kitchen and hall lights", "SetLights(rooms=('kitchen', 'hall'), percent=100)"),
+        (
+            "Turn off all the lights.",
+            "SetLights(rooms=('kitchen', 'living room', 'bedroom', 'bathroom', 'hall'), percent=0)",
+        ),
+        ("Turn on the lights.", "SetLights(rooms=(), percent=100)"),
+        ("Turn on the garage lights.", "SetLights(rooms=(), percent=100)"),
+        ("Dim the bedroom lights to 30%.", "SetLights(rooms=('bedroom',), percent=30)"),
+        ("dim the bedroom lights to thirty percent", "SetLights(rooms=('bedroom',), percent=30)"),
+        ("Dim the bedroom lights to twenty-five.", "SetLights(rooms=('bedroom',), percent=25)"),
+        ("Set the hall lights to one hundred percent.", "SetLights(rooms=('hall',), percent=100)"),
+        ("Set the hall lights to 500%", "SetLights(rooms=('hall',), percent=100)"),
+        ("The bedroom lights are 30%.", "SetLights(rooms=('bedroom',), percent=30)"),
+        ("Dim the bathroom lights.", "SetLights(rooms=('bathroom',), percent=30)"),
+        ("Is the kitchen light on?", "AskLights(rooms=('kitchen',))"),
+        ("Don’t turn on the kitchen lights.", "NotUnderstood()"),
+        ("Do not turn on the kitchen lights.", "NotUnderstood()"),
+        ("The kitchen lights.", "NotUnderstood()"),
+        ("Set a timer for five minutes.", "SetTimer(seconds=300.0)"),
+        ("Set a timer for 5 minutes", "SetTimer(seconds=300.0)"),
+        ("Set a 5-minute timer.", "SetTimer(seconds=300.0)"),
+        ("Set a five minute timer, please.", "SetTimer(seconds=300.0)"),
+        ("Set a timer for 5 minutes. Set a timer for 5 minutes.", "SetTimer(seconds=300.0)"),
+        ("Timer, forty-five seconds.", "SetTimer(seconds=45.0)"),
+        ("set a timer for an hour", "SetTimer(seconds=3600.0)"),
+        ("set a timer for half an hour", "SetTimer(seconds=1800.0)"),
+        ("Set a timer for an hour and a half.", "SetTimer(seconds=5400.0)"),
+        ("Set a timer for two and a half minutes.", "SetTimer(seconds=150.0)"),
+        ("Set a timer for 1.5 hours.", "SetTimer(seconds=5400.0)"),
+        ("Set a timer for one hour, twenty minutes and 5 seconds.", "SetTimer(seconds=4805.0)"),
+        ("set a timer for a hundred and twenty seconds", "SetTimer(seconds=120.0)"),
+        ("Set a timer.", "SetTimer(seconds=0)"),
+        ("Cancel the timer.", "CancelTimer()"),
+        ("Stop the timer!", "CancelTimer()"),
+        ("How long is left?", "AskTimer()"),
+        ("How long is left? How long is left?", "AskTimer()"),
+        ("How much time is left on the timer?", "AskTimer()"),
+        ("What time is it?", "AskTime()"),
+        ("What's the time?", "AskTime()"),
+        ("Tell me the time.", "AskTime()"),
+        ("Stop.", "Stop()"),
+        ("Never mind. Never mind.", "Stop()"),
+        ("nevermind", "Stop()"),
+        ("No, cancel that.", "Stop()"),
+        ("Stop the music.", "NotUnderstood()"),
+        ("Once upon a time", "NotUnderstood()"),
+        ("", "NotUnderstood()"),
+    ],
+)
+def test_intents(intents: Any, text: str, intent: str) -> None:
+    assert repr(intents.parse(text)) == intent
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.2, "1 second"),
+        (59.5, "1 minute"),
+        (90, "1 minute and 30 seconds"),
+        (7325, "2 hours and 2 minutes and 5 seconds"),
+    ],
+)
+def test_durations_are_said_in_words(intents: Any, seconds: float, words: str) -> None:
+    assert intents.in_words(seconds) == words
+
+
+# ---------------------------------------------------------------- what a session tells
+
+
+def final(utterance: str, text: str) -> messages.Final:
+    spans = dict.fromkeys(("audio_start_ms", "audio_end_ms", "wait_ms", "decode_ms"), 0)
+    return messages.Final(
+        utterance=utterance, attempt=1, text=text, language="en", language_probability=1.0, segments=[], **spans
+    )
+
+
+def test_stop_cancels_what_was_begun_before_it_and_nothing_else(intents: Any) -> None:
+    assistant = import_module("assistant")
+    listening = assistant.Assistant(assistant.Voice([]))
+    for utterance in ("u1", "u2", "u3", "u4"):
+        assert listening.receive(messages.SpeechStarted(utterance=utterance, audio_start_ms=0)) == []
+    assert listening.receive(final("u2", "Turn on the hall lights.")) == []
+    assert listening.receive(final("u3", "Never mind.")) == ["u1"]
+    assert listening.awaited == ["u1", "u4"]
+
+
+async def test_lights_keep_their_state_and_a_second_timer_replaces_the_first(intents: Any) -> None:
+    assistant = import_module("assistant")
+    listening = assistant.Assistant(assistant.Voice([]))
+
+    def answer(text: str) -> str:
+        said: str = listening.act(intents.parse(text))
+        return said
+
+    assert answer("Dim the bedroom lights to 40%.") == "The bedroom lights are at 40 percent."
+    assert answer("Turn on the hall lights.") == "The hall lights are on."
+    assert answer("Are the bedroom and hall lights on?") == (
+        "The bedroom lights are at 40 percent, the hall lights are on."
+    )
+    assert answer("Turn off all lights.") == "All lights are off."
+    assert answer("Turn on the garage lights.") == (
+        "Which lights? I know kitchen, living room, bedroom, bathroom, hall, and all."
+    )
+    assert answer("How long is left?") == "There is no timer."
+    assert answer("Set a timer.") == "For how long?"
+    assert answer("Set a timer for an hour.") == "Timer set for 1 hour."
+    assert answer("Set a timer for two hours.") == "Timer set for 2 hours."
+    assert re.fullmatch(r"(2 hours|1 hour and 59 minutes and \d+ seconds) left\.", answer("How long is left?"))
+    assert answer("Cancel the timer.") == "The timer is cancelled."
+    assert answer("Cancel the timer.") == "There is no timer."
+    assert re.fullmatch(r"It is \d\d:\d\d\.", answer("What time is it?"))
+
+
+# ---------------------------------------------------------------- whole programs
+
+
+class Peer:
+    """Listens for connections of what stands in for the world."""
+
+    async def __aenter__(self) -> Self:
+        self._came: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+        self._server = await asyncio.start_server(lambda *pair: self._came.put_nowait(pair), "127.0.0.1", 0)
+        self._writers: list[asyncio.StreamWriter] = []
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for writer in self._writers:
+            writer.close()
+
+    async def connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await self._came.get()
+        self._writers.append(writer)
+        return reader, writer
+
+
+class Program:
+    """Attributes:
+    said: the lines of its standard output and error, except that the microphone is open.
+    """
+
+    def __init__(self, process: Process, microphone: Peer) -> None:
+        self.process = process
+        self.said: list[str] = []
+        self._microphone = microphone
+        self._hearing: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def hear(self, sounds: bytes) -> None:
+        """``s``: speech, ``q``: quiet; the program has it then."""
+        self._hearing = self._hearing or await self._microphone.connected()
+        reader, writer = self._hearing
+        writer.write(sounds)
+        await reader.readexactly(len(sounds))
+
+    async def press(self) -> None:
+        """Enter, and what the program makes of it."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+        await self.until("note: listening", "note: not listening")
+
+    async def talk(self) -> None:
+        await self.press()
+        await self.hear(b"q")
+        await self.press()
+
+    async def until(self, *lines: str) -> None:
+        """Read on to one of these lines."""
+        assert self.process.stdout is not None
+        while (raw := await self.process.stdout.readline()).endswith(b"\n"):
+            line = raw.decode().strip()
+            if not re.match("note: .*(listening|Enter to talk)", line):
+                self.said.append(line)
+            if line in lines:
+                return
+        raise AssertionError(f"it ended before it said {lines}; it said {self.said}")
+
+    async def ended(self) -> tuple[int, list[str]]:
+        """Returns: exit code, and all that it said."""
+        assert self.process.stdout is not None
+        rest = (await self.process.stdout.read()).decode().splitlines()
+        self.said += [line.strip() for line in rest if "listening" not in line]
+        return await self.process.wait(), self.said
+
+
+@asynccontextmanager
+async def running(name: str, *args: object) -> AsyncIterator[Program]:
+    async with Peer() as microphone:
+        fakes = {"FAKE_MICROPHONE_PORT": str(microphone.port), "FAKE_MICROPHONE_SPEECH": str(JFK)}
+        paths = os.pathsep.join([str(WORLD), str(ROOT)])
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, str(PROGRAMS / name), *map(str, args)),
+            env={**os.environ, **fakes, "PYTHONPATH": paths, "PYTHONIOENCODING": "utf-8"},
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=STDOUT,
+        )
+        try:
+            yield Program(process, microphone)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
+
+
+@asynccontextmanager
+async def assisting(url: str, *args: object, prompt: str = "say turn on the kitchen lights") -> AsyncIterator[Program]:
+    async with running("assistant.py", "--url", url, "--prompt", prompt, *args) as program:
+        yield program
+
+
+@asynccontextmanager
+async def full_server(scripted: WorkerSpec) -> AsyncIterator[tuple[str, Gate]]:
+    """One utterance is being decoded and one waits, which is all that there is room for, until the gate is opened."""
+    async with AsyncExitStack() as stack:
+        gate = await stack.enter_async_context(Gate())
+        app = await stack.enter_async_context(serving(scripted, queue_capacity=1))
+        for _ in range(2):
+            client = await stack.enter_async_context(Client(app))
+            await client.send({**MANUAL, "prompt": gate.script}, SECOND, {"type": "commit"})
+            await client.until("accepted")
+        yield app.listener.url, gate
+
+
+@pytest.fixture
+def short(tmp_path: Path) -> Path:
+    """The beginning of a speech, to its first pause."""
+    speech, rate = soundfile.read(JFK, 2 * 16_000, dtype="int16")
+    soundfile.write(tmp_path / "short.wav", speech, rate)
+    return tmp_path / "short.wav"
+
+
+async def test_a_file_is_streamed_and_a_busy_server_is_told(scripted: WorkerSpec, short: Path) -> None:
+    async with full_server(scripted) as (url, gate), running("stream_file.py", short, "--url", url) as program:
+        assert program.process.stdout is not None
+        told = (await program.process.stdout.readline()).decode().strip()
+        assert re.fullmatch(r"note: the server is busy \(\w+\): asked again in \d\.\d s", told)
+        await gate.open()
+        await gate.open()
+        code, said = await program.ended()
+    assert code == 0
+    assert re.fullmatch(r"country \d+", said[-1])
+
+
+@needs_sigint
+async def test_ctrl_c_stops_the_microphone_and_what_was_said_still_comes(scripted: WorkerSpec) -> None:
+    async with serving(scripted) as app, running("microphone.py", "--url", app.url) as program:
+        await program.hear(b"s")
+        program.process.send_signal(signal.SIGINT)
+        code, said = await program.ended()
+    assert (code, len(said)) == (0, 1)
+    assert re.fullmatch(r"country \d+", said[0])
+
+
+@needs_sigint
+async def test_ctrl_c_ends_the_assistant_after_its_answer(scripted: WorkerSpec) -> None:
+    async with serving(scripted) as app, assisting(app.url) as program:
+        await program.hear(b"s")
+        program.process.send_signal(signal.SIGINT)
+        assert await program.ended() == (0, LIGHTS)
+
+
+async def test_a_recording_is_answered_to_its_end(scripted: WorkerSpec, short: Path) -> None:
+    async with serving(scripted) as app, assisting(app.url, "--wav", short) as program:
+        assert await program.ended() == (0, LIGHTS)
+
+
+@pytest.mark.parametrize("name", ["stream_file.py", "microphone.py", "assistant.py"])
+async def test_no_server_is_an_error_that_says_so(name: str, short: Path, unused_tcp_port: int) -> None:
+    args = [short] if name == "stream_file.py" else []
+    async with running(name, *args, "--url", f"http://127.0.0.1:{unused_tcp_port}") as program:
+        code, [line] = await program.ended()
+    assert code == 1
+    assert line.startswith(f"error: no session at ws://127.0.0.1:{unused_tcp_port}/v1/stream: ")
+    assert line.endswith("(is the server running? asr-ws serve)")
+
+
+async def test_enter_begins_and_ends_an_utterance_and_the_timer_rings(scripted: WorkerSpec) -> None:
+    async with (
+        serving(scripted) as app,
+        assisting(app.url, "--push-to-talk", prompt="say set a timer for one second") as program,
+    ):
+        await program.hear(b"q")  # before Enter: nobody's
+        await program.talk()
+        await program.until("\aassistant: Your timer is over.")
+        assert program.process.stdin is not None
+        program.process.stdin.close()
+        code, said = await program.ended()
+    assert (code, said) == (
+        0,
+        ["you: set a timer for one second", "assistant: Timer set for 1 second.", "\aassistant: Your timer is over."],
+    )
+
+
+async def test_one_moment_is_said_once_while_the_server_is_busy(scripted: WorkerSpec) -> None:
+    async with full_server(scripted) as (url, gate), assisting(url, "--push-to-talk") as program:
+        await program.talk()
+        await program.until("assistant: One moment.")
+        await gate.open()
+        await gate.open()
+        await program.until(LIGHTS[-1])
+    assert program.said == ["assistant: One moment.", *LIGHTS]
+
+
+async def test_one_moment_is_said_once_while_there_is_no_connection(scripted: WorkerSpec) -> None:
+    async with Proxy().listening() as proxy, serving(scripted) as app:
+        proxy.point_to(app.url)
+        async with assisting(proxy.url, "--push-to-talk") as program:
+            await program.talk()
+            await program.until(LIGHTS[-1])
+            while proxy.n_accepted < 3:
+                proxy.cut()
+                await asyncio.sleep(0)
+            await program.talk()
+            await program.until(LIGHTS[-1])
+    assert program.said == [*LIGHTS, "assistant: One moment.", *LIGHTS]
+
+
+async def test_enter_anew_drops_the_answer_that_was_awaited(scripted: WorkerSpec) -> None:
+    async with (
+        Gate() as gate,
+        serving(scripted) as app,
+        assisting(app.url, "--push-to-talk", prompt=gate.script) as program,
+    ):
+        await program.talk()
+        first = await gate.entered()
+        await program.talk()
+        gate.release(first)
+        await gate.open()
+        await program.until(NOT_UNDERSTOOD)
+    assert program.said == ["note: dropped what was unfinished", "you: country 16000", NOT_UNDERSTOOD]
+
+
+async def test_whoever_speaks_stops_the_assistants_own_voice(scripted: WorkerSpec) -> None:
+    async with Peer() as ear, serving(scripted) as app:
+        speak = f"{sys.executable} {WORLD / 'speaker.py'} {ear.port}"
+        async with assisting(app.url, "--speak", speak) as program:
+            await program.hear(b"sq")
+            first, _ = await ear.connected()
+            assert await first.readline() == b"The kitchen lights are on.\n"
+            await program.hear(b"s")
+            assert await first.read() == b"", "it was killed in mid-sentence"
+            await program.hear(b"q")
+            second, writer = await ear.connected()
+            assert await second.readline() == b"The kitchen lights are on.\n"
+            writer.write(b".")
+            assert await second.read() == b"", "it has ended by itself"
+
+
+async def test_enter_stops_the_assistants_own_voice(scripted: WorkerSpec) -> None:
+    async with Peer() as ear, serving(scripted) as app:
+        speak = f"{sys.executable} {WORLD / 'speaker.py'} {ear.port}"
+        async with assisting(app.url, "--push-to-talk", "--speak", speak) as program:
+            await program.talk()
+            spoken, _ = await ear.connected()
+            assert await spoken.readline() == b"The kitchen lights are on.\n"
+            await program.press()
+            assert await spoken.read() == b""
+
+
+async def test_a_command_that_is_none_is_told_at_once() -> None:
+    async with running("assistant.py", "--speak", "no-such-command -v en") as program:
+        code, said = await program.ended()
+    assert (code, said[-1]) == (2, "assistant.py: error: --speak: no such command: no-such-command -v en")
