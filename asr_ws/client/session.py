@@ -294,8 +294,8 @@ class Session:
         try:
             self._begin()
             async for chunk in opened.chunks:
-                if self._recording.is_ending:  # by `end`: what comes now is not wanted any more
-                    break
+                if self._recording.is_ending:  # by its user, who wants no more of the source
+                    return
                 self._recording.ring.append(chunk)
                 self._changed.fire()
                 sent_s += len(chunk) / self._start.audio.bytes_per_s

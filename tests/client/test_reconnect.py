@@ -265,6 +265,32 @@ async def test_after_end_no_more_audio_is_taken(scripted: WorkerSpec) -> None:
             await session.commit()
 
 
+async def test_end_is_the_end_of_a_source_that_is_streamed(scripted: WorkerSpec) -> None:
+    """Also where the server cannot be told yet, and the source has more: it was sent on until then."""
+    has_ended = asyncio.Event()
+
+    async def said() -> AsyncIterator[bytes]:
+        yield SECOND
+        await has_ended.wait()
+        yield SECOND
+
+    async with (
+        serving(scripted) as app,
+        Proxy(app.url).listening() as proxy,
+        connect(proxy.url, **MANUAL) as session,
+    ):
+        events = session.stream(said())
+        await until(events, messages.SpeechStarted)
+        end_stall = proxy.stall()
+        await session.end()
+        has_ended.set()
+        for _ in range(100):  # turns of the loop, in which it could be sent
+            await asyncio.sleep(0)
+        end_stall()
+        done = await until(events, messages.Done)
+    assert (done.received_ms, done.decoded_ms) == (1000, 1000)
+
+
 async def test_events_that_nobody_reads_end_the_session_and_not_the_memory(
     scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
