@@ -414,3 +414,20 @@ async def test_a_command_that_is_none_is_told_at_once() -> None:
     async with running("assistant.py", "--speak", "no-such-command -v en") as program:
         code, said = await program.ended()
     assert (code, said[-1]) == (2, "assistant.py: error: --speak: no such command: no-such-command -v en")
+
+
+@pytest.mark.model
+async def test_commands_are_understood_as_the_real_model_writes_them(tiny_en: Path) -> None:
+    commands = ROOT / "tests" / "speech" / "commands.wav"
+    async with (
+        serving(WorkerSpec(tiny_en, device="cpu")) as app,
+        running("assistant.py", "--url", app.url, "--wav", commands) as program,
+    ):
+        code, said = await program.ended()
+    assert code == 0
+    assert sorted(line for line in said if not line.startswith("you: ")) == [
+        "\aassistant: Your timer is over.",
+        "assistant: The bedroom lights are at 30 percent.",
+        "assistant: The kitchen lights are on.",
+        "assistant: Timer set for 1 second.",
+    ], said
