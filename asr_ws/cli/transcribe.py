@@ -84,8 +84,8 @@ def _transcribe_one(
     finally:  # what came before an error, or before Ctrl-C, is text all the same
         if transcript.finals and not as_json:
             click.echo(FORMATS[format_](transcript))
-    if transcript.done is None and transcript.finals:
-        _say(f"warning: {file}: the text ends at {_clock(transcript.finals[-1].audio_end_ms, '.')}")
+        if transcript.done is None and transcript.finals:
+            _say(f"warning: {file}: the text ends at {_clock(transcript.finals[-1].audio_end_ms, '.')}")
     return int(transcript.done is None or bool(transcript.done.refused_ms))
 
 
@@ -97,7 +97,7 @@ async def _run(
     show: Callable[[Event], None],
     transcript: Transcript,
 ) -> None:
-    was_busy = False
+    was_busy = has_failed = False
     async with connect(url, **fields) as session:
         async for event in session.stream(file, realtime=realtime):
             show(event)
@@ -109,9 +109,12 @@ async def _run(
                     was_busy = True
                     why = "the file is ahead of the server" if event.reason == "fair_share" else "the server is busy"
                     _say(f"note: {file}: {why} ({event.reason}); it is asked again by itself")
-                case Reconnecting(attempt=1):
-                    _say(f"note: {file}: {event.reason}; what has no text is sent again")
-                case _:
+                case Reconnecting(attempt=1 | 4 as attempt):
+                    again = "what has no text is sent again" if attempt == 1 else "still tried again"
+                    _say(f"note: {file}: the connection is gone ({event.reason}); {again}")
+                case messages.Error(fatal=True):
+                    has_failed = True  # it is raised; what comes to no text by it needs no word of its own
+                case _ if not has_failed:
                     complain(event, f"{file}: ")
 
 

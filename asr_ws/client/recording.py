@@ -58,7 +58,7 @@ class Told:
     stable: str = ""
     commit: str | None = None
     is_cancelled: bool = False
-    drop_reason: DropReason = "evicted"  # where it can not be heard again
+    drop_reason: DropReason | None = None  # the server's, where it dropped it
 
 
 @dataclass(slots=True)
@@ -152,9 +152,10 @@ class Recording:
         """The connection is gone that should have told of them."""
         return [self._drop(told, "cancelled") for told in self.interrupted if told.is_cancelled]
 
-    def lose(self, start: int, end: int) -> list[Event]:
+    def lose(self, start: int, end: int, reason: DropReason = "evicted") -> list[Event]:
         """That audio is given up: utterances that lie there are dropped, the rest is a gap."""
-        events: list[Event] = [self._drop(told, told.drop_reason) for told in self._interrupted_in(start, end)]
+        lost = self._interrupted_in(start, end)
+        events: list[Event] = [self._drop(told, told.drop_reason or reason) for told in lost]
         for told in self.interrupted:
             if start <= told.start < end:
                 told.start = end
@@ -195,8 +196,8 @@ class Recording:
         return event
 
     def _account(self, done: messages.Done) -> messages.Done:
-        """The ledger over all connections: the server's own, as long as there was one only."""
-        if self.n_connections == 1:
+        """The ledger of all that was recorded: the server's own, if all of it went to one connection."""
+        if self.n_connections == 1 and abs(done.received_ms - self.to_ms(self.ring.end)) <= 1:
             return done
         received, decoded, refused = (
             self.to_ms(n) for n in (self.ring.end, self._n_frames[Fate.DECODED], self._n_frames[Fate.REFUSED])

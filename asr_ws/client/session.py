@@ -254,6 +254,8 @@ class Session:
             ClientError: the source is not readable; see `events` too.
         """
         opened = open_source(source, self._start.audio)
+        if self._is_over or self._recording.is_ending:
+            raise ClientError("the session takes no second source", "connect once for each")
         await self._declare(opened.audio)
         sender = asyncio.create_task(self._send_all(opened, realtime), name="asr_ws sender")
         try:
@@ -475,7 +477,7 @@ class Session:
             return
         self._error = error
         self._interrupt()
-        self._unread.extend(self._recording.lose(0, self._recording.ring.end))
+        self._unread.extend(self._recording.lose(0, self._recording.ring.end, "not_held"))
         self._end()
 
     def _end(self) -> None:

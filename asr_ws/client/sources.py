@@ -21,6 +21,7 @@ from asr_ws.messages import MAX_CHANNELS, MAX_RATE, MIN_RATE, AudioFormat
 AudioSource = str | Path | bytes | NDArray[Any] | Microphone | Iterable[bytes] | AsyncIterable[bytes]
 
 CHUNK_S = 0.1  # what is read, and sent, at a time
+FILE_MARKS = (b"RIFF", b"fLaC", b"OggS")  # the first bytes of WAV, FLAC and Ogg files
 _EXACT_AS_S16 = ("PCM_16", "PCM_S8", "PCM_U8")  # sound files of these lose nothing as 16-bit samples
 
 
@@ -53,6 +54,8 @@ def open_source(source: AudioSource, declared: AudioFormat) -> Opened:
     if isinstance(source, np.ndarray):
         return _open_array(source, declared)
     if isinstance(source, (bytes, bytearray, memoryview)):
+        if bytes(source[:4]) in FILE_MARKS:
+            raise ClientError("these bytes are a whole file, not PCM", "give its path")
         return Opened(None, _each(_cut(bytes(source), declared)), len(source) / declared.bytes_per_s)
     if isinstance(source, Microphone):
         return Opened(source.audio, aiter(source), is_live=True)
@@ -62,6 +65,10 @@ def open_source(source: AudioSource, declared: AudioFormat) -> Opened:
 
 
 def _open_file(path: Path) -> Opened:
+    if str(path) == "-":  # which libsndfile takes for standard input, and closes
+        raise ClientError(
+            "-: no file", "of standard input: asr-ws transcribe /dev/stdin < FILE, or an iterable of bytes"
+        )
     try:
         file = soundfile.SoundFile(path)
     except (OSError, soundfile.SoundFileError) as error:
@@ -93,6 +100,8 @@ def _open_array(samples: NDArray[Any], declared: AudioFormat) -> Opened:
             f"an array of {samples.dtype}, {samples.ndim}-dimensional",
             "float in [-1, 1] or int16, shape (n,) or (n, channels)",
         )
+    if samples.ndim == 2 and samples.shape[1] > max(samples.shape[0], MAX_CHANNELS):
+        raise ClientError(f"an array of shape {samples.shape}", "shape (n,) or (n, channels): transpose it")
     samples = _at_most_stereo(samples)
     channels = 1 if samples.ndim == 1 else samples.shape[1]
     encoding = "pcm_s16le" if samples.dtype == np.int16 else "pcm_f32le"

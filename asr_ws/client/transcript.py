@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from asr_ws.client.address import DEFAULT_URL
 from asr_ws.client.events import Event, Gap, is_lost
 from asr_ws.client.session import connect
 from asr_ws.client.sources import AudioSource
+from asr_ws.errors import ClientError
 
 
 @dataclass(slots=True)
@@ -61,8 +63,11 @@ def transcribe(
     """Stream a source and wait for its text. Blocking; inside an event loop use `connect`.
 
     Raises:
-        ClientError: see `connect` and `Session.stream`; or the server refused a field, or ended the session.
+        ClientError: see `connect` and `Session.stream`; or an event loop is running, as in a notebook.
     """
+    with suppress(RuntimeError):  # there is none
+        asyncio.get_running_loop()
+        raise ClientError("an event loop is running here", "async with connect(...), or asr_ws.client.sync")
 
     async def run() -> Transcript:
         transcript = Transcript()

@@ -48,7 +48,7 @@ def final(utterance: str, text: str, *words: tuple[int, int, str]) -> Final:
 
 
 def done(*, refused_ms: int = 0) -> Done:
-    ledger = {"received_ms": 1000, "decoded_ms": 1000 - refused_ms, "silence_ms": 0, "refused_ms": refused_ms}
+    ledger = {"received_ms": 6000, "decoded_ms": 6000 - refused_ms, "silence_ms": 0, "refused_ms": refused_ms}
     return Done(**ledger, lost_ms=0, finals=1, busy=0, retries=0, dropped=0, errors=0)
 
 
@@ -232,7 +232,8 @@ def test_a_dropped_utterance_is_warned_of_and_exits_with_1(server: ScriptedServe
     code, out, err = run(wav, "--url", server.url)
     assert (code, out) == (1, "Hello there.\n")
     assert err.splitlines() == [
-        f"note: {wav}: dropped; what has no text is sent again",
+        f"note: {wav}: the connection is gone (dropped); what has no text is sent again",
+        f"note: {wav}: the connection is gone (dropped); still tried again",
         f"warning: {wav}: no text from 00:00:04.500 to 00:00:05.000: evicted",
     ]
 

@@ -23,6 +23,7 @@ from asr_ws.client import (
     connect,
     session,
     sync,
+    transcribe,
     wire,
 )
 from asr_ws.client import connection as rules
@@ -253,6 +254,32 @@ async def test_leaving_the_block_ends_what_waits(scripted: WorkerSpec) -> None:
         with pytest.raises(ClientError, match="its block was left"):
             await session.close()
     assert [type(event) for event in seen[-2:]] == [messages.Retry, messages.Dropped]
+
+
+async def test_one_line_in_a_running_loop_says_what_to_do_instead() -> None:
+    with pytest.raises(ClientError, match="an event loop is running here"):
+        transcribe(SECOND, "http://127.0.0.1:9")
+
+
+async def test_the_account_is_of_all_that_was_said_though_it_was_cancelled_before_it_was_sent(
+    scripted: WorkerSpec,
+) -> None:
+    async with serving(scripted) as app, connect(app.url, **MANUAL) as session:
+        await session.send(SECOND * 5)
+        await session.cancel()
+        await session.close()
+        events = [event async for event in session.events()]
+    assert judged(events).breaches == []
+    done = events[-1]
+    assert isinstance(done, messages.Done)
+    assert (done.received_ms, done.errors, done.lost_ms) == (5000, 0, 0)
+
+
+async def test_a_second_source_is_told(scripted: WorkerSpec) -> None:
+    async with serving(scripted) as app, connect(app.url, prompt="say one", **MANUAL) as session:
+        assert [event async for event in session.stream(SECOND)]
+        with pytest.raises(ClientError, match="no second source"):
+            [event async for event in session.stream(SECOND)]
 
 
 async def test_after_end_no_more_audio_is_taken(scripted: WorkerSpec) -> None:

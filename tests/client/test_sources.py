@@ -183,3 +183,18 @@ async def test_an_async_iterable_of_bytes_is_sent_as_it_is_cut() -> None:
 )
 def test_bytes_a_second(audio: AudioFormat, expected: int) -> None:
     assert audio.bytes_per_s == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("-", "-: no file"),
+        (np.zeros((2, 16_000), np.float32), "an array of shape (2, 16000)"),
+        (b"RIFF....WAVE", "these bytes are a whole file, not PCM"),
+    ],
+)
+def test_what_is_easily_mistaken_is_told(source: AudioSource, told: str) -> None:
+    with pytest.raises(ClientError) as caught:
+        open_source(source, AudioFormat())
+    assert caught.value.message == told
+    assert caught.value.hint
