@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from http import HTTPStatus
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Response
 
 from asr_ws import messages
-from asr_ws.errors import ClientError
+from asr_ws.errors import ClientError, UsageError
 
 DEFAULT_URL = f"ws://127.0.0.1:8765{messages.PATH}"
 WHERE = f"sessions are at {DEFAULT_URL} or alike"
@@ -99,3 +101,19 @@ def session_url(url: str) -> tuple[str, str]:
 
 def no_address(url: str) -> ClientError:
     return ClientError(f"{url} is no address of a server", f"such as http://127.0.0.1:8765 or {DEFAULT_URL}")
+
+
+def read_token(file: Path | None) -> str | None:
+    """The first word of a file, comments apart; without one, ASR_WS_TOKEN. Raises: UsageError: no such file, or empty.
+
+    Not an option's value, which everybody on the machine can see.
+    """
+    if file is None:
+        return os.environ.get("ASR_WS_TOKEN") or None
+    try:
+        words = re.sub("#.*", "", file.read_text("utf-8-sig")).split()  # as the server reads its own
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--token-file: cannot read {file}: {getattr(error, 'strerror', 'it is no text')}") from error
+    if not words:
+        raise UsageError(f"--token-file: no token in {file}")
+    return words[0]

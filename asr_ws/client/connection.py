@@ -14,7 +14,6 @@ import random
 from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass
-from itertools import islice, takewhile
 from typing import Any, TypeVar
 from typing import Final as Constant
 
@@ -143,7 +142,8 @@ class Connection:
     @property
     def unsent(self) -> int:
         """Frames that the server has not been sent."""
-        return self._recording.ring.end - self._cursor
+        ring = self._recording.ring
+        return sum(end - start for start, end in ring.unsettled(max(self._cursor, ring.start), ring.end))
 
     @property
     def has_room(self) -> bool:
@@ -296,8 +296,10 @@ class Connection:
                 self._recording.service = event
             case messages.Started():
                 self._hearing_ms = _hearing_ms(event.endpointing)
-                self._min_speech_ms = event.endpointing.min_speech_ms
-                return [event] if self._recording.n_connections == 1 else []
+                is_detected = event.endpointing.mode == "server"
+                self._min_speech_ms = event.endpointing.min_speech_ms if is_detected else 0
+                was_started, self._recording.is_started = self._recording.is_started, True
+                return [] if was_started else [event]
             case messages.SpeechStarted():
                 return self._begin(event)
             case messages.Partial():
@@ -480,8 +482,10 @@ class Connection:
         i = self._piece_at(frame, is_end=is_end)
         piece, n_frames = self._pieces[i], self._length(i)
         position = piece.since + min(max(frame - piece.at, 0), n_frames)
-        first = bisect_left(recording.marks, position - near, key=lambda mark: mark.at)
-        marks = takewhile(lambda at: at <= position + near, (mark.at for mark in islice(recording.marks, first, None)))
+        first, last = (
+            bisect_left(recording.marks, at, key=lambda mark: mark.at) for at in (position - near, position + near + 1)
+        )
+        marks = [mark.at for mark in recording.marks[first:last]]
         return min(marks, key=lambda at: abs(at - position), default=position)
 
     def _onset(self, ms: int) -> int:
@@ -498,7 +502,7 @@ class Connection:
         if not self._pieces:
             return start, end
         i = self._piece_at(self._recording.to_frames(end_ms), is_end=True)
-        return max(start, self._pieces[i].since), end
+        return min(max(start, self._pieces[i].since), end), end
 
     def _piece_at(self, frame: int, *, is_end: bool) -> int:
         near = self._recording.to_frames(1)

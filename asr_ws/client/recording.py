@@ -17,7 +17,7 @@ import msgspec
 
 from asr_ws import messages
 from asr_ws.client.events import Event, Gap
-from asr_ws.client.ring import AudioRing, Range
+from asr_ws.client.ring import AudioRing, Range, Ranges
 
 NEAR_MS = 20  # an utterance that is heard again may begin that much earlier: times are rounded, windows lie otherwise
 SCRAP_MS = 100  # less than a syllable
@@ -73,6 +73,7 @@ class Recording:
     marks: list[Mark] = field(default_factory=list)
     is_ending: bool = False  # no more audio will come
     n_connections: int = 0
+    is_started: bool = False  # its user knows the settings in force
     interrupted: list[Told] = field(default_factory=list)  # in the order of the audio
     service: messages.State | None = None  # as it was told last
     _n_utterances: int = 0
@@ -91,9 +92,13 @@ class Recording:
 
     def settle_scraps(self) -> None:
         """What is left between outcomes, by rounding or by a detector that began anew, is no word."""
+        spoken = Ranges()
+        for told in self.interrupted:
+            spoken.add(told.start, int(told.end))
         for start, end in self.ring.unsettled(0, self.ring.end):
             if end < self.ring.end and end - start < self.to_frames(SCRAP_MS):
-                self.settle(start, end, Fate.SILENCE)
+                for scrap in spoken.gaps(start, end):
+                    self.settle(*scrap, Fate.SILENCE)
 
     def tell_state(self, state: messages.State_) -> list[Event]:
         """The service's, after another connection was made."""

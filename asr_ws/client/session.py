@@ -45,6 +45,7 @@ SEND_S = 15.0  # that a frame may take: the connection is dead, whatever the ope
 MAX_UNREAD = 10_000  # events that wait for the user; a source that can wait is not read on beyond ...
 FEW_UNREAD = 256  # ... these
 NO_ANSWER: Constant = "no answer"
+DROPPED: Constant = "dropped"
 COMES_BACK: Constant = (1001, 1005, 1006, 1011, 1012, 1013, 1014)  # closes after which the server, or the next one, is
 LEFT: Constant = ("the session is over: its block was left", "`close` first, for the outcome of all that was said")
 TRANSIENT: Constant = ("internal", "slow_consumer", "idle")  # fatal errors that another connection need not have
@@ -103,8 +104,10 @@ async def connect(
     try:
         yield session
     finally:
-        await session._stop()
-        session._fail(ClientError(*LEFT))
+        try:
+            await session._stop()
+        finally:
+            session._fail(ClientError(*LEFT))
 
 
 def start_message(token: str | None, fields: dict[str, Any]) -> messages.Start:
@@ -286,9 +289,12 @@ class Session:
         self._recording.ring = self._record(audio).ring
         if self._has_begun:  # by a token that was wanted in `start`
             await self._stop()
-            self._recording.n_connections = 0
+            self._recording.n_connections, self._recording.is_started = 0, False
             self._unread.clear()
-            self._run_on(await open_wire(self._url, self._start, introduce=True))
+            try:
+                self._run_on(await open_wire(self._url, self._start, introduce=True))
+            except ClientError as error:
+                self._fail(error)
 
     async def _send_all(self, opened: Opened, realtime: bool) -> None:
         loop = asyncio.get_running_loop()
@@ -305,9 +311,14 @@ class Session:
                     await asyncio.sleep(began + sent_s - loop.time())
                 elif not opened.is_live:
                     await self._room()
+                await asyncio.sleep(0)  # a source that never waits is not alone
             if not realtime and not opened.is_live:
                 await self._room()  # also because holds are short after `end`
             await self.end()
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            self._fail(ClientError("the source was cancelled"))
         except Exception as error:  # the source's own, most of all: `events` raises it
             self._fail(error)
 
@@ -358,7 +369,7 @@ class Session:
                 raise SessionFailed(error) from lost
             if error is None and isinstance(lost, ConnectionLost) and lost.close_code not in COMES_BACK:
                 raise
-            if loop.time() - began >= STABLE_S:
+            if loop.time() - began >= STABLE_S and getattr(lost, "reason", "") != DROPPED:
                 self._attempt = 0
             return lost
         finally:
@@ -367,10 +378,12 @@ class Session:
             await wire.close()
         if connection.error is not None:
             raise SessionFailed(connection.error)
+        assert connection.done is not None
+        if not self._recording.is_ending:
+            return ConnectionLost(None, "done before its time")
         if self._is_sent_again(connection):
-            return ConnectionLost(None, "dropped")
-        if connection.done is not None:
-            self._deliver(connection.done)
+            return ConnectionLost(None, DROPPED)
+        self._deliver(connection.done)
         return None
 
     async def _read(self, wire: Wire, connection: Connection) -> None:
@@ -382,7 +395,7 @@ class Session:
             self._changed.fire()
 
     async def _write(self, wire: Wire, connection: Connection, reading: asyncio.Task[None]) -> None:
-        """Until the reader is done, or what the server dropped is to be sent again, to another connection."""
+        """Until the reader is done. Raises: ConnectionLost; also for another one, to which goes what was dropped."""
         loop = asyncio.get_running_loop()
         while not reading.done():
             for event in connection.lose_what_is_gone():
@@ -397,8 +410,8 @@ class Session:
                 break  # what the server said before is still to be read
             if connection.is_dead(now=loop.time()):
                 raise ConnectionLost(None, NO_ANSWER)
-            if self._is_owing(connection):
-                return
+            if self._is_owing(connection) and self._is_sent_again(connection):
+                raise ConnectionLost(None, DROPPED)
             if not reading.done():
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(connection.due_at() if self._has_begun else None):

@@ -133,16 +133,18 @@ async def _each(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
 async def _from_thread(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
     """Whatever blocks there, does not block here; a daemon, since nothing can make it give up a read."""
     loop = asyncio.get_running_loop()
-    came: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()  # one at most: the thread waits for the next demand
+    came: asyncio.Queue[bytes | BaseException | None] = (
+        asyncio.Queue()
+    )  # one at most: the thread waits for the next demand
     wanted, is_over = threading.Semaphore(0), threading.Event()
 
     def read() -> None:
-        last: Exception | None = None
+        last: BaseException | None = None
         try:
             iterator = iter(chunks)
             while wanted.acquire() and not is_over.is_set() and (chunk := next(iterator, None)) is not None:
                 loop.call_soon_threadsafe(came.put_nowait, chunk)
-        except Exception as error:  # the source's own, raised where it is read
+        except BaseException as error:  # the source's own, raised where it is read
             last = error
         finally:
             if isinstance(chunks, Generator):
@@ -155,7 +157,7 @@ async def _from_thread(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
         while True:
             wanted.release()
             chunk = await came.get()
-            if isinstance(chunk, Exception):
+            if isinstance(chunk, BaseException):
                 raise chunk
             if chunk is None:
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from asr_ws import messages
@@ -307,6 +308,39 @@ def test_scraps_between_outcomes_are_not_sent_again() -> None:
     scene.tell(speech("u2", 1050), accepted("u2", 1099, 2000), final("u2", 1099, 2000))
     scene.lose().connect()
     assert scene.log == ["start", (2000, 3000)]
+
+
+def test_a_short_utterance_that_was_interrupted_is_heard_again() -> None:
+    """Regression: what is shorter than a syllable was taken for a scrap, though its user had been told of it."""
+    scene = Scene().connect()
+    scene.record(3000)
+    scene.tell(speech("u1", 0), accepted("u1", 0, 1000), final("u1", 0, 1000))
+    scene.tell(speech("u2", 1000), busy("u2"), speech("u3", 1090), accepted("u3", 1090, 2000), final("u3", 1090, 2000))
+    scene.lose().connect()
+    assert scene.log[:3] == ["start", (1000, 1090), "commit own"]
+
+
+def test_in_manual_mode_an_utterance_of_any_length_is_where_it_begins() -> None:
+    scene = Scene()
+    scene.recording.ring.append(audio(0, 3000))
+    scene.recording.ring.settle(120, 2000)
+    manual = messages.EndpointingInForce(mode="manual", silence_ms=5000, min_speech_ms=150)
+    scene.connection = Connection(scene.recording, START, now=0.0)
+    scene.tell(READY, msgspec.structs.replace(STARTED, endpointing=manual))
+    scene.tell(speech("u1", 0), accepted("u1", 0, 120))
+    assert [each.audio_start_ms for each in scene.of(messages.SpeechStarted, messages.Accepted)] == [0, 0]
+
+
+def test_times_do_not_run_backwards() -> None:
+    scene = Scene().connect()
+    scene.is_mute = True
+    scene.record(1500)
+    scene.cancel()
+    scene.record(1)
+    scene.is_mute = False
+    scene.pong()
+    scene.tell(speech("u1", 1000), accepted("u1", 1000, 1001), final("u1", 1000, 1001))
+    assert all(each.audio_start_ms <= each.audio_end_ms for each in scene.of(messages.Accepted, messages.Final))
 
 
 def test_a_service_that_is_well_again_is_told() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import soundfile
+from websockets.asyncio.server import ServerConnection, serve
 
 from asr_ws import messages
 from asr_ws.client import (
@@ -34,6 +35,7 @@ from asr_ws.testing.conservation import Conservation
 from asr_ws.testing.proxy import Proxy
 from asr_ws.testing.recognizer import Gate
 from asr_ws.worker.supervisor import WorkerSpec
+from tests.client import recorded
 from tests.server.running import SECOND, serving
 
 MANUAL: dict[str, Any] = {"endpointing": {"mode": "manual"}}
@@ -376,6 +378,52 @@ async def test_what_has_its_outcome_does_not_fill_the_ring(scripted: WorkerSpec)
         assert session.behind_s == 0
         await session.send(SECOND)
         assert session.behind_s == 1
+
+
+async def test_what_is_dropped_without_another_try_is_told_and_the_session_goes_on() -> None:
+    """Regression: it ended there, without `done` and without an error."""
+
+    async def serve_one(socket: ServerConnection) -> None:
+        await socket.send(messages.encode(recorded.READY))
+        n_frames = 0
+        async for frame in socket:
+            if isinstance(frame, bytes):
+                n_frames += len(frame) // 2
+                if n_frames == len(frame) // 2:
+                    for event in (
+                        recorded.speech("u1", 0),
+                        recorded.busy("u1", held_ms=0, retryable=False),
+                        recorded.dropped("u1", 0, 50, "not_held"),
+                    ):
+                        await socket.send(messages.encode(event))
+                continue
+            match messages.decode_message(frame):
+                case messages.Start():
+                    await socket.send(messages.encode(recorded.STARTED))
+                case messages.Ping(id=id):
+                    await socket.send(messages.encode(messages.Pong(id=id)))
+                case messages.End():
+                    await socket.send(messages.encode(messages.Done(n_frames // 16, 0, 0, 50, 0, 0, 1, 0, 1, 0)))
+                    return
+
+    async with serve(serve_one, "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        async with connect(f"http://127.0.0.1:{port}", reconnects=0) as session:
+            events = [event async for event in session.stream(SECOND * 2)]
+    [dropped] = [event for event in events if isinstance(event, messages.Dropped)]
+    assert (dropped.reason, dropped.audio_end_ms) == ("not_held", 50)
+    assert isinstance(events[-1], messages.Done)
+    assert events[-1].received_ms == 2000
+
+
+async def test_a_source_that_was_cancelled_ends_the_session(scripted: WorkerSpec) -> None:
+    async def said() -> AsyncIterator[bytes]:
+        yield SECOND
+        raise asyncio.CancelledError
+
+    async with serving(scripted) as app, connect(app.url, **MANUAL) as session:
+        with pytest.raises(ClientError, match="the source was cancelled"):
+            [event async for event in session.stream(said())]
 
 
 @pytest.mark.parametrize("options", [{"ring_s": -1}, {"ring_s": float("nan")}, {"reconnects": -1}])

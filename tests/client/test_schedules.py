@@ -273,10 +273,13 @@ def check(world: World) -> None:
         for event in world.events
         if isinstance(event, messages.Final | messages.Dropped | Gap) and event.audio_start_ms < event.audio_end_ms
     )
-    assert all(first[1] <= second[0] for first, second in pairwise(spans)), spans
+    assert all(first[1] <= second[0] + 1 for first, second in pairwise(spans)), spans
     for event in world.events:
         if isinstance(event, messages.Final):
-            assert event.text == f"{event.audio_start_ms} {event.audio_end_ms}"
+            truth = [int(ms) for ms in event.text.split()]
+            told = [event.audio_start_ms, event.audio_end_ms]
+            # A position next to a commit is taken for the commit's: times are whole milliseconds.
+            assert all(abs(one - other) <= 1 for one, other in zip(truth, told, strict=True)), (truth, told)
 
 
 @settings(max_examples=300, deadline=None)

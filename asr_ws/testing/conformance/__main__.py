@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from asr_ws.client import DEFAULT_URL
-from asr_ws.errors import ClientError, ProtocolError
+from asr_ws.client.address import DEFAULT_URL, read_token
+from asr_ws.errors import ClientError, ProtocolError, UsageError
 from asr_ws.testing.conformance.live import REFUSALS, Broken, NotTested, Server
 from asr_ws.testing.conformance.promises import PROMISES, Promise
 
@@ -93,17 +93,11 @@ def show(console: Console, server: Server, results: list[Result]) -> None:
     console.print(Text(", ".join(counts)))
 
 
-def _token(file: Path) -> str:
-    """Raises: ClientError: there is none in it."""
-    try:
-        return file.read_text("utf-8-sig").split()[0]
-    except (OSError, UnicodeDecodeError, IndexError) as error:
-        raise ClientError(f"--token-file: no token in {file}", "the first word of a text file is the token") from error
-
-
 @click.command()
 @click.option("--url", default=DEFAULT_URL, show_default=True, help="Where the server is.")
-@click.option("--token-file", type=click.Path(path_type=Path), help="File with the token that the server asks for.")
+@click.option(
+    "--token-file", type=click.Path(path_type=Path), help="File with the token, or the token itself in ASR_WS_TOKEN."
+)
 @click.option("--only", "names", multiple=True, metavar="NAME", help="This promise. May be given several times.")
 @click.option("--list", "lists", is_flag=True, help="Print the promises, and ask nobody.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and no table.")
@@ -129,10 +123,9 @@ def main(
         click.echo("\n".join(f"{promise.name:22}{promise.text} ({promise.section})" for promise in promises))
         return
     try:
-        token = None if token_file is None else _token(token_file)
-        server = Server.at(url, token=token, patience_s=patience, allow_faults=allow_faults)
+        server = Server.at(url, token=read_token(token_file), patience_s=patience, allow_faults=allow_faults)
         results = asyncio.run(run(server, promises))
-    except ClientError as error:
+    except (ClientError, UsageError) as error:
         click.echo(f"error: {error.message}\nhint: {error.hint}", err=True)
         sys.exit(2)
     if as_json:
