@@ -209,6 +209,7 @@ class Outcome:
         received_ms = [run.transcript.done and run.transcript.done.received_ms for run in (self.cut, self.uncut)]
         return [
             *self.cut.law.breaches,
+            *(f"uncut: {each}" for each in self.uncut.law.breaches),
             *([f"{self.cut.gap_ms} ms were lost"] if self.cut.gap_ms else []),
             *(["the accounts are of different audio"] if received_ms[0] != received_ms[1] else []),
             *([f"word errors {cut:.1%}, uncut {uncut:.1%}"] if cut > uncut + MAX_MORE_ERRORS else []),

@@ -62,7 +62,16 @@ def test_there_is_nothing_of_the_server(installed: Path) -> None:
     assert run(installed / "python", "-c", script) == (0, "[]\n", "")
 
 
-@pytest.mark.parametrize("module", ["asr_ws.client", "asr_ws.client.sync", "asr_ws.testing.bare", "asr_ws.schema"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "asr_ws.client",
+        "asr_ws.client.sync",
+        "asr_ws.testing.bare",
+        "asr_ws.testing.conformance.__main__",
+        "asr_ws.schema",
+    ],
+)
 def test_a_client_has_what_it_imports(module: str, installed: Path) -> None:
     assert run(installed / "python", "-c", f"import {module}") == (0, "", "")
 

@@ -93,7 +93,10 @@ def mic(
 
 
 def _list_devices(as_json: bool) -> None:
-    for device in devices():
+    there = devices()
+    if not there:
+        click.echo("no microphone", err=True)
+    for device in there:
         if as_json:
             click.echo(msgspec.json.encode(device))
         else:

@@ -156,8 +156,8 @@ def _bar(name: str, duration_s: float | None, *, shown: bool) -> Iterator[Callab
 
 
 def print_event(event: Event) -> None:
-    if not isinstance(event, messages.Unknown):
-        click.echo(msgspec.json.encode(event))
+    said = {"type": event.type, **event.fields} if isinstance(event, messages.Unknown) else event
+    click.echo(msgspec.json.encode(said))
 
 
 def as_srt(transcript: Transcript) -> str:

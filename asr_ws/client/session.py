@@ -18,7 +18,7 @@ import asyncio
 import math
 import random
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from typing import Final as Constant
@@ -36,7 +36,7 @@ from asr_ws.client.wire import Wire, open_wire
 from asr_ws.errors import ClientError, ProtocolError
 
 RING_S = 120.0  # of audio without an outcome
-ROOM_S = 2.0  # of the ring are left, for what comes next
+ROOM_S = 2.0  # of the ring, at most, are left for what comes next
 RECONNECTS = 10  # in a row
 FIRST_TRIES = 3  # as long as there was no session: after that its user had better know
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 30.0  # doubled each time
@@ -187,13 +187,10 @@ class Session:
             ClientError: after `end`, or after the end of the session.
         """
         self._begin()
-        ring = self._recording.ring
-        room_s = min(ROOM_S, self._ring_s / 2)
-        most = max(1, int(room_s / 2 * self._start.audio.sample_rate)) * ring.frame_bytes
-        for at in range(0, len(data), most):
-            ring.append(data[at : at + most])
+        for part in self._parts(data):
+            self._recording.ring.append(part)
             self._changed.fire()
-            while not self._is_over and self.behind_s + room_s > self._ring_s:
+            while not self._is_over and self.behind_s + self._room_s > self._ring_s:
                 await self._changed.wait()
         await asyncio.sleep(0)  # a loop that only sends is not alone
 
@@ -296,6 +293,16 @@ class Session:
             except ClientError as error:
                 self._fail(error)
 
+    @property
+    def _room_s(self) -> float:
+        """Of the ring, for what comes next."""
+        return min(ROOM_S, self._ring_s / 2)
+
+    def _parts(self, data: bytes) -> Iterator[bytes]:
+        """So small that none of them drives out of the ring what is still wanted."""
+        n_bytes = max(1, int(self._room_s / 2 * self._recording.rate)) * self._recording.ring.frame_bytes
+        return (data[at : at + n_bytes] for at in range(0, len(data), n_bytes))
+
     async def _send_all(self, opened: Opened, realtime: bool) -> None:
         loop = asyncio.get_running_loop()
         began, sent_s = loop.time(), 0.0
@@ -304,13 +311,14 @@ class Session:
             async for chunk in opened.chunks:
                 if self._recording.is_ending:  # by its user, who wants no more of the source
                     return
-                self._recording.ring.append(chunk)
-                self._changed.fire()
-                sent_s += len(chunk) / self._start.audio.bytes_per_s
-                if realtime:
-                    await asyncio.sleep(began + sent_s - loop.time())
-                elif not opened.is_live:
-                    await self._room()
+                for part in self._parts(chunk):
+                    self._recording.ring.append(part)
+                    self._changed.fire()
+                    sent_s += len(part) / self._start.audio.bytes_per_s
+                    if realtime:
+                        await asyncio.sleep(began + sent_s - loop.time())
+                    elif not opened.is_live:
+                        await self._room()
                 await asyncio.sleep(0)  # a source that never waits is not alone
             if not realtime and not opened.is_live:
                 await self._room()  # also because holds are short after `end`
