@@ -319,7 +319,8 @@ class Session:
                         await asyncio.sleep(began + sent_s - loop.time())
                     elif not opened.is_live:
                         await self._room()
-                await asyncio.sleep(0)  # a source that never waits is not alone
+                if not chunk:
+                    await asyncio.sleep(0)  # a source that never waits, nor has anything, is not alone
             if not realtime and not opened.is_live:
                 await self._room()  # also because holds are short after `end`
             await self.end()

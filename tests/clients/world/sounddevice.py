@@ -18,8 +18,15 @@ class PortAudioError(Exception):
     pass
 
 
-def query_devices(device: object = None, kind: object = None) -> dict[str, Any]:
-    return {"name": "fake", "default_samplerate": 16_000.0}
+default = SimpleNamespace(device=[0, 0])
+
+
+def query_devices() -> list[dict[str, Any]]:
+    return [{"index": 0, "name": "fake", "hostapi": 0, "max_input_channels": 1, "default_samplerate": 16_000.0}]
+
+
+def query_hostapis() -> tuple[dict[str, Any], ...]:
+    return ({"name": "none"},)
 
 
 def check_input_settings(**_: object) -> None:
