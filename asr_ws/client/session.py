@@ -36,6 +36,7 @@ from asr_ws.client.wire import Wire, open_wire
 from asr_ws.errors import ClientError, ProtocolError
 
 RING_S = 120.0  # of audio without an outcome
+MIN_RING_S = 1.0  # twice what a source that can wait is ahead of the server
 ROOM_S = 2.0  # of the ring, at most, are left for what comes next
 RECONNECTS = 10  # in a row
 FIRST_TRIES = 3  # as long as there was no session: after that its user had better know
@@ -86,10 +87,8 @@ async def connect(
         ClientError: no server there (`Unreachable`), a token that it does not take, a session that it refuses
             (`SessionRefused`), or a field that is not one.
     """
-    if not (0 <= ring_s < math.inf and reconnects >= 0):
-        raise ClientError(
-            f"ring_s is {ring_s}, reconnects is {reconnects}", "seconds, and a number of tries, from 0 on"
-        )
+    if not (MIN_RING_S <= ring_s < math.inf and reconnects >= 0):
+        raise ClientError(f"ring_s is {ring_s}, reconnects is {reconnects}", "seconds from 1 on, tries from 0 on")
     start = start_message(token, start_fields)
     for attempt in range(1, FIRST_TRIES + 1):
         try:

@@ -66,9 +66,7 @@ def open_source(source: AudioSource, declared: AudioFormat) -> Opened:
 
 def _open_file(path: Path) -> Opened:
     if str(path) == "-":  # which libsndfile takes for standard input, and closes
-        raise ClientError(
-            "-: no file", "of standard input: asr-ws transcribe /dev/stdin < FILE, or an iterable of bytes"
-        )
+        raise ClientError("-: no file", "name one; in Python an iterable of bytes may read a pipe")
     try:
         file = soundfile.SoundFile(path)
     except (OSError, soundfile.SoundFileError) as error:
@@ -133,9 +131,7 @@ async def _each(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
 async def _from_thread(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
     """Whatever blocks there, does not block here; a daemon, since nothing can make it give up a read."""
     loop = asyncio.get_running_loop()
-    came: asyncio.Queue[bytes | BaseException | None] = (
-        asyncio.Queue()
-    )  # one at most: the thread waits for the next demand
+    came: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()  # one at most, on demand
     wanted, is_over = threading.Semaphore(0), threading.Event()
 
     def read() -> None:

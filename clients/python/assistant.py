@@ -25,7 +25,7 @@ from contextlib import suppress
 from itertools import takewhile
 from typing import Any
 
-from asr_ws.client import DEFAULT_URL, Event, Gap, Reconnecting, Session, connect
+from asr_ws.client import DEFAULT_URL, Event, Gap, Reconnecting, Session, connect, is_lost
 from asr_ws.client.microphone import Microphone
 from asr_ws.errors import AsrError, ClientError
 from asr_ws.messages import Busy, Dropped, Error, Final, Retry, SpeechStarted
@@ -106,9 +106,11 @@ class Assistant:
             case Dropped(reason="cancelled"):
                 self._forget(event.utterance)
                 print("note: dropped what was unfinished", file=sys.stderr, flush=True)
-            case Dropped() | Gap() | Error(code="decode_failed" | "poison_audio"):
+            case Dropped() | Gap() | Error() if is_lost(event):
                 self._forget(getattr(event, "utterance", None))
                 self.voice.say("Sorry, I lost that. Please say it again.")
+            case Dropped():  # it was heard as part of another one
+                self._forget(event.utterance)
             case Error():
                 print(f"note: {event.code}: {event.message} ({event.hint})", file=sys.stderr, flush=True)
         return []

@@ -18,7 +18,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from asr_ws.client import DEFAULT_URL, Event, Gap, Reconnected, Reconnecting, connect
+from asr_ws.client import DEFAULT_URL, Event, Gap, Reconnected, Reconnecting, connect, is_lost
 from asr_ws.client.microphone import Microphone
 from asr_ws.errors import AsrError
 from asr_ws.messages import Busy, Dropped, Error, Final, Partial, Retry
@@ -37,7 +37,7 @@ def show(event: Event) -> None:
             note(f"not connected ({event.reason}): next try in {event.delay_s:.1f} s")
         case Reconnected():
             note("connected again")
-        case Dropped() | Gap():
+        case Dropped() | Gap() if is_lost(event):
             note(f"no text from {event.audio_start_ms / 1000:.1f} to {event.audio_end_ms / 1000:.1f} s")
         case Error():
             note(f"{event.code}: {event.message} ({event.hint})")

@@ -36,7 +36,7 @@ from asr_ws.testing.proxy import Proxy
 from asr_ws.testing.recognizer import Gate
 from asr_ws.worker.supervisor import WorkerSpec
 from tests.client import recorded
-from tests.server.running import SECOND, serving
+from tests.server.running import SECOND, serving, stats
 
 MANUAL: dict[str, Any] = {"endpointing": {"mode": "manual"}}
 
@@ -426,7 +426,7 @@ async def test_a_source_that_was_cancelled_ends_the_session(scripted: WorkerSpec
             [event async for event in session.stream(said())]
 
 
-@pytest.mark.parametrize("options", [{"ring_s": -1}, {"ring_s": float("nan")}, {"reconnects": -1}])
+@pytest.mark.parametrize("options", [{"ring_s": 0.5}, {"ring_s": float("nan")}, {"reconnects": -1}])
 async def test_options_that_are_none_are_told(options: dict[str, Any]) -> None:
     with pytest.raises(ClientError, match="ring_s is"):
         async with connect("http://127.0.0.1:9", **options):
@@ -461,7 +461,10 @@ async def test_a_source_that_fails_is_the_last_of_it(scripted: WorkerSpec) -> No
                 if isinstance(event, messages.Accepted):
                     committed.set()
                     await gate.open()
-                    await asyncio.sleep(0.2)  # a slow reader: what the server says meanwhile is not for him
+                    while not (await stats(app))["finals"]:  # a slow reader: what the server says meanwhile ...
+                        pass
+                    with pytest.raises(OSError, match="unplugged"):  # ... and behind it is not for him
+                        await session.close()
     outcomes = [event for event in seen if isinstance(event, messages.Final | messages.Dropped)]
     assert len(outcomes) == 1
 

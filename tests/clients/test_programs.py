@@ -200,7 +200,13 @@ class Program:
 
     async def hear(self, sounds: bytes) -> None:
         """``s``: speech, ``q``: quiet; the program has it then."""
-        self._hearing = self._hearing or await self._microphone.connected()
+        if self._hearing is None:
+            opening = asyncio.ensure_future(self._microphone.connected())
+            ending = asyncio.ensure_future(self.process.wait())
+            await asyncio.wait([opening, ending], return_when=asyncio.FIRST_COMPLETED)
+            assert opening.done(), f"it ended before it opened its microphone; it said {self.said}"
+            ending.cancel()
+            self._hearing = opening.result()
         reader, writer = self._hearing
         writer.write(sounds)
         await reader.readexactly(len(sounds))
