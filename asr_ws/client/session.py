@@ -53,7 +53,7 @@ TRANSIENT: Constant = ("internal", "slow_consumer", "idle")  # fatal errors that
 
 
 class SessionFailed(ClientError):
-    """The server ended the session by an error, which is the last event; ``code`` is that error's."""
+    """The server ended the session by an error, of which an event told too; ``code`` is that error's."""
 
     def __init__(self, error: messages.Error) -> None:
         self.code = error.code
@@ -230,7 +230,7 @@ class Session:
         """Everything there is to say, until `Done`.
 
         Raises:
-            SessionFailed: the server ended the session by an error; that was the last event.
+            SessionFailed: the server ended the session by an error; what was lost by it was told before.
             ConnectionLost: the connection ended, and could not be had again.
         """
         while True:
