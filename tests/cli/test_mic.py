@@ -49,6 +49,11 @@ def speech(tmp_path: Path) -> Path:
     return tmp_path / "speech.wav"
 
 
+def endless(speech: Path) -> dict[str, str]:
+    """Whenever a key is pressed, somebody speaks."""
+    return {"FAKE_WAV": str(speech), "FAKE_ENDLESS": "1"}
+
+
 @asynccontextmanager
 async def running(
     *args: object, fake: Path = FAKE, environment: dict[str, str], **files: Any
@@ -145,7 +150,7 @@ async def test_push_to_talk_by_lines(scripted: WorkerSpec, speech: Path) -> None
 async def test_push_to_talk_ends_with_what_was_being_said(scripted: WorkerSpec, speech: Path) -> None:
     async with (
         serving(scripted) as app,
-        running("--url", app.url, "--push-to-talk", "--json", environment={"FAKE_WAV": str(speech)}) as process,
+        running("--url", app.url, "--push-to-talk", "--json", environment=endless(speech)) as process,
     ):
         assert process.stdin is not None
         process.stdin.write(b"\n")
@@ -218,7 +223,7 @@ async def test_at_a_terminal_a_line_is_drawn_and_keys_talk(scripted: WorkerSpec,
             serving(scripted, partials="on") as app,
             running(
                 *("--url", app.url, "--push-to-talk"),
-                environment={"FAKE_WAV": str(speech)},
+                environment=endless(speech),
                 **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
             ) as process,
         ):

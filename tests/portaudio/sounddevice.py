@@ -1,8 +1,8 @@
 """A stand-in for `sounddevice`: in tests' own process put into `sys.modules`, in a program's by PYTHONPATH.
 
 A test gives the blocks itself (`RawInputStream.give`, `unplug`). With FAKE_WAV in the environment a stream plays that
-file instead, then silence until it is closed; with FAKE_UNPLUGGED it is unplugged at the file's end. FAKE_DEVICES is a
-JSON list of what there is in place of `DEVICES`.
+file instead, then silence until it is closed; with FAKE_ENDLESS the file over and over; with FAKE_UNPLUGGED it is
+unplugged at the file's end. FAKE_DEVICES is a JSON list of what there is in place of `DEVICES`.
 
 Unrealistic: blocks come faster than real time and have no timestamps; a device takes each format that is not in
 `refused`; a device that is unplugged says so at once, which not every driver does.
@@ -123,6 +123,8 @@ class RawInputStream:
             if at >= len(played) and "FAKE_UNPLUGGED" in os.environ:
                 self._finished()
                 return
+            if at >= len(played) and "FAKE_ENDLESS" in os.environ:
+                at = 0
 
 
 def _in_a_thread(call: Callable[[], None]) -> None:
