@@ -120,10 +120,8 @@ class Wire:
                 event = await self._read(None if is_asked else GREETING_S if is_known else 0)
             except TimeoutError:
                 is_asked = True
-                with contextlib.suppress(ConnectionLost):  # what was said before it is read all the same
-                    # A proxy may have taken the header away. One that waits for a token says so to anything else.
-                    ping = messages.Ping(id=f"{OWN}:greeting")
-                    await (self._introduce(start) if start.token is not None else self.send(ping))
+                # A proxy may have taken the header away. One that waits for a token says so to anything else.
+                await self._introduce(start if start.token is not None else messages.Ping(id=f"{OWN}:greeting"))
                 continue
             if isinstance(event, messages.Error) and event.fatal:
                 hint = TOKEN_HINT if event.code == "unauthorized" and start.token is None else event.hint
@@ -133,9 +131,10 @@ class Wire:
                 self.ready = event
                 return
 
-    async def _introduce(self, start: messages.Start) -> None:
-        self.is_introduced = True
-        await self.send(start)
+    async def _introduce(self, message: messages.Start | messages.Ping) -> None:
+        self.is_introduced |= isinstance(message, messages.Start)
+        with contextlib.suppress(ConnectionLost):  # what was said before it, such as `busy`, is read all the same
+            await self.send(message)
 
     async def send(self, data: bytes | messages.ClientMessage) -> None:
         """Raises: ConnectionLost."""

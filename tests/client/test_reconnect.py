@@ -20,6 +20,7 @@ from asr_ws.client import (
     Reconnecting,
     Session,
     SessionFailed,
+    SessionRefused,
     Unreachable,
     connect,
     session,
@@ -200,6 +201,26 @@ async def test_what_was_said_before_the_end_is_heard_though_a_frame_could_not_be
         with pytest.raises(SessionFailed, match="unsupported_language"):
             async for _ in session.stream(SECOND):
                 pass
+
+
+async def test_a_refusal_is_heard_though_start_could_not_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its hint was not waited for."""
+    send = Wire.send
+
+    async def late(self: Wire, data: bytes | messages.ClientMessage) -> None:
+        await self._socket.wait_closed()
+        await send(self, data)
+
+    async def refuse(socket: ServerConnection) -> None:
+        await socket.send(messages.encode(recorded.busy(None, attempt=0, retry_after_ms=1500)))
+        await socket.close(1013, "max_sessions")
+
+    monkeypatch.setattr(Wire, "send", late)
+    async with serve(refuse, "127.0.0.1", 0) as server:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with pytest.raises(SessionRefused) as refused:
+            await wire.open_wire(url, messages.Start(), introduce=True)
+    assert (refused.value.retry_after_s, refused.value.code) == (1.5, "session_refused")
 
 
 async def test_a_server_that_says_nothing_any_more_is_left(
