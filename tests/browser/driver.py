@@ -45,7 +45,7 @@ class JsClient:
         self._news = asyncio.Event()
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.sent: list[dict[str, Any] | int] = []  # messages, and the bytes of frames of audio
-        self.checks_sent = True
+        self.checks_sent = self.checks_told = True
         self.reader = asyncio.create_task(self._read(), name="node")
 
     def begin(self, call: str, *args: Any) -> asyncio.Future[Any]:
@@ -103,7 +103,7 @@ class JsClient:
                     check_message(sent)
                 self.sent.append(sent)
             case {"event": type, "detail": detail}:
-                if type == "message":
+                if type == "message" and self.checks_told:
                     check_event(detail)
                 self.events.append((type, detail))
             case {"id": id, "error": error}:

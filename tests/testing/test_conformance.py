@@ -25,9 +25,10 @@ from websockets.typing import Subprotocol
 
 from asr_ws import messages
 from asr_ws.server.app import App
-from asr_ws.testing.conformance.__main__ import Result, judged
+from asr_ws.testing.conformance.__main__ import judged
 from asr_ws.testing.conformance.live import Event, Server
 from asr_ws.testing.conformance.promises import PROMISES, SECOND, SPEECH, pcm
+from asr_ws.testing.conformance.table import Result
 from asr_ws.testing.recognizer import scripted_worker
 from tests.server.running import HANG_S, get, serving, stats
 from tests.test_docs import PROTOCOL, sections

@@ -1,44 +1,29 @@
-"""Ask a server that runs whether it keeps the protocol's promises, and print a table."""
+"""Ask a server that runs whether it keeps the protocol's promises, or hear whether a client does; print a table."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 import click
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from asr_ws.client.address import DEFAULT_URL, read_token
 from asr_ws.errors import ClientError, ProtocolError, UsageError
+from asr_ws.testing.conformance import clients, table
 from asr_ws.testing.conformance.live import REFUSALS, Broken, NotTested, Server
 from asr_ws.testing.conformance.promises import PROMISES, Promise
+from asr_ws.testing.conformance.relay import Heard, Relay
+from asr_ws.testing.conformance.table import BROKEN, KEPT, NOT_TESTED, Result
 
-KEPT, BROKEN, NOT_TESTED = "kept", "broken", "not tested"
-STYLES: Final = {KEPT: "green", BROKEN: "bold red", NOT_TESTED: "yellow"}
+URL: Final = "{url}"  # in a command
 PATIENCES: Final = 4  # for all of a promise: so many times what one answer may take
-MAX_SHOWN: Final = 600  # characters of what came
 UNREADABLE: Final = (LookupError, TypeError, ValueError, AttributeError, ProtocolError)  # raised over what came
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """``came`` is an event, or what else there is to say; ``section`` is of docs/reference/protocol.md."""
-
-    name: str
-    section: str
-    promise: str
-    result: str
-    expected: str = ""
-    came: str = ""
 
 
 async def judged(server: Server, promises: Iterable[Promise] = PROMISES) -> AsyncIterator[Result]:
@@ -66,7 +51,7 @@ async def judged(server: Server, promises: Iterable[Promise] = PROMISES) -> Asyn
             yield Result(*facts, BROKEN, "events as the schema has them", came)
 
 
-async def run(server: Server, promises: Iterable[Promise]) -> list[Result]:
+async def ask(server: Server, promises: Iterable[Promise]) -> list[Result]:
     """Raises: ClientError: no server is there."""
     await server.greet()
     results: list[Result] = []
@@ -77,20 +62,29 @@ async def run(server: Server, promises: Iterable[Promise]) -> list[Result]:
     return results
 
 
-def show(console: Console, server: Server, results: list[Result]) -> None:
-    """The table; below it what was expected and what came."""
-    title = f"{server.ready.get('model', 'a server')} at {server.url}"
-    table = Table("name", "result", "promise (section)", box=SIMPLE_HEAD, title=title)
-    for each in results:
-        table.add_row(each.name, Text(each.result, STYLES[each.result]), Text(f"{each.promise} ({each.section})"))
-    console.print(table)
-    for each in results:
-        if each.result != KEPT:
-            console.print(Text.assemble(f"{each.name}: ", (each.result, STYLES[each.result])))
-            lines = [each.came] if not each.expected else [f"expected: {each.expected}", f"came: {each.came}"]
-            console.print(Text("\n".join(f"  {line[:MAX_SHOWN]}" for line in lines)), soft_wrap=True)
-    counts = (f"{sum(each.result == kind for each in results)} {kind}" for kind in STYLES)
-    console.print(Text(", ".join(counts)))
+async def hear(server: Server, port: int, command: Sequence[str], *, cuts: bool) -> list[Heard]:
+    """What clients say to the server through a relay, until the command ends, or Ctrl-C.
+
+    Raises: ClientError: no server is there, or no client came; UsageError: the port is taken, or no such command.
+    """
+    await server.greet()
+    relay = Relay(server.url, cuts=cuts)
+    try:
+        async with relay.listening(port) as listener:
+            click.echo(f"clients may speak to {relay.url}{'' if command else '; Ctrl-C prints the table'}", err=True)
+            try:
+                if command:
+                    run = await asyncio.create_subprocess_exec(*(word.replace(URL, relay.url) for word in command))
+                    click.echo(f"the command ended with {await run.wait()}", err=True)
+                else:
+                    await listener.serve_forever()
+            except asyncio.CancelledError:  # Ctrl-C
+                pass
+    except OSError as error:
+        raise UsageError(str(error), "another port, or 0 for a free one; a command that there is") from error
+    if not relay.sessions:
+        raise ClientError("no client came", f"give it the address {relay.url}; in a command {URL} becomes that")
+    return relay.sessions
 
 
 @click.command()
@@ -103,6 +97,9 @@ def show(console: Console, server: Server, results: list[Result]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and no table.")
 @click.option("--patience", default=30.0, show_default=True, type=click.FloatRange(1), help="Seconds for any answer.")
 @click.option("--allow-faults", is_flag=True, help="Break the worker too, of a server with --fault-injection.")
+@click.option("--listen", type=click.IntRange(0, 65535), metavar="PORT", help="Judge the clients that come there.")
+@click.option("--cut", "cuts", is_flag=True, help="With --listen: cut a client's connection in mid-utterance.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def main(
     url: str,
     token_file: Path | None,
@@ -111,28 +108,40 @@ def main(
     as_json: bool,
     patience: float,
     allow_faults: bool,
+    listen: int | None,
+    cuts: bool,
+    command: tuple[str, ...],
 ) -> None:
     """Ask a server that runs whether it keeps the promises of asr-ws.v1.
 
+    With --listen judge clients in its place: those that come to that port, from where all goes on to the server, until
+    Ctrl-C, or while the COMMAND runs, in which {url} is the address to come to.
+
     Exit codes: 0 none is broken; 1 one is; 2 the call was wrong, or no server is there.
     """
-    if unknown := set(names) - {promise.name for promise in PROMISES}:
+    if listen is None and (cuts or command):
+        raise click.UsageError("--cut and a command go with --listen PORT")
+    there = PROMISES if listen is None else clients.PROMISES
+    if unknown := set(names) - {promise.name for promise in there}:
         raise click.UsageError(f"no promise {', '.join(sorted(unknown))}: --list has them all")
-    promises = [promise for promise in PROMISES if not names or promise.name in names]
     if lists:
-        click.echo("\n".join(f"{promise.name:22}{promise.text} ({promise.section})" for promise in promises))
+        click.echo("\n".join(f"{promise.name:22}{promise.text} ({promise.section})" for promise in there))
         return
     try:
         server = Server.at(url, token=read_token(token_file), patience_s=patience, allow_faults=allow_faults)
-        results = asyncio.run(run(server, promises))
+        if listen is None:
+            results = asyncio.run(ask(server, [each for each in PROMISES if not names or each.name in names]))
+        else:
+            heard = asyncio.run(hear(server, listen, command, cuts=cuts))
+            results = [each for each in clients.judged(heard) if not names or each.name in names]
     except (ClientError, UsageError) as error:
         click.echo(f"error: {error.message}\nhint: {error.hint}", err=True)
         sys.exit(2)
     if as_json:
-        said = {"url": server.url, "ready": server.ready, "results": [asdict(each) for each in results]}
-        click.echo(json.dumps(said, indent=2))
+        click.echo(table.as_json(results, url=server.url, ready=server.ready))
     else:
-        show(Console(), server, results)
+        model = server.ready.get("model", "a server")
+        table.show(f"{'' if listen is None else 'clients of '}{model} at {server.url}", results)
     sys.exit(int(any(each.result == BROKEN for each in results)))
 
 

@@ -99,7 +99,7 @@ class Session:
                 self.close_code = closed.rcvd.code if closed.rcvd else 1006
                 raise
         self.texts.append(text)
-        self.events.append(_parse(text))
+        self.events.append(parse(text))
         self._note(self.events[-1], loop.time())
         return self.events[-1]
 
@@ -170,7 +170,8 @@ class Session:
             self._due[id] = now + retry_wait_s(event["reason"], hint_s, wait_s)
 
 
-def _parse(text: str | bytes) -> Event:
+def parse(text: str | bytes) -> Event:
+    """What is no JSON object is an event without fields."""
     try:
         parsed = json.loads(text)
     except ValueError:
