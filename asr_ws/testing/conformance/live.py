@@ -22,6 +22,7 @@ from urllib.request import Request, urlopen
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
+from asr_ws.client.address import no_address, session_url
 from asr_ws.errors import ClientError
 from asr_ws.messages import PATH, PROTOCOL, retry_wait_s
 
@@ -203,21 +204,12 @@ class Server:
     @classmethod
     def at(cls, url: str, **options: Any) -> Server:
         """Raises: ClientError: that is no address of one."""
-        try:
-            parts = urlsplit(url)
-            _ = parts.port
-            scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-            if scheme not in ("ws", "wss") or not parts.hostname:
-                raise ValueError(url)
-        except ValueError as error:
-            raise ClientError(f"{url} is no address of a server", f"such as ws://127.0.0.1:8765{PATH}") from error
-        prefix = parts.path.removesuffix(PATH).rstrip("/")
-        plain = parts._replace(query="", fragment="")
-        return cls(
-            plain._replace(scheme=scheme, path=prefix + PATH).geturl(),
-            plain._replace(scheme=scheme.replace("ws", "http"), path=prefix).geturl(),
-            **options,
-        )
+        shown, user = session_url(url)
+        parts = urlsplit(shown)
+        if parts.scheme not in ("ws", "wss") or not parts.hostname:
+            raise no_address(url)
+        plain = parts._replace(scheme=parts.scheme.replace("ws", "http"), path=parts.path.removesuffix(PATH), query="")
+        return cls(shown.replace("//", f"//{user}", 1), plain.geturl().rstrip("/"), **options)
 
     async def greet(self) -> None:
         """See who is there.
