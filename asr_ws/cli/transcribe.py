@@ -17,7 +17,7 @@ from asr_ws.cli.client_options import for_clients
 from asr_ws.client import Event, Gap, Reconnecting, SessionFailed, Transcript, Unreachable, connect, is_lost
 from asr_ws.client.connection import CONNECTION_LOST
 from asr_ws.client.sources import open_source
-from asr_ws.errors import ClientError
+from asr_ws.errors import ClientError, UsageError
 
 LONG_MS = 600_000  # a wait that a server names when it does not expect to decode anything: no restart takes so long
 MAX_CUE_CHARS = 84  # two lines of 42, as broadcasters have it
@@ -35,7 +35,12 @@ SENTENCE_ENDS = (".", "?", "!", "。", "？", "！")
     type=click.Choice(["text", "srt", "vtt"]),
     default="text",
     show_default=True,
-    help="Of what is printed.",
+    help="Of what is printed, or written.",
+)
+@click.option(
+    "--output-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write a file there for each FILE, such as its name with .srt, and print nothing.",
 )
 def transcribe(
     files: tuple[Path, ...],
@@ -45,47 +50,117 @@ def transcribe(
     realtime: bool,
     as_json: bool,
     format_: str,
+    output_dir: Path | None,
 ) -> None:
-    """Print the text of each FILE.
+    """Print the text of each FILE, a line for each utterance.
 
     Exit code 1 when a file could not be read, or a part of it came to no text.
     """
-    if as_json and format_ != "text":
-        raise click.UsageError("--json prints events; --format does not go with it")
+    if as_json and (format_ != "text" or output_dir is not None):
+        raise click.UsageError("--json prints events; --format and --output-dir do not go with it")
+    if output_dir is None and format_ != "text" and len(files) > 1:
+        raise UsageError(f"--format {format_} of several files", "--output-dir DIR writes one for each of them")
+    if output_dir is not None:
+        if len({file.stem for file in files}) < len(files):
+            raise UsageError(f"--output-dir {output_dir}: two of the files would be written to one")
+        with _writing(output_dir):
+            output_dir.mkdir(parents=True, exist_ok=True)
     fields = {"token": token, "language": language, "words": format_ != "text"}
     fields["partials"] = as_json and realtime
     codes = []
     for n, file in enumerate(files, 1):
         name = f"{file.name} ({n} of {len(files)})" if len(files) > 1 else file.name
+        output = _Output(file, as_json, format_, output_dir, has_heading=len(files) > 1)
         try:
-            codes.append(_transcribe_one(file, name, url, fields, realtime, as_json, format_))
+            codes.append(_transcribe_one(file, name, url, fields, realtime, output))
         except Unreachable:  # nor will it be there for the next file
             codes.append(1)
             break
     sys.exit(max(codes))
 
 
-def _transcribe_one(
-    file: Path, name: str, url: str, fields: dict[str, Any], realtime: bool, as_json: bool, format_: str
-) -> int:
+class _Output:
+    """What is printed of a file, or written for it.
+
+    A line of text is printed as soon as all that began before it has its outcome: a refused utterance comes late.
+    """
+
+    def __init__(self, file: Path, as_json: bool, format_: str, folder: Path | None, *, has_heading: bool) -> None:
+        self.transcript = Transcript()
+        self.as_json = as_json
+        self._file = file
+        self._suffix, self._whole = FORMATS[format_]
+        self._folder = folder
+        self._is_by_line = format_ == "text" and folder is None and not as_json
+        self._has_heading = has_heading
+        self._begun: dict[str, messages.Final | None] = {}  # in the order of the audio; None: no outcome yet
+
+    def open(self) -> None:
+        if self._is_by_line and self._has_heading:
+            print(f"==> {self._file} <==", flush=True)
+
+    def receive(self, event: Event) -> None:
+        self.transcript.receive(event)
+        if self.as_json:
+            print_event(event, file=str(self._file))
+        match event:
+            case messages.SpeechStarted():
+                self._begun[event.utterance] = None
+            case messages.Final():
+                self._begun[event.utterance] = event
+            case messages.Dropped() | messages.Error():
+                self._begun.pop(str(event.utterance), None)
+        while self._begun and (final := self._begun[first := next(iter(self._begun))]) is not None:
+            del self._begun[first]
+            self._print(final)
+
+    def _print(self, final: messages.Final) -> None:
+        if self._is_by_line and final.text:
+            print(final.text, flush=True)  # not by click, which goes around a bar on Windows
+
+    def close(self) -> None:
+        """What came before an error, or before Ctrl-C, is text all the same."""
+        for final in filter(None, self._begun.values()):
+            self._print(final)
+        if self._is_by_line or self.as_json or not (self.transcript.done or self.transcript.finals):
+            return
+        whole = self._whole(self.transcript)
+        if self._folder is None:
+            click.echo(whole, nl=False)
+            return
+        path = self._folder / f"{self._file.stem}.{self._suffix}"
+        with _writing(path):
+            path.write_text(whole, "utf-8")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"--output-dir: cannot write {path}: {error.strerror}") from error
+
+
+def _transcribe_one(file: Path, name: str, url: str, fields: dict[str, Any], realtime: bool, output: _Output) -> int:
     """Returns: the exit code. Raises: Unreachable: no server is there, which was said."""
-    transcript = Transcript()
+    transcript = output.transcript
     try:
         # Before the session, so that a wrong file is said even where no server is.
         duration_s = open_source(file, messages.AudioFormat()).duration_s
-        with _bar(name, duration_s, shown=sys.stderr.isatty() and not as_json) as advance:
-            show = print_event if as_json else advance
-            asyncio.run(_run(file, url, fields, realtime, show, transcript))
+        output.open()
+        with _bar(name, duration_s, shown=sys.stderr.isatty() and not output.as_json) as advance:
+            asyncio.run(_run(file, url, fields, realtime, advance, output))
     except ClientError as error:
         where = f"{file}: " if isinstance(error, SessionFailed) else ""
         _say(f"error: {where}{error.message}", error.hint)
         if isinstance(error, Unreachable):
             raise
-    finally:  # what came before an error, or before Ctrl-C, is text all the same
-        if transcript.finals and not as_json:
-            click.echo(FORMATS[format_](transcript))
+    finally:
+        output.close()
         if transcript.done is None and transcript.finals:
             _say(f"warning: {file}: the text ends at {_clock(transcript.finals[-1].audio_end_ms, '.')}")
+    if transcript.done is not None and not transcript.text and not transcript.unfinished:
+        _say(f"note: no speech was heard in {file}")
     return int(transcript.done is None or bool(transcript.done.refused_ms))
 
 
@@ -94,14 +169,14 @@ async def _run(
     url: str,
     fields: dict[str, Any],
     realtime: bool,
-    show: Callable[[Event], None],
-    transcript: Transcript,
+    advance: Callable[[Event], None],
+    output: _Output,
 ) -> None:
     was_busy = has_failed = False
     async with connect(url, **fields) as session:
         async for event in session.stream(file, realtime=realtime):
-            show(event)
-            transcript.receive(event)
+            advance(event)
+            output.receive(event)
             match event:
                 case messages.Busy(reason="unavailable") if event.estimated_wait_ms > LONG_MS:
                     raise ClientError("the server has no recognizer, and does not expect one", "its log says why")
@@ -143,8 +218,9 @@ def _bar(name: str, duration_s: float | None, *, shown: bool) -> Iterator[Callab
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    # Not stdout's redirection: it would move to stderr what a pipe waits for.
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
+    # What a terminal shows goes above the bar, by its way; what a pipe waits for must not.
+    above = sys.stdout.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=above) as progress:
         task = progress.add_task(name, total=duration_s)
 
         def advance(event: Event) -> None:
@@ -155,21 +231,26 @@ def _bar(name: str, duration_s: float | None, *, shown: bool) -> Iterator[Callab
         yield advance
 
 
-def print_event(event: Event) -> None:
-    said = {"type": event.type, **event.fields} if isinstance(event, messages.Unknown) else event
-    click.echo(msgspec.json.encode(said))
+def print_event(event: Event, **context: str) -> None:
+    """``context``: further fields."""
+    said = {"type": event.type, **event.fields} if isinstance(event, messages.Unknown) else msgspec.to_builtins(event)
+    click.echo(msgspec.json.encode(said | context))
+
+
+def as_text(transcript: Transcript) -> str:
+    return "".join(f"{final.text}\n" for final in transcript.finals if final.text)
 
 
 def as_srt(transcript: Transcript) -> str:
-    return "\n".join(
-        f"{number}\n{_clock(start_ms, ',')} --> {_clock(end_ms, ',')}\n{text}\n"
+    return "".join(
+        f"{number}\n{_clock(start_ms, ',')} --> {_clock(end_ms, ',')}\n{text}\n\n"
         for number, (start_ms, end_ms, text) in enumerate(_cues(transcript), 1)
     )
 
 
 def as_vtt(transcript: Transcript) -> str:
-    cues = (f"{_clock(start, '.')} --> {_clock(end, '.')}\n{text}\n" for start, end, text in _cues(transcript))
-    return "\n".join(["WEBVTT\n", *cues])
+    cues = (f"{_clock(start, '.')} --> {_clock(end, '.')}\n{text}\n\n" for start, end, text in _cues(transcript))
+    return "".join(["WEBVTT\n\n", *cues])
 
 
 def _cues(transcript: Transcript) -> Iterable[tuple[int, int, str]]:
@@ -195,8 +276,8 @@ def _clock(total_ms: int, decimal: str) -> str:
     return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{decimal}{ms:03}"
 
 
-FORMATS: dict[str, Callable[[Transcript], str]] = {
-    "text": lambda transcript: transcript.text,
-    "srt": as_srt,
-    "vtt": as_vtt,
+FORMATS: dict[str, tuple[str, Callable[[Transcript], str]]] = {  # suffix, content of the file
+    "text": ("txt", as_text),
+    "srt": ("srt", as_srt),
+    "vtt": ("vtt", as_vtt),
 }

@@ -21,8 +21,8 @@ from websockets.sync.server import ServerConnection, serve
 
 from asr_ws import messages
 from asr_ws.cli import main
-from asr_ws.cli.transcribe import MAX_CUE_CHARS, as_srt
-from asr_ws.client import Transcript, session
+from asr_ws.cli.transcribe import MAX_CUE_CHARS, _Output, as_srt
+from asr_ws.client import Event, Transcript, session
 from asr_ws.messages import Done, Dropped, Error, Final, FinalSegment, FinalWord, ServerEvent
 from tests.client import recorded
 
@@ -54,6 +54,8 @@ def done(*, refused_ms: int = 0) -> Done:
 
 HELLO = [final("u1", "Hello there.", (1000, 1500, " Hello there.")), done()]
 TWO_CUES = [  # told out of order, as a retried utterance is
+    recorded.speech("u1", 1000),
+    recorded.speech("u4", 4000),
     final("u4", "Bye.", (4050, 4500, " Bye.")),
     final("u1", "Well! Hello.", (1000, 1200, " Well!"), (1200, 1500, " Hello.")),
     done(),
@@ -149,13 +151,35 @@ def test_the_language_is_told_to_the_server(server: ScriptedServer, run: Run, wa
 
 def test_finals_are_ordered_by_their_audio(server: ScriptedServer, run: Run, wav: Path) -> None:
     server.scripts = [[*TWO_CUES]]
-    assert run(wav, "--url", server.url) == (0, "Well! Hello. Bye.\n", "")
+    assert run(wav, "--url", server.url) == (0, "Well! Hello.\nBye.\n", "")
+
+
+def test_a_final_is_printed_once_all_that_began_before_it_has_its_outcome(
+    wav: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = _Output(wav, as_json=False, format_="text", folder=None, has_heading=False)
+
+    def printed(event: Event) -> str:
+        output.receive(event)
+        return capsys.readouterr().out
+
+    for n in (1, 2, 3, 4):
+        assert printed(recorded.speech(f"u{n}", 1000 * n)) == ""
+    assert printed(final("u2", "Two.")) == ""
+    assert printed(final("u1", "One.")) == "One.\nTwo.\n"
+    assert printed(final("u4", "Four.")) == ""
+    assert printed(Dropped(utterance="u3", reason="evicted", audio_start_ms=3000, audio_end_ms=3500)) == "Four.\n"
+    assert printed(recorded.speech("u5", 5000)) == ""
+    assert printed(final("u6", "Six.")) == ""
+    output.close()
+    assert capsys.readouterr().out == "Six.\n"
 
 
 def test_json_prints_every_event_as_it_came(server: ScriptedServer, run: Run, wav: Path) -> None:
     server.scripts = [[*HELLO]]
     code, out, err = run(wav, "--url", server.url, "--json")
-    expected = [json.loads(messages.encode(event)) for event in (recorded.READY, recorded.STARTED, *HELLO)]
+    told = [json.loads(messages.encode(event)) for event in (recorded.READY, recorded.STARTED, *HELLO)]
+    expected = [{**event, "file": str(wav)} for event in told]
     assert (code, [json.loads(line) for line in out.splitlines()], err) == (0, expected, "")
 
 
@@ -195,7 +219,7 @@ def test_several_files_are_transcribed_in_turn_and_a_missing_one_does_not_stop_t
     missing = tmp_path / "b.wav"
     assert run(wav, missing, wav, "--url", server.url) == (
         1,
-        "Hello there.\nWell! Hello. Bye.\n",
+        f"==> {wav} <==\nHello there.\n==> {wav} <==\nWell! Hello.\nBye.\n",
         f"error: {missing}: no such file\nhint: WAV, FLAC, OGG and MP3 can be read\n",
     )
 
@@ -268,10 +292,57 @@ def test_a_connection_that_ends_early_exits_with_1(server: ScriptedServer, run: 
     assert err.endswith(error)
 
 
-def test_json_and_a_format_do_not_go_together(run: Run, wav: Path) -> None:
-    code, out, err = run(wav, "--json", "--format", "srt")
+@pytest.mark.parametrize("other", [["--format", "srt"], ["--output-dir", "."]])
+def test_json_goes_with_nothing_else(other: list[str], run: Run, wav: Path) -> None:
+    code, out, err = run(wav, "--json", *other)
     assert (code, out) == (2, "")
     assert "--json prints events" in err
+
+
+def test_subtitles_of_several_files_are_not_run_together(run: Run, wav: Path) -> None:
+    error = "error: --format srt of several files\nhint: --output-dir DIR writes one for each of them\n"
+    assert run(wav, wav, "--format", "srt") == (2, "", error)
+
+
+@pytest.mark.parametrize(
+    ("format_", "name", "content"),
+    [
+        ("text", "txt", "Hello there.\n"),
+        ("srt", "srt", "1\n00:00:01,000 --> 00:00:01,500\nHello there.\n\n"),
+        ("vtt", "vtt", "WEBVTT\n\n00:00:01.000 --> 00:00:01.500\nHello there.\n\n"),
+    ],
+)
+def test_a_file_is_written_for_each_recording(
+    server: ScriptedServer, run: Run, wav: Path, format_: str, name: str, content: str
+) -> None:
+    server.scripts = [[*HELLO], [done()]]
+    quiet, missing, folder = wav.with_name("b.wav"), wav.with_name("c.wav"), wav.parent / "out" / "texts"
+    quiet.write_bytes(wav.read_bytes())
+    assert run(wav, quiet, missing, "--url", server.url, "--format", format_, "--output-dir", folder) == (
+        1,
+        "",
+        f"note: no speech was heard in {quiet}\n"
+        f"error: {missing}: no such file\nhint: WAV, FLAC, OGG and MP3 can be read\n",
+    )
+    assert {path.name for path in folder.iterdir()} == {f"a.{name}", f"b.{name}"}
+    assert (folder / f"a.{name}").read_text("utf-8") == content
+
+
+def test_two_recordings_are_not_written_to_one_file(run: Run, wav: Path) -> None:
+    error = "error: --output-dir out: two of the files would be written to one\n"
+    assert run(wav, wav.with_suffix(".mp3"), "--output-dir", "out") == (2, "", error)
+
+
+def test_a_folder_that_cannot_be_written_is_said_first(run: Run, wav: Path) -> None:
+    code, out, err = run(wav, "--output-dir", wav / "out")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: --output-dir: cannot write {wav / 'out'}: ")
+
+
+@pytest.mark.parametrize("script", [[done()], [final("u1", ""), done()]])
+def test_a_file_without_speech_is_noted(server: ScriptedServer, run: Run, wav: Path, script: list[ServerEvent]) -> None:
+    server.scripts = [script]
+    assert run(wav, "--url", server.url) == (0, "", f"note: no speech was heard in {wav}\n")
 
 
 @pytest.mark.parametrize(
@@ -290,23 +361,41 @@ def test_a_server_that_expects_no_recognizer_is_not_waited_for(server: ScriptedS
     assert run(wav, "--url", server.url) == (1, "", error)
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def show(monkeypatch: pytest.MonkeyPatch, *streams: str) -> Terminal:
+    """These are one terminal."""
+    screen = Terminal()
+    for name, value in {"TERM": "xterm", "COLUMNS": "100"}.items():
+        monkeypatch.setenv(name, value)
+    for stream in streams:
+        monkeypatch.setattr(stream, screen)
+    return screen
+
+
 def test_at_a_terminal_a_bar_is_drawn_on_stderr_only(
     server: ScriptedServer, run: Run, wav: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    screen = Terminal()
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr("sys.stderr", screen)
+    screen = show(monkeypatch, "sys.stderr")
     server.scripts = [[*HELLO], [*HELLO]]
     assert run(wav, "--url", server.url)[:2] == (0, "Hello there.\n")
     assert "a.wav" in screen.getvalue()
     screen.truncate(0)
     assert run(wav, "--url", server.url, "--json")[0] == 0
     assert screen.getvalue() == ""
+
+
+def test_text_stands_above_the_bar(
+    server: ScriptedServer, run: Run, wav: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = show(monkeypatch, "sys.stdout", "sys.stderr")
+    server.scripts = [[*TWO_CUES]]
+    assert run(wav, "--url", server.url)[0] == 0
+    assert "\r\x1b[2KWell! Hello.\n" in screen.getvalue()
+    assert "\r\x1b[2KBye.\n" in screen.getvalue()
 
 
 @pytest.mark.parametrize("args", [[], ["a.wav", "--format", "docx"]])
