@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from socket import gaierror
 
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as open_socket
@@ -67,7 +68,7 @@ async def _open(url: str, user: str, start: messages.Start, *, introduce: bool) 
         )
     except InvalidStatus as refused:
         raise not_let_in(url, refused.response, start.token) from refused
-    except InvalidURI as error:
+    except (InvalidURI, UnicodeError) as error:  # of a name that IDNA cannot encode
         raise no_address(url) from error
     except InvalidHandshake as error:
         maybe_tls = isinstance(error, InvalidMessage) and url.startswith("ws:")
@@ -78,7 +79,9 @@ async def _open(url: str, user: str, start: messages.Start, *, introduce: bool) 
         raise ClientError(f"no session at {url}: {error.verify_message}", trust_hint(error)) from error
     except OSError as error:
         hint = "is the server running? asr-ws serve"
-        if getattr(error, "reason", None) in NO_TLS:
+        if isinstance(error, gaierror):
+            hint = "is the name right, and the network there?"
+        elif getattr(error, "reason", None) in NO_TLS:
             hint = "it may speak no TLS: http:// or ws://"
         elif isinstance(error, ConnectionResetError):
             hint = "it may have too many connections, or speak no TLS"

@@ -274,8 +274,9 @@ async def test_what_answers_the_handshake_otherwise_is_told() -> None:
             assert error.message == f"no session at ws{url[4:]}v1/stream: HTTP {answer[:3].decode()}"
         answer = b"404 Not Found\r\n\r\n"
         assert (await refused(url)).hint.startswith("behind a proxy its prefix belongs to the address")
-        for none in ("127.0.0.1:8765", "http://[::1", "http://127.0.0.1:87650", "http://127.0.0.1:x"):
+        for none in ("127.0.0.1:8765", "http://[::1", "http://127.0.0.1:87650", "http://127.0.0.1:x", "http://a..b"):
             assert (await refused(none)).hint.startswith("such as http://")
+        assert (await refused("http://nowhere.invalid")).hint == "is the name right, and the network there?"
         answer = b"401 Unauthorized\r\nWWW-Authenticate: Basic\r\n\r\n"
         error = await refused(url.replace("//", "//joe:secret@"), token="client-token-of-enough-letters")
         assert error.hint.startswith("the proxy in front wants a user and a password")
