@@ -27,8 +27,9 @@ from typing import Any
 
 from asr_ws.client import DEFAULT_URL, Event, Gap, Reconnecting, Session, connect, is_lost
 from asr_ws.client.microphone import Microphone
+from asr_ws.client.sources import open_source
 from asr_ws.errors import AsrError, ClientError
-from asr_ws.messages import Busy, Dropped, Error, Final, Retry, SpeechStarted
+from asr_ws.messages import AudioFormat, Busy, Dropped, Error, Final, Retry, SpeechStarted
 from intents import (
     ROOMS,
     AskLights,
@@ -212,6 +213,7 @@ async def obey(pressed: asyncio.Queue[str], session: Session, source: Microphone
 
 async def run(args: argparse.Namespace) -> None:
     source = args.wav or Microphone()
+    open_source(source, AudioFormat())  # a wrong file is said before a server is asked
     fields: dict[str, Any] = {"language": "en", "partials": False, "prompt": args.prompt}
     if args.push_to_talk:
         source.is_muted = True

@@ -21,26 +21,33 @@ from collections.abc import Callable
 from asr_ws.client import DEFAULT_URL, Event, Gap, Reconnected, Reconnecting, connect, is_lost
 from asr_ws.client.microphone import Microphone
 from asr_ws.errors import AsrError
-from asr_ws.messages import Busy, Dropped, Error, Final, Partial, Retry
+from asr_ws.messages import Accepted, Busy, Dropped, Error, Final, Partial, Retry
 
 
-def show(event: Event) -> None:
-    match event:
-        case Partial():
-            show_live(event.stable + event.unstable)
-        case Final(text=text) if text:
-            show_live("")
-            print(text, flush=True)
-        case Busy() | Retry():  # the client asks again by itself
-            note(f"the server is busy ({event.reason}): asked again in {event.retry_after_ms / 1000:.1f} s")
-        case Reconnecting():  # and connects again, and sends again what has no text
-            note(f"not connected ({event.reason}): next try in {event.delay_s:.1f} s")
-        case Reconnected():
-            note("connected again")
-        case Dropped() | Gap() if is_lost(event):
-            note(f"no text from {event.audio_start_ms / 1000:.1f} to {event.audio_end_ms / 1000:.1f} s")
-        case Error():
-            note(f"{event.code}: {event.message} ({event.hint})")
+class Screen:
+    def __init__(self) -> None:
+        self._is_busy = False
+
+    def show(self, event: Event) -> None:
+        match event:
+            case Partial():
+                show_live(event.stable + event.unstable)
+            case Final(text=text) if text:
+                show_live("")
+                print(text, flush=True)
+            case Busy() | Retry() if not self._is_busy:  # said once, until it takes something
+                self._is_busy = True
+                note(f"the server is busy ({event.reason}): it is asked again until it takes it")
+            case Accepted():
+                self._is_busy = False
+            case Reconnecting():  # and connects again, and sends again what has no text
+                note(f"not connected ({event.reason}): next try in {event.delay_s:.1f} s")
+            case Reconnected():
+                note("connected again")
+            case Dropped() | Gap() if is_lost(event):
+                note(f"no text from {event.audio_start_ms / 1000:.1f} to {event.audio_end_ms / 1000:.1f} s")
+            case Error():
+                note(f"{event.code}: {event.message} ({event.hint})")
 
 
 def show_live(text: str) -> None:
@@ -66,12 +73,12 @@ def on_ctrl_c(act: Callable[[], None]) -> None:
 
 
 async def write_down(url: str, device: int | str | None) -> None:
-    microphone = Microphone(device)
+    microphone, screen = Microphone(device), Screen()
     async with connect(url, token=os.environ.get("ASR_WS_TOKEN") or None) as session:
         on_ctrl_c(microphone.stop)
         note(f"listening by {microphone.name!r}; Ctrl-C ends it")
         async for event in session.stream(microphone):
-            show(event)
+            screen.show(event)
 
 
 def main() -> int:

@@ -21,6 +21,7 @@ from asr_ws import messages
 from asr_ws.testing.proxy import Proxy
 from asr_ws.testing.recognizer import Gate
 from asr_ws.worker.supervisor import WorkerSpec
+from tests.client import recorded
 from tests.conftest import SPEECH
 from tests.server.running import MANUAL, SECOND, Client, serving
 
@@ -34,8 +35,13 @@ needs_sigint = pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot
 
 
 @pytest.fixture
-def intents(monkeypatch: pytest.MonkeyPatch) -> Any:
+def programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They can be imported."""
     monkeypatch.syspath_prepend(PROGRAMS)
+
+
+@pytest.fixture
+def intents(programs: None) -> Any:
     return import_module("intents")
 
 
@@ -288,11 +294,21 @@ def short(tmp_path: Path) -> Path:
     return tmp_path / "short.wav"
 
 
+def test_a_busy_server_is_told_once_until_it_takes_something(capsys: pytest.CaptureFixture[str], programs: Any) -> None:
+    screens = [import_module(name).Screen() for name in ("stream_file", "microphone")]
+    refusal, taken = recorded.busy("u1", reason="queue_full"), recorded.accepted("u2", 0, 1)
+    for screen in screens:
+        for event in (refusal, refusal, taken, refusal):
+            screen.show(event)
+    note = "note: the server is busy (queue_full): it is asked again until it takes it\n"
+    assert capsys.readouterr() == ("", 4 * note)
+
+
 async def test_a_file_is_streamed_and_a_busy_server_is_told(scripted: WorkerSpec, short: Path) -> None:
     async with full_server(scripted) as (url, gate), running("stream_file.py", short, "--url", url) as program:
         assert program.process.stdout is not None
         told = (await program.process.stdout.readline()).decode().strip()
-        assert re.fullmatch(r"note: the server is busy \(\w+\): asked again in \d\.\d s", told)
+        assert re.fullmatch(r"note: the server is busy \(\w+\): it is asked again until it takes it", told)
         await gate.open()
         await gate.open()
         code, said = await program.ended()
@@ -331,6 +347,14 @@ async def test_no_server_is_an_error_that_says_so(name: str, short: Path, unused
     assert code == 1
     assert line.startswith(f"error: no session at ws://127.0.0.1:{unused_tcp_port}/v1/stream: ")
     assert line.endswith("(is the server running? asr-ws serve)")
+
+
+@pytest.mark.parametrize("args", [["stream_file.py", "no.wav"], ["assistant.py", "--wav", "no.wav"]])
+async def test_a_file_that_is_not_there_is_said_and_nothing_else(args: list[str], unused_tcp_port: int) -> None:
+    async with running(*args, "--url", f"http://127.0.0.1:{unused_tcp_port}") as program:
+        assert program.process.stdout is not None
+        said = (await program.process.stdout.read()).decode()
+    assert said == "error: no.wav: no such file (WAV, FLAC, OGG and MP3 can be read)\n"
 
 
 async def test_enter_begins_and_ends_an_utterance_and_the_timer_rings(scripted: WorkerSpec) -> None:
