@@ -18,17 +18,28 @@ TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "nin
 NUMBERS = {word: n for n, word in enumerate(ONES + TEENS)} | {word: 10 * n for n, word in enumerate(TENS, 2)}
 UNITS_S = {"second": 1, "minute": 60, "hour": 3600}
 DURATION = r"(\d+(?:\.\d+)?) (second|minute|hour)s?\b"
+FRACTIONS = {"half": ".5", "quarter": ".25"}
+CANCEL = (
+    r"(cancel|stop|delete|clear|remove|forget|never ?mind|(turn|switch) off)( (the|my|that|[\d.]+|second|minute|hour))*"
+)
+TIME = r"what (the )?time (is|is it|it is|do you have)|(whats|what is|tell me|have|got|know) the (current |exact )?time"
 REWRITES = (  # in this order, upon lower case
     (r"['’]", ""),
     (r"%", " percent"),
     (r"[^\w.]|\.(?!\d)", " "),  # what is left of punctuation is the point of 1.5
-    (r"(?<!and a )\bhalf (an? )?(?=hour|minute)", "0.5 "),
+    (r"\bthree quarters of an (?=hour)", "0.75 "),
+    (
+        r"\b(half|quarter) (?:of )?an? (?=hour|minute)|(?<!and )(?<!and a )\b(half|quarter) (?=hour|minute)",
+        lambda match: f"0{FRACTIONS[match[1] or match[2]]} ",
+    ),
     (r"\ban? (?=second|minute|hour|hundred)", "1 "),
     (r"\b\w+\b", lambda match: str(NUMBERS.get(match[0], match[0]))),
     (r"\b([2-9]0) ([1-9])\b", lambda match: str(int(match[1]) + int(match[2]))),
     (r"\b([1-9]) hundred\b(?: and)?(?: (\d\d?)\b)?", lambda match: str(int(match[1]) * 100 + int(match[2] or 0))),
-    (r"\b(\d+) and a half\b", r"\1.5"),
-    (r"\b(\d+) (second|minute|hour)s? and a half\b", r"\1.5 \2"),
+    (
+        r"\b(\d+)( second| minute| hour)?s? and (?:a )?(half|quarter)\b",
+        lambda match: f"{match[1]}{FRACTIONS[match[3]]}{match[2] or ''}",
+    ),
 )
 
 
@@ -81,12 +92,16 @@ def parse(text: str) -> Intent:
     def has(pattern: str) -> bool:
         return re.search(rf"\b({pattern})\b", said) is not None
 
-    if re.fullmatch(r"(please |no )*((stop|never ?mind|forget it|be quiet|cancel)( that| it| please)* ?)+", said):
+    if re.fullmatch(
+        r"(please |no |okay |ok )*((stop|never ?mind|forget it|be quiet|cancel)( that| it| please)* ?)+", said
+    ):
         return Stop()
     if has("dont|do not"):
         return NotUnderstood()
     if has("lights?|lamps?"):
-        rooms = ROOMS if has("all|every|everywhere") else tuple(room for room in ROOMS if has(room))
+        if has(rf"except|but|{DURATION}|at \d+\b(?! percent)") or (has("on") and has("off|out")):
+            return NotUnderstood()  # rather than the half of it, or now
+        rooms = tuple(room for room in ROOMS if has(room)) or (ROOMS if has("all|every|everywhere") else ())
         if percent := re.search(r"\b(\d+) percent|\bto (\d+)\b", said):
             return SetLights(rooms, min(int(percent[1] or percent[2]), 100))
         if has("is|are"):
@@ -96,15 +111,20 @@ def parse(text: str) -> Intent:
         if has("off|out"):
             return SetLights(rooms, 0)
         return SetLights(rooms, 100) if has("on") else NotUnderstood()
-    if has("left|remaining|how long|how much time"):
-        return AskTimer()
     if has("timer"):
-        if has("cancel|stop|delete|clear|turn off"):
+        if has(f"{CANCEL} timer|timer off"):
             return CancelTimer()
+        if has("left|remaining|how (long|much|many)|running|when (does|will|is)|is (the|my) timer"):
+            return AskTimer()
         lasts = re.search(rf"\b{DURATION}(?: (?:and )?{DURATION})*", said)  # once: Whisper may write a sentence twice
-        parts = re.findall(DURATION, lasts[0]) if lasts else []
-        return SetTimer(sum(float(number) * UNITS_S[unit] for number, unit in parts))
-    return AskTime() if has("time") and has("what|whats|tell|have|got") else NotUnderstood()
+        if not lasts:
+            return SetTimer(0) if has("set|start|make|give|need|want") else NotUnderstood()
+        return SetTimer(sum(float(number) * UNITS_S[unit] for number, unit in re.findall(DURATION, lasts[0])))
+    if has("how (long|much|many) .*(left|remaining)"):
+        return AskTimer()
+    # To the end, and without "in": it is asked for this place's time.
+    is_time = re.search(rf"\b({TIME})( (now|right now|please|exactly|thanks|thank you))*$", said) and not has("in")
+    return AskTime() if is_time else NotUnderstood()
 
 
 def in_words(seconds: float) -> str:
