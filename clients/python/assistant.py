@@ -5,8 +5,9 @@
     python clients/python/assistant.py --wav commands.wav
 
 What a text means is in intents.py, beside this file; `Assistant` acts on what a session tells; the rest is keyboard and
-sound. With --push-to-talk Enter begins and ends an utterance, else it listens all along. Ctrl-C: what was said is still
-answered. A token, if the server wants one, is taken from ASR_WS_TOKEN.
+sound. With --push-to-talk Enter begins and ends an utterance, else it listens all along, except while it speaks; with
+--barge-in, for headphones, then too. Ctrl-C: what was said is still answered. A token, if the server wants one, is
+taken from ASR_WS_TOKEN.
 """
 
 from __future__ import annotations
@@ -48,18 +49,40 @@ from intents import (
 PROMPT = "Turn on the kitchen lights. Dim the bedroom lights. Living room, bathroom, hall. Set a timer."
 
 
-class Voice:
-    """Prints what it says, and has it spoken where there is a command for it. A new sentence ends the one before."""
+TAIL_S = 0.2  # heard after Enter: it is pressed before the last sound has come from the device
+ECHO_S = 0.3  # unheard after the assistant's own voice: it is still on its way by loudspeaker, room and microphone
 
-    def __init__(self, command: list[str]) -> None:
+
+class Voice:
+    """Prints what it says, and has it spoken where there is a command for it. A new sentence ends the one before.
+
+    Args:
+        ear: is muted while it speaks.
+    """
+
+    def __init__(self, command: list[str], ear: Microphone | None = None) -> None:
         self._command = command
+        self._ear = ear
         self._process: subprocess.Popen[bytes] | None = None
+        self._speaking: asyncio.Task[None] | None = None
 
     def say(self, text: str) -> None:
         print(f"assistant: {text}", flush=True)
         self.hush()
-        if self._command:
-            self._process = subprocess.Popen([*self._command, text], stdin=subprocess.DEVNULL)
+        if not self._command:
+            return
+        if self._speaking is not None:
+            self._speaking.cancel()
+        if self._ear is not None:
+            self._ear.is_muted = True
+        self._process = subprocess.Popen([*self._command, text], stdin=subprocess.DEVNULL)
+        self._speaking = asyncio.create_task(self._speak(self._process), name="voice")
+
+    async def _speak(self, process: subprocess.Popen[bytes]) -> None:
+        await asyncio.to_thread(process.wait)
+        if self._ear is not None:
+            await asyncio.sleep(ECHO_S)
+            self._ear.is_muted = False
 
     def hush(self) -> None:
         if self._process is not None:
@@ -67,8 +90,8 @@ class Voice:
             self._process.wait()
 
     async def finish(self) -> None:
-        if self._process is not None:
-            await asyncio.to_thread(self._process.wait)
+        if self._speaking is not None:
+            await self._speaking
 
 
 class Assistant:
@@ -90,9 +113,11 @@ class Assistant:
             case SpeechStarted():
                 self.voice.hush()
                 self.awaited.append(event.utterance)
-            case Busy() | Retry() | Reconnecting() if not self._has_asked_for_patience:
+            case Busy() | Retry() | Reconnecting() if self.awaited and not self._has_asked_for_patience:
                 self._has_asked_for_patience = True  # once, until there is an answer
                 self.voice.say("One moment.")
+            case Reconnecting():
+                note(f"not connected ({event.reason}): next try in {event.delay_s:.1f} s")
             case Final():
                 self._has_asked_for_patience = False
                 before = list(takewhile(lambda each: each != event.utterance, self.awaited))
@@ -106,14 +131,14 @@ class Assistant:
                     self.voice.say(self.act(intent))
             case Dropped(reason="cancelled"):
                 self._forget(event.utterance)
-                print("note: dropped what was unfinished", file=sys.stderr, flush=True)
+                note("dropped what was unfinished")
             case Dropped() | Gap() | Error() if is_lost(event):
                 self._forget(getattr(event, "utterance", None))
                 self.voice.say("Sorry, I lost that. Please say it again.")
             case Dropped():  # it was heard as part of another one
                 self._forget(event.utterance)
             case Error():
-                print(f"note: {event.code}: {event.message} ({event.hint})", file=sys.stderr, flush=True)
+                note(f"{event.code}: {event.message} ({event.hint})")
         return []
 
     def _forget(self, utterance: str | None) -> None:
@@ -171,6 +196,10 @@ class Assistant:
 # ---------------------------------------------------------------- keyboard and sound
 
 
+def note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)
+
+
 def keys(*, enter: bool) -> asyncio.Queue[str]:
     """What is pressed from now on: "enter" if it is wanted, and then "end", of Ctrl-C or Ctrl-D."""
     loop, pressed = asyncio.get_running_loop(), asyncio.Queue[str]()
@@ -204,10 +233,11 @@ async def obey(pressed: asyncio.Queue[str], session: Session, source: Microphone
             await session.cancel()  # an answer that is still awaited is not wanted any more
             source.is_muted = False
         else:
+            await asyncio.sleep(TAIL_S)
             source.is_muted = True
             await asyncio.sleep(0)  # what it has heard goes before the commit
             await session.commit()
-        print("note: not listening" if source.is_muted else "note: listening", file=sys.stderr, flush=True)
+        note("not listening" if source.is_muted else "listening")
     await session.end()
 
 
@@ -218,10 +248,11 @@ async def run(args: argparse.Namespace) -> None:
     if args.push_to_talk:
         source.is_muted = True
         fields["endpointing"] = {"mode": "manual"}
-    assistant = Assistant(Voice(shlex.split(args.speak)))
+    hears_itself = not (args.wav or args.push_to_talk or args.barge_in)
+    assistant = Assistant(Voice(shlex.split(args.speak), source if hears_itself else None))
     async with connect(args.url, token=os.environ.get("ASR_WS_TOKEN") or None, **fields) as session:
         obeying = asyncio.create_task(obey(keys(enter=args.push_to_talk), session, source, assistant), name="keys")
-        print("note: Enter to talk, Enter to be answered" if args.push_to_talk else "note: listening", file=sys.stderr)
+        note("Enter to talk, Enter to be answered" if args.push_to_talk else "listening")
         try:
             async for event in session.stream(source, realtime=source is args.wav):
                 for utterance in assistant.receive(event):
@@ -242,6 +273,7 @@ def main() -> int:
     sources.add_argument("--wav", metavar="FILE", help="listen to this recording, and end with it")
     sources.add_argument("--push-to-talk", action="store_true", help="Enter begins and ends an utterance")
     parser.add_argument("--speak", metavar="COMMAND", default="", help="says the text behind it, such as espeak-ng")
+    parser.add_argument("--barge-in", action="store_true", help="listen while it speaks: with headphones")
     parser.add_argument("--prompt", default=PROMPT, help="words that the recognizer is to expect (%(default)s)")
     args = parser.parse_args()
     if args.speak and shutil.which(shlex.split(args.speak)[0]) is None:

@@ -12,12 +12,14 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
 import soundfile
 
 from asr_ws import messages
+from asr_ws.client import Reconnecting
 from asr_ws.testing.proxy import Proxy
 from asr_ws.testing.recognizer import Gate
 from asr_ws.worker.supervisor import WorkerSpec
@@ -179,6 +181,65 @@ def test_stop_cancels_what_was_begun_before_it_and_nothing_else(intents: Any) ->
     assert listening.receive(final("u2", "Turn on the hall lights.")) == []
     assert listening.receive(final("u3", "Never mind.")) == ["u1"]
     assert listening.awaited == ["u1", "u4"]
+
+
+def test_only_who_waits_is_asked_for_patience(intents: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assistant = import_module("assistant")
+    listening = assistant.Assistant(assistant.Voice([]))
+    listening.receive(Reconnecting(1, 0.5, "going away"))
+    assert capsys.readouterr() == ("", "note: not connected (going away): next try in 0.5 s\n")
+    listening.receive(messages.SpeechStarted(utterance="u1", audio_start_ms=0))
+    for attempt in (1, 2):
+        listening.receive(Reconnecting(attempt, 0.5, "going away"))
+    assert capsys.readouterr().out == "assistant: One moment.\n"
+
+
+async def test_what_is_said_as_the_key_is_pressed_is_heard(intents: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assistant = import_module("assistant")
+    clock, muted = asyncio.get_running_loop().time, []
+
+    class Ear:
+        """Writes down when it was muted."""
+
+        def __setattr__(self, name: str, value: bool) -> None:
+            super().__setattr__(name, value)
+            muted.append((value, clock()))
+
+    class Session:
+        async def cancel(self) -> None: ...
+
+        async def commit(self) -> None:
+            muted.append((ear.is_muted, clock()))
+
+        async def end(self) -> None: ...
+
+    monkeypatch.setattr(assistant, "Microphone", Ear)
+    ear, pressed = Ear(), asyncio.Queue[str]()
+    ear.is_muted = True
+    for key in ("enter", "enter", "end"):
+        pressed.put_nowait(key)
+    await assistant.obey(pressed, Session(), ear, assistant.Assistant(assistant.Voice([])))
+    assert [value for value, _ in muted] == [True, False, True, True]
+    assert muted[2][1] - muted[1][1] >= assistant.TAIL_S
+
+
+async def test_the_microphone_is_muted_while_the_assistant_speaks(intents: Any) -> None:
+    assistant = import_module("assistant")
+    ear = SimpleNamespace(is_muted=False)
+    async with Peer() as listener:
+        voice = assistant.Voice([sys.executable, str(WORLD / "speaker.py"), str(listener.port)], ear)
+        voice.say("One.")
+        assert ear.is_muted
+        first, _ = await listener.connected()
+        assert await first.readline() == b"One.\n"
+        voice.say("Two.")
+        assert await first.read() == b"", "it was killed"
+        _, writer = await listener.connected()
+        await asyncio.sleep(2 * assistant.ECHO_S)
+        assert ear.is_muted
+        writer.write(b".")
+        await voice.finish()
+        assert not ear.is_muted
 
 
 async def test_lights_keep_their_state_and_a_second_timer_replaces_the_first(intents: Any) -> None:
@@ -424,17 +485,24 @@ async def test_one_moment_is_said_once_while_the_server_is_busy(scripted: Worker
 
 
 async def test_one_moment_is_said_once_while_there_is_no_connection(scripted: WorkerSpec) -> None:
-    async with Proxy().listening() as proxy, serving(scripted) as app:
+    async def open_all(gate: Gate) -> None:
+        while True:
+            await gate.open()
+
+    async with Gate() as gate, Proxy().listening() as proxy, serving(scripted) as app:
         proxy.point_to(app.url)
-        async with assisting(proxy.url, "--push-to-talk") as program:
+        async with assisting(proxy.url, "--push-to-talk", prompt=gate.script) as program:
             await program.talk()
-            await program.until(LIGHTS[-1])
+            first = await gate.entered()
             while proxy.n_accepted < 3:
                 proxy.cut()
                 await asyncio.sleep(0)
-            await program.talk()
-            await program.until(LIGHTS[-1])
-    assert program.said == [*LIGHTS, "assistant: One moment.", *LIGHTS]
+            gate.release(first)
+            opening = asyncio.create_task(open_all(gate))  # how often it was sent again is not known
+            await program.until(NOT_UNDERSTOOD)
+            opening.cancel()
+    said = [line for line in program.said if not line.startswith("note: not connected")]
+    assert said == ["assistant: One moment.", "you: country 16000", NOT_UNDERSTOOD]
 
 
 async def test_enter_anew_drops_the_answer_that_was_awaited(scripted: WorkerSpec) -> None:
@@ -455,7 +523,7 @@ async def test_enter_anew_drops_the_answer_that_was_awaited(scripted: WorkerSpec
 async def test_whoever_speaks_stops_the_assistants_own_voice(scripted: WorkerSpec) -> None:
     async with Peer() as ear, serving(scripted) as app:
         speak = f"{sys.executable} {WORLD / 'speaker.py'} {ear.port}"
-        async with assisting(app.url, "--speak", speak) as program:
+        async with assisting(app.url, "--speak", speak, "--barge-in") as program:
             await program.hear(b"sq")
             first, _ = await ear.connected()
             assert await first.readline() == b"The kitchen lights are on.\n"
@@ -466,6 +534,19 @@ async def test_whoever_speaks_stops_the_assistants_own_voice(scripted: WorkerSpe
             assert await second.readline() == b"The kitchen lights are on.\n"
             writer.write(b".")
             assert await second.read() == b"", "it has ended by itself"
+
+
+@needs_sigint
+async def test_the_assistant_does_not_hear_itself(scripted: WorkerSpec) -> None:
+    async with Peer() as ear, serving(scripted) as app:
+        speak = f"{sys.executable} {WORLD / 'speaker.py'} {ear.port}"
+        async with assisting(app.url, "--speak", speak) as program:
+            await program.hear(b"sq")
+            _, writer = await ear.connected()
+            await program.hear(b"sq")
+            writer.write(b".")
+            program.process.send_signal(signal.SIGINT)
+            assert await program.ended() == (0, LIGHTS)
 
 
 async def test_enter_stops_the_assistants_own_voice(scripted: WorkerSpec) -> None:
