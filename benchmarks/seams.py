@@ -21,8 +21,7 @@ import click
 import msgspec
 
 from asr_ws import messages
-from asr_ws.client import Event, Gap, Reconnected, Reconnecting, Transcript, connect
-from asr_ws.client.connection import CONNECTION_LOST
+from asr_ws.client import CONNECTION_LOST, Event, Gap, Reconnected, Reconnecting, Transcript, connect
 from asr_ws.testing.conservation import Conservation
 from asr_ws.testing.proxy import Proxy
 from asr_ws.testing.wer import word_errors, words

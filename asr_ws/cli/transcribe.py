@@ -14,8 +14,17 @@ import msgspec
 
 from asr_ws import messages
 from asr_ws.cli.client_options import for_clients
-from asr_ws.client import Event, Gap, Reconnecting, SessionFailed, Transcript, Unreachable, connect, is_lost
-from asr_ws.client.connection import CONNECTION_LOST
+from asr_ws.client import (
+    CONNECTION_LOST,
+    Event,
+    Gap,
+    Reconnecting,
+    SessionFailed,
+    Transcript,
+    Unreachable,
+    connect,
+    is_lost,
+)
 from asr_ws.client.sources import open_source
 from asr_ws.errors import ClientError, UsageError
 

@@ -4,12 +4,13 @@
 """
 
 from asr_ws.client.address import DEFAULT_URL, ConnectionLost, SessionRefused, Unreachable
-from asr_ws.client.events import Event, Gap, Reconnected, Reconnecting, is_lost
+from asr_ws.client.events import CONNECTION_LOST, Event, Gap, Reconnected, Reconnecting, is_lost
 from asr_ws.client.session import Session, SessionFailed, connect
 from asr_ws.client.sources import AudioSource
 from asr_ws.client.transcript import Transcript, collect, transcribe
 
 __all__ = [
+    "CONNECTION_LOST",
     "DEFAULT_URL",
     "AudioSource",
     "ConnectionLost",

@@ -15,12 +15,11 @@ from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from typing import Final as Constant
 
 import msgspec
 
 from asr_ws import messages
-from asr_ws.client.events import Event
+from asr_ws.client.events import CONNECTION_LOST, OWN, Event
 from asr_ws.client.recording import Fate, Recording, Told
 from asr_ws.client.ring import Range, Ranges
 
@@ -34,10 +33,6 @@ MAX_HELD = 2  # refused utterances that a server keeps for a session: one more w
 HOLD_MARGIN_S = 0.5  # a retry is sent this long before the server's hold ends, at the latest
 JITTER_S = 0.25  # upon the server's hint, which has its own
 WINDOW_MS = 32  # of the speech detector
-CONNECTION_LOST: Constant = "connection_lost"  # the reason of a `retry` that is not the server's
-OWN: Constant = (
-    "asr_ws.client"  # the id of commits, and the beginning of the ids of pings, that the user did not ask for
-)
 
 Of = (
     messages.SpeechStarted

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final as Constant
+
 from msgspec import Struct
 
 from asr_ws import messages
+
+CONNECTION_LOST: Constant = "connection_lost"  # the reason of a `Retry` that is not the server's
+OWN: Constant = "asr_ws.client"  # the id of commits, and the beginning of those of pings, that its user did not ask for
 
 
 class Reconnecting(Struct, frozen=True, tag_field="type", tag="reconnecting"):

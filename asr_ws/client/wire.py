@@ -24,7 +24,7 @@ from asr_ws.client.address import (
     session_url,
     trust_hint,
 )
-from asr_ws.client.connection import OWN
+from asr_ws.client.events import OWN
 from asr_ws.errors import ClientError, ProtocolError
 
 GREETING_S = 0.5  # without `ready`: the server may wait for a token

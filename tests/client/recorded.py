@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from asr_ws import messages
-from asr_ws.client.connection import OWN, Connection
-from asr_ws.client.events import Event
+from asr_ws.client.connection import Connection
+from asr_ws.client.events import OWN, Event
 from asr_ws.client.recording import Recording
 from asr_ws.client.ring import AudioRing
 
