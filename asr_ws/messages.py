@@ -9,6 +9,8 @@ an ``extra_json_schema`` the schema says and nothing here checks.
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Annotated, Any, Literal
 from typing import Final as Constant
 
@@ -409,6 +411,8 @@ def decode_event(text: str | bytes) -> ServerEvent | Unknown:
         ProtocolError: ``bad_message``: not an event at all.
     """
     try:
+        if _HUGE.search(str(text)):
+            json.loads(text, parse_int=lambda digits: float(int(digits)))
         try:
             event: ServerEvent = _event_decoder.decode(text)
             return event
@@ -417,8 +421,9 @@ def decode_event(text: str | bytes) -> ServerEvent | Unknown:
             if isinstance(fields, dict) and isinstance(kind := fields.pop("type", None), str) and kind not in _KNOWN:
                 return Unknown(kind, fields)
             raise
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
         raise ProtocolError("bad_message", f"the server sent {str(text[:200])!r}") from error
 
 
+_HUGE = re.compile(r"\d{300}")  # what might be no float, with which nothing can be reckoned
 _KNOWN = frozenset(str(event.__struct_config__.tag) for event in ServerEvent.__args__)

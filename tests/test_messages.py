@@ -522,6 +522,10 @@ def test_event_of_a_newer_server_comes_back_as_unknown() -> None:
         '{"type":"state","state":"sleepy","partials":"on"}',
         '{"type":"diarized","speakers": nul',
         '{"type":"diarized","x":1e999}',
+        '{"type":"diarized","x":NaN}',
+        f'{{"type":"diarized","x":{"9" * 400}}}',
+        f'{{"type":"pong","id":-{"9" * 400}}}',
+        f'{{"type":"pong","id":{"9" * 5000}}}',
         '{"type":"diarized","x":"\ud800"}',
         '{"type":"diarized","x":' + "[" * 100_000 + "]" * 100_000 + "}",
         '{"x":' + "[" * 100_000 + "]" * 100_000 + ',"type":"pong","id":1}',
@@ -534,3 +538,8 @@ def test_what_is_not_an_event_is_a_protocol_error(text: str | bytes) -> None:
         decode_event(text)
     assert caught.value.code == "bad_message"
     assert caught.value.message == f"the server sent {str(text[:200])!r}"
+
+
+def test_digits_in_a_text_are_no_number() -> None:
+    said = "0" * 400
+    assert decode_event(f'{{"type":"pong","id":"{said}"}}') == Pong(id=said)

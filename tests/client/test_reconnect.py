@@ -437,6 +437,22 @@ async def test_what_is_dropped_without_another_try_is_told_and_the_session_goes_
     assert events[-1].received_ms == 2000
 
 
+@pytest.mark.parametrize("id", ["9" * 400, "NaN", "[" * 100_000])
+async def test_what_is_no_event_ends_the_session_with_an_error_of_the_clients(id: str) -> None:
+    async def serve_one(socket: ServerConnection) -> None:
+        await socket.send(messages.encode(recorded.READY))
+        await socket.recv()
+        await socket.send(f'{{"type":"pong","id":{id}}}')
+        await socket.wait_closed()
+
+    async with serve(serve_one, "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        async with connect(f"http://127.0.0.1:{port}") as session:
+            await session.send(SECOND)
+            with pytest.raises(ClientError, match="is this an asr_ws server"):
+                [event async for event in session.events()]
+
+
 async def test_a_source_that_was_cancelled_ends_the_session(scripted: WorkerSpec) -> None:
     async def said() -> AsyncIterator[bytes]:
         yield SECOND
