@@ -17,6 +17,7 @@ from asr_ws.errors import ClientError, UsageError
 
 DEFAULT_URL = f"ws://127.0.0.1:8765{messages.PATH}"
 WHERE = f"sessions are at {DEFAULT_URL} or alike"
+PROXY_HINT = "the environment names that proxy, by http_proxy, https_proxy, socks_proxy or all_proxy"
 TOKEN_HINT = "give it a token: --token-file FILE, or ASR_WS_TOKEN; in Python connect(url, token=...)"
 OTHER_TOKEN_HINT = "the token that was given is none of the server's: ask whoever runs it"
 OTHER_NAME = (62, 64)  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH, _IP_ADDRESS_MISMATCH
@@ -90,9 +91,9 @@ def session_url(url: str) -> tuple[str, str]:
     try:
         parts = urlsplit(url)
         _ = parts.port
-    except ValueError as error:
+        user, at, host = parts.netloc.rpartition("@")
+    except (ValueError, TypeError, AttributeError) as error:  # the latter: it is no text
         raise no_address(url) from error
-    user, at, host = parts.netloc.rpartition("@")
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     is_plain = scheme != parts.scheme or parts.path in ("", "/")
     path = parts.path.removesuffix(messages.PATH).rstrip("/") + messages.PATH if is_plain else parts.path

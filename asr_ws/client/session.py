@@ -20,7 +20,7 @@ import random
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 from typing import Final as Constant
 
 import msgspec
@@ -50,6 +50,8 @@ DROPPED: Constant = "dropped"
 COMES_BACK: Constant = (1001, 1005, 1006, 1011, 1012, 1013, 1014)  # closes after which the server, or the next one, is
 LEFT: Constant = ("the session is over: its block was left", "`close` first, for the outcome of all that was said")
 TRANSIENT: Constant = ("internal", "slow_consumer", "idle")  # fatal errors that another connection need not have
+
+MessageT = TypeVar("MessageT", messages.Start, messages.Commit)
 
 
 class SessionFailed(ClientError):
@@ -111,19 +113,28 @@ async def connect(
 
 def start_message(token: str | None, fields: dict[str, Any]) -> messages.Start:
     """Raises: ClientError: a field or a token that is none."""
-    token = token.strip() if token is not None else None  # the end of the line that it was read from
+    start = _message(messages.Start, {"token": token, **fields})
+    token = start.token = start.token.strip() if start.token is not None else None  # the line's end
     if token == "":
         raise ClientError("the token is empty", TOKEN_HINT)
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
         raise ClientError(
             "a token has no spaces, and letters of ASCII only", "the token alone: no name behind it, no second line"
         )
+    return start
+
+
+def _message(kind: type[MessageT], fields: dict[str, Any]) -> MessageT:
+    """Raises: ClientError: the server would not take it."""
+    tag = kind.__struct_config__.tag
     try:
-        start = msgspec.convert({"type": "start", "token": token, **msgspec.to_builtins(fields)}, messages.Start)
-        start.audio.check()
-        return start
-    except (msgspec.ValidationError, TypeError, ProtocolError) as error:
-        raise ClientError(f"start fields: {error}", "see docs/reference/protocol.md") from error
+        message = msgspec.convert({"type": tag, **msgspec.to_builtins(fields)}, kind)
+        messages.decode_message(messages.encode(message))
+        if isinstance(message, messages.Start):
+            message.audio.check()
+    except (msgspec.ValidationError, ProtocolError, TypeError, UnicodeError, RecursionError) as error:
+        raise ClientError(f"{tag} fields: {error}", "see docs/reference/protocol.md") from error
+    return message
 
 
 class _Pulse:
@@ -194,9 +205,14 @@ class Session:
         await asyncio.sleep(0)  # a loop that only sends is not alone
 
     async def commit(self, id: str | None = None) -> None:
-        """The utterance ends here (push to talk); ``id`` comes back in its `accepted`, `busy` or error."""
+        """The utterance ends here (push to talk); ``id`` comes back in its `accepted`, `busy` or error.
+
+        Raises:
+            ClientError: after `end`, or after the end of the session; an id that is not 1 to 128 characters of text.
+        """
+        commit = _message(messages.Commit, {"id": id})
         self._begin()
-        self._recording.commit(id)
+        self._recording.commit(commit.id)
         self._changed.fire()
 
     async def cancel(self, utterance: str | None = None) -> None:

@@ -9,11 +9,19 @@ from socket import gaierror
 
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as open_socket
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidMessage,
+    InvalidProxy,
+    InvalidStatus,
+    InvalidURI,
+)
 from websockets.typing import Subprotocol
 
 from asr_ws import messages
 from asr_ws.client.address import (
+    PROXY_HINT,
     TOKEN_HINT,
     WHERE,
     ConnectionLost,
@@ -68,7 +76,7 @@ async def _open(url: str, user: str, start: messages.Start, *, introduce: bool) 
         )
     except InvalidStatus as refused:
         raise not_let_in(url, refused.response, start.token) from refused
-    except (InvalidURI, UnicodeError) as error:  # of a name that IDNA cannot encode
+    except InvalidURI as error:
         raise no_address(url) from error
     except InvalidHandshake as error:
         maybe_tls = isinstance(error, InvalidMessage) and url.startswith("ws:")
@@ -86,6 +94,10 @@ async def _open(url: str, user: str, start: messages.Start, *, introduce: bool) 
         elif isinstance(error, ConnectionResetError):
             hint = "it may have too many connections, or speak no TLS"
         raise Unreachable(f"no session at {url}: {str(error) or 'the connection was cut off'}", hint) from error
+    except (InvalidProxy, ImportError) as error:  # the latter: of what a SOCKS proxy needs
+        raise ClientError(f"no session at {url}: {error}", PROXY_HINT) from error
+    except ValueError as error:  # no name of a host, in it or where it leads to
+        raise ClientError(f"no session at {url}: {error}", WHERE) from error
     wire = Wire(socket)
     try:
         sent = socket.request.headers.get("Authorization") if socket.request is not None else None

@@ -111,11 +111,33 @@ async def test_no_server_is_a_clear_error() -> None:
             pass
 
 
-@pytest.mark.parametrize("field", [{"langauge": "en"}, {"endpointing": {"silence_ms": 1}}, {"words": "yes"}])
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"langauge": "en"},
+        {"endpointing": {"silence_ms": 1}},
+        {"words": "yes"},
+        {"token": 5},
+        {"client": "\ud800"},
+        {"prompt": "a" * 400, "hotwords": "b" * 401},
+        {"language": "e" * 16_384},
+    ],
+)
 async def test_wrong_start_field_is_told_before_anything_is_sent(field: dict[str, Any]) -> None:
     with pytest.raises(ClientError, match="start fields"):
         async with connect("ws://127.0.0.1:9/v1/stream", **field):
             pass
+
+
+@pytest.mark.parametrize("id", ["", "c" * 129, "\ud800", 5])
+async def test_a_commits_id_that_is_none_is_told_and_the_session_goes_on(scripted: WorkerSpec, id: Any) -> None:
+    async with serving(scripted) as app, connect(app.url, prompt="say hello", **MANUAL) as session:
+        await session.send(SECOND)
+        with pytest.raises(ClientError, match="commit fields"):
+            await session.commit(id)
+        await session.close()
+        events = [event async for event in session.events()]
+    assert collect(events).text == "hello"
 
 
 async def test_lost_connection_is_told_with_its_close_code(scripted: WorkerSpec) -> None:
@@ -274,9 +296,24 @@ async def test_what_answers_the_handshake_otherwise_is_told() -> None:
             assert error.message == f"no session at ws{url[4:]}v1/stream: HTTP {answer[:3].decode()}"
         answer = b"404 Not Found\r\n\r\n"
         assert (await refused(url)).hint.startswith("behind a proxy its prefix belongs to the address")
-        for none in ("127.0.0.1:8765", "http://[::1", "http://127.0.0.1:87650", "http://127.0.0.1:x", "http://a..b"):
+        none: Any
+        for none in (
+            "127.0.0.1:8765",
+            "http://[::1",
+            "http://127.0.0.1:87650",
+            "http://127.0.0.1:x",
+            None,
+            b"ws://h",
+            5,
+        ):
             assert (await refused(none)).hint.startswith("such as http://")
         assert (await refused("http://nowhere.invalid")).hint == "is the name right, and the network there?"
+        for none in ("a" * 70, "a..b", "h\0", "\ud800"):
+            answer = f"302 Found\r\nLocation: ws://{none}/\r\n\r\n".encode("utf-8", "surrogatepass")
+            for address in (f"ws://{none}/", url):
+                assert (await refused(address)).message.startswith("no session at ws://")
+        answer = b"302 Found\r\nLocation: http://[\r\n\r\n"
+        assert (await refused(url)).message.endswith("Invalid IPv6 URL")
         answer = b"401 Unauthorized\r\nWWW-Authenticate: Basic\r\n\r\n"
         error = await refused(url.replace("//", "//joe:secret@"), token="client-token-of-enough-letters")
         assert error.hint.startswith("the proxy in front wants a user and a password")
@@ -284,6 +321,13 @@ async def test_what_answers_the_handshake_otherwise_is_told() -> None:
         answer = b"garbage"
         assert (await refused(url)).hint == "it may want TLS: https:// or wss://"
         assert (await refused(url.replace("http", "https"))).hint == "it may speak no TLS: http:// or ws://"
+
+
+@pytest.mark.parametrize("proxy", ["nonsense", "foo://h:1", "http://"])
+async def test_a_proxy_that_is_none_is_told(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.setenv("no_proxy", "")
+    assert (await refused("ws://example.invalid/")).hint.startswith("the environment names that proxy")
 
 
 async def test_a_certificate_that_is_not_trusted_is_told_with_what_to_do(
