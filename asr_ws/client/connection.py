@@ -27,6 +27,7 @@ PING_S = 5.0  # at most from one to the next, and ...
 PING_AUDIO_S = 0.5  # ... so much audio
 WINDOW_S = 1.0  # of audio that the server has not said to have taken, beside the way there and back, twice
 SILENT_S = 15.0  # without an answer the connection is dead, whatever the operating system thinks
+STUCK_S = 60.0  # without the answer to a ping, whatever else it says: nothing may follow what was sent
 AHEAD_S = 0.5  # of audio that the server has not taken, from a source that can wait
 FRAME_S = 0.1  # of older audio; live audio goes as it comes
 MAX_HELD = 2  # refused utterances that a server keeps for a session: one more would drive out the oldest
@@ -161,15 +162,20 @@ class Connection:
         return self._recording.to_ms(self._recording.ring.capacity)
 
     def is_dead(self, *, now: float) -> bool:
-        asked_at = self._pings[0].now if self._pings else now
-        return now - max(asked_at, self._heard_at) > SILENT_S
+        return now > self._dead_at
+
+    @property
+    def _dead_at(self) -> float:
+        if not self._pings:
+            return math.inf
+        asked_at = self._pings[0].now
+        return min(max(asked_at, self._heard_at) + SILENT_S, asked_at + STUCK_S)
 
     def due_at(self) -> float:
         """When there may be something to do though nothing came."""
         _, oldest = self._oldest_refused()
         retry_at = oldest.retry_at if oldest is not None else math.inf
-        dead_at = max(self._pings[0].now, self._heard_at) + SILENT_S if self._pings else math.inf
-        return min(self._pinged.now + PING_S, retry_at, dead_at)
+        return min(self._pinged.now + PING_S, retry_at, self._dead_at)
 
     def cancel(self, utterance: str | None) -> list[Event]:
         owed_until = max((end for _, end in self.owed), default=0)  # of that this connection tells no more
@@ -312,6 +318,8 @@ class Connection:
                 return self._finish(event, Fate.REFUSED)
             case messages.Error():
                 return self._fail(event)
+            case messages.Unknown(fields={"utterance": id}):
+                return [messages.Unknown(event.type, {**event.fields, "utterance": self._name(id)})]
             case messages.Done():
                 self.done = event
                 # The server has heard it all, and told of every utterance.
@@ -401,10 +409,7 @@ class Connection:
         # With other settings than were asked for, the audio would be taken for something else.
         if event.fatal or self._hearing_ms is None:
             self.error = event
-        if event.utterance is None:
-            return [event]
-        entry = self._entries.get(event.utterance)
-        return [msgspec.structs.replace(event, utterance=entry.told.id if entry is not None else None)]
+        return [msgspec.structs.replace(event, utterance=self._name(event.utterance))]
 
     def interrupt(self, *, delay_s: float) -> list[Event]:
         """It is over; the next one begins after that.
@@ -451,6 +456,11 @@ class Connection:
             told.is_cancelled = told.is_cancelled or told.start < self._cancelled_until
             self._entries[id] = _Entry(told, told.attempt)
         return self._entries[id]
+
+    def _name(self, id: object) -> str | None:
+        """As its user knows it."""
+        entry = self._entries.get(id) if isinstance(id, str) else None
+        return entry.told.id if entry is not None else None
 
     def _locate(self, told: Told, event: messages.Accepted | messages.Final | messages.Dropped) -> None:
         told.start, told.end = self._span(event.audio_start_ms, event.audio_end_ms)

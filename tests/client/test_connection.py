@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from asr_ws import messages
-from asr_ws.client.connection import PING_S, SILENT_S, Connection, retry_delay_s
+from asr_ws.client.connection import PING_S, SILENT_S, STUCK_S, Connection, retry_delay_s
 from asr_ws.client.events import Gap
 from tests.client.recorded import (
     HEARING_MS,
@@ -117,6 +117,19 @@ def test_a_server_that_does_not_answer_is_dead_and_one_that_was_not_asked_is_not
     assert scene.connection.is_dead(now=scene.now + 0.001)
     scene.tell(STARTED)
     assert not scene.connection.is_dead(now=scene.now + 0.001)
+
+
+def test_a_server_that_says_much_and_takes_nothing_is_dead_too() -> None:
+    """Regression: it was waited for as long as it said anything."""
+    scene = Scene().connect()
+    scene.is_mute = True
+    scene.record(5000)
+    scene.wait(STUCK_S - 0.1)
+    scene.tell(STARTED, messages.Pong(id="another"))
+    assert scene.log[1:] == [(0, 1000)]
+    assert not scene.connection.is_dead(now=STUCK_S)
+    assert scene.connection.due_at() == STUCK_S
+    assert scene.connection.is_dead(now=STUCK_S + 0.001)
 
 
 # ---------------------------------------------------------------- refusals
@@ -376,6 +389,18 @@ def test_an_error_tells_of_the_utterance_by_the_name_that_its_user_knows() -> No
     scene.lose().connect()
     scene.tell(speech("u1", 0), error("unknown_utterance", utterance="u1"), error("unknown_utterance", utterance="u9"))
     assert [each.utterance for each in scene.of(messages.Error)] == ["u2", None]
+
+
+def test_an_event_of_a_newer_server_tells_of_the_utterance_by_the_name_that_its_user_knows() -> None:
+    scene = Scene().connect()
+    scene.record(3000)
+    scene.tell(speech("u1", 0), accepted("u1", 0, 900), final("u1", 0, 900), speech("u2", 1000))
+    scene.lose().connect()
+    scene.tell(speech("u1", 0))
+    for utterance in ("u1", "u9", ["u1"]):
+        scene.tell(messages.Unknown("diarized", {"seq": 3, "utterance": utterance, "speaker": 1}))
+    told = [{"seq": seq, "utterance": id, "speaker": 1} for seq, id in ((6, "u2"), (7, None), (8, None))]
+    assert [each.fields for each in scene.of(messages.Unknown)] == told
 
 
 # ---------------------------------------------------------------- cancelled
