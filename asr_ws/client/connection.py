@@ -224,7 +224,7 @@ class Connection:
             self._go_to(start, now)
         if self._next_mark < len(marks) and marks[self._next_mark].at == start:
             self._commit(marks[self._next_mark].id, now)
-            self._next_mark += 1
+            self._next_mark += 1 - self._recording.forget_marks()
         if self._outbox or self._barrier is not None or start == end:
             return None
         until = min(end, start + math.ceil(FRAME_S * rate))

@@ -8,6 +8,7 @@ with the same id and the next attempt.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -109,6 +110,13 @@ class Recording:
 
     def commit(self, id: str | None) -> None:
         self.marks.append(Mark(self.ring.end, id))
+
+    def forget_marks(self) -> int:
+        """Those before all that has no outcome: nothing is told of there, nor sent. Returns: how many they were."""
+        start, _ = next(iter(self.ring.unsettled(0, self.ring.end)), (self.ring.end, 0))
+        n_old = bisect_left(self.marks, start - self.to_frames(NEAR_MS), key=lambda mark: mark.at)
+        del self.marks[:n_old]
+        return n_old
 
     # ---------------------------------------------------------------- utterances
 

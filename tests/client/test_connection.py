@@ -268,6 +268,31 @@ def test_a_commit_is_said_again_where_it_was_said() -> None:
     assert scene.log == ["start", (1000, 1500)]
 
 
+def test_commits_before_all_that_has_no_outcome_are_forgotten() -> None:
+    """Regression: they were kept as long as the session was."""
+    scene = Scene().connect()
+    for start in range(0, 10_000, 100):
+        scene.record(100)
+        scene.commit(f"c{start}")
+        scene.tell(speech(f"u{start}", start), accepted(f"u{start}", start, start + 100))
+        scene.tell(final(f"u{start}", start, start + 100))
+    assert [mark.at for mark in scene.recording.marks] == [9900, 10_000]
+
+
+def test_a_commit_behind_what_has_no_outcome_is_not_forgotten() -> None:
+    scene = Scene().connect()
+    scene.record(100)
+    scene.commit("c0")
+    scene.tell(speech("u0", 0), accepted("u0", 0, 100))
+    for start in range(100, 1000, 100):
+        scene.record(100)
+        scene.commit(f"c{start}")
+        scene.tell(speech(f"u{start}", start), accepted(f"u{start}", start, start + 100))
+        scene.tell(final(f"u{start}", start, start + 100))
+    scene.lose().connect()
+    assert scene.log == ["start", (0, 100), "commit c0"]
+
+
 def test_what_two_pieces_would_join_is_not_told_of_the_commit_between_them() -> None:
     scene = Scene().connect()
     scene.record(5000)
