@@ -137,6 +137,12 @@ def _message(kind: type[MessageT], fields: dict[str, Any]) -> MessageT:
     return message
 
 
+async def _cancel(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
 class _Pulse:
     """Something has changed, for whoever waits at this moment."""
 
@@ -175,6 +181,7 @@ class Session:
         self._is_over = False
         self._changed = _Pulse()
         self._running: asyncio.Task[None]
+        self._sending: asyncio.Task[None] | None = None
 
     def _record(self, audio: messages.AudioFormat) -> Recording:
         frame_bytes = audio.bytes_per_s // audio.sample_rate
@@ -272,13 +279,12 @@ class Session:
         if self._is_over or self._recording.is_ending:
             raise ClientError("the session takes no second source", "connect once for each")
         await self._declare(opened.audio)
-        sender = asyncio.create_task(self._send_all(opened, realtime), name="asr_ws sender")
+        self._sending = asyncio.create_task(self._send_all(opened, realtime), name="asr_ws sender")
         try:
             async for event in self.events():
                 yield event
         finally:
-            sender.cancel()
-            await asyncio.wait([sender])
+            await _cancel(self._sending)
 
     # ---------------------------------------------------------------- audio
 
@@ -324,7 +330,7 @@ class Session:
         try:
             self._begin()
             async for chunk in opened.chunks:
-                if self._recording.is_ending:  # by its user, who wants no more of the source
+                if self._is_over or self._recording.is_ending:  # nobody wants more of the source
                     return
                 for part in self._parts(chunk):
                     self._recording.ring.append(part)
@@ -345,6 +351,9 @@ class Session:
             self._fail(ClientError("the source was cancelled"))
         except Exception as error:  # the source's own, most of all: `events` raises it
             self._fail(error)
+        finally:
+            if isinstance(opened.chunks, AsyncGenerator):
+                await opened.chunks.aclose()
 
     async def _room(self) -> None:
         """A source that can wait does not run ahead: neither of the server nor of its user."""
@@ -359,8 +368,7 @@ class Session:
         self._running = asyncio.create_task(self._run(wire), name="asr_ws session")
 
     async def _stop(self) -> None:
-        self._running.cancel()
-        await asyncio.wait([self._running])
+        await _cancel(self._running, *([self._sending] if self._sending is not None else []))
 
     async def _run(self, wire: Wire) -> None:
         """All connections, one after the other."""

@@ -136,6 +136,7 @@ async def _from_thread(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
 
     def read() -> None:
         last: BaseException | None = None
+        iterator: Iterator[bytes] | None = None
         try:
             iterator = iter(chunks)
             while wanted.acquire() and not is_over.is_set() and (chunk := next(iterator, None)) is not None:
@@ -143,8 +144,8 @@ async def _from_thread(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
         except BaseException as error:  # the source's own, raised where it is read
             last = error
         finally:
-            if isinstance(chunks, Generator):
-                chunks.close()
+            if isinstance(iterator, Generator):
+                iterator.close()
         with suppress(RuntimeError):  # the loop is closed: nobody waits
             loop.call_soon_threadsafe(came.put_nowait, last)
 

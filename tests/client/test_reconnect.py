@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -451,6 +451,82 @@ async def test_what_is_no_event_ends_the_session_with_an_error_of_the_clients(id
             await session.send(SECOND)
             with pytest.raises(ClientError, match="is this an asr_ws server"):
                 [event async for event in session.events()]
+
+
+class Closing:
+    """A source that has more than anybody takes, and says when it was closed."""
+
+    def __init__(self) -> None:
+        self.is_closed = threading.Event()
+
+    def blocking(self) -> Iterator[bytes]:
+        try:
+            while True:
+                yield SECOND
+        finally:
+            self.is_closed.set()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self.blocking()
+
+    async def waiting(self) -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield SECOND
+        finally:
+            self.is_closed.set()
+
+
+SOURCES: dict[str, Callable[[Closing], Any]] = {
+    "generator": Closing.blocking,
+    "iterable": lambda source: source,
+    "async": Closing.waiting,
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+async def test_a_source_is_closed_when_the_session_fails(scripted: WorkerSpec, kind: str) -> None:
+    source = Closing()
+    held = SOURCES[kind](source)
+    async with (
+        serving(scripted) as app,
+        Proxy(app.url).listening() as proxy,
+        connect(proxy.url, reconnects=0, **MANUAL) as session,
+    ):
+        events = session.stream(held)
+        await until(events, messages.SpeechStarted)
+        proxy.cut()
+        with pytest.raises(ConnectionLost):
+            [event async for event in events]
+        await asyncio.to_thread(source.is_closed.wait, 5)
+        assert source.is_closed.is_set()
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+async def test_a_source_is_closed_when_its_user_ends_it(scripted: WorkerSpec, kind: str) -> None:
+    source = Closing()
+    held = SOURCES[kind](source)
+    async with serving(scripted) as app, connect(app.url, **MANUAL) as session:
+        events = session.stream(held)
+        await until(events, messages.SpeechStarted)
+        await session.end()
+        await until(events, messages.Done)
+        await asyncio.to_thread(source.is_closed.wait, 5)
+        assert source.is_closed.is_set()
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+async def test_a_source_is_closed_with_the_block(scripted: WorkerSpec, kind: str) -> None:
+    """Also where its user still holds the events."""
+    source = Closing()
+    held = SOURCES[kind](source)
+    async with serving(scripted) as app:
+        async with connect(app.url, **MANUAL) as session:
+            events = session.stream(held)
+            await until(events, messages.SpeechStarted)
+        await asyncio.to_thread(source.is_closed.wait, 5)
+        assert source.is_closed.is_set()
+        await events.aclose()
 
 
 async def test_a_source_that_was_cancelled_ends_the_session(scripted: WorkerSpec) -> None:
