@@ -103,6 +103,7 @@ async def connect(
     session = Session(url, start, wire, ring_s=ring_s, reconnects=reconnects)
     session._run_on(wire)
     try:
+        await asyncio.sleep(0)  # a task that is cancelled before it has begun closes nothing
         yield session
     finally:
         try:
@@ -406,8 +407,8 @@ class Session:
             return lost
         finally:
             reading.cancel()
-            await asyncio.wait([reading])
             await wire.close()
+            await asyncio.wait([reading])
         if connection.error is not None:
             raise SessionFailed(connection.error)
         assert connection.done is not None

@@ -39,7 +39,7 @@ def connect(
 ) -> Iterator[Session]:
     """As `asr_ws.client.connect`."""
     loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="asr_ws client", daemon=True)
+    thread = threading.Thread(target=_turn, args=[loop], name="asr_ws client", daemon=True)
     thread.start()
     try:
         opened = asynchronous.connect(url, token=token, ring_s=ring_s, reconnects=reconnects, **start_fields)
@@ -49,10 +49,15 @@ def connect(
         finally:
             _run(loop, opened.__aexit__(None, None, None))
     finally:
-        _run(loop, _finish(loop))
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
-        loop.close()
+
+
+def _turn(loop: asyncio.AbstractEventLoop) -> None:
+    """Until it is stopped; its end is no other thread's, whom Ctrl-C may reach meanwhile."""
+    loop.run_forever()
+    loop.run_until_complete(_finish(loop))
+    loop.close()
 
 
 async def _finish(loop: asyncio.AbstractEventLoop) -> None:

@@ -179,4 +179,7 @@ class Wire:
         return event
 
     async def close(self) -> None:
-        await self._socket.close()
+        try:
+            await self._socket.close()
+        finally:  # also of what is cancelled meanwhile
+            self._socket.transport.abort()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import soundfile
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.protocol import State
 
 from asr_ws import messages
 from asr_ws.client import (
@@ -706,6 +707,81 @@ async def test_the_synchronous_twin_ends_in_order_at_ctrl_c(
 
     async with serving(scripted) as app:
         await asyncio.to_thread(talk, app.url)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("n_presses", [1, 2, 3, 4])
+async def test_the_synchronous_twin_leaves_nothing_however_often_ctrl_c_is_pressed(
+    scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch, n_presses: int
+) -> None:
+    """Once, the second one left the loop's thread, and the loop open."""
+    waited, made = sync.wait, asyncio.new_event_loop
+    presses = iter([KeyboardInterrupt()] * n_presses)
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    def interrupted(futures: Any, timeout: float) -> Any:
+        if press := next(presses, None):
+            raise press
+        return waited(futures, timeout)
+
+    def make() -> asyncio.AbstractEventLoop:
+        loops.append(made())
+        return loops[-1]
+
+    def talk(url: str) -> None:
+        monkeypatch.setattr(asyncio, "new_event_loop", make)
+        with pytest.raises(KeyboardInterrupt), sync.connect(url) as session:
+            session.send(SECOND)
+            monkeypatch.setattr(sync, "wait", interrupted)
+            session.close()
+        for thread in threading.enumerate():
+            if thread.name == "asr_ws client":
+                thread.join(10)
+
+    async with serving(scripted) as app:
+        await asyncio.to_thread(talk, app.url)
+    assert [loop.is_closed() for loop in loops] == [True]
+
+
+async def test_a_block_that_is_left_at_once_leaves_no_connection(scripted: WorkerSpec) -> None:
+    """Regression: the task that was to close it was cancelled before it had begun."""
+    async with serving(scripted) as app:
+        async with connect(app.url):
+            pass
+        while (await stats(app))["sessions"]:
+            pass
+
+
+async def test_a_session_that_is_cancelled_while_it_ends_leaves_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a server that does not answer the close."""
+    opened, sockets = wire.open_socket, []
+
+    async def noted(*args: Any, **options: Any) -> Any:
+        sockets.append(await opened(*args, **options))
+        return sockets[-1]
+
+    async def serve_one(socket: ServerConnection) -> None:
+        await socket.send(messages.encode(recorded.READY))
+        socket.transport.pause_reading()  # type: ignore[attr-defined]
+        await left.wait()
+        socket.transport.abort()
+
+    async def talk(url: str) -> None:
+        async with connect(url):
+            pass
+
+    left = asyncio.Event()
+    monkeypatch.setattr(wire, "open_socket", noted)
+    async with serve(serve_one, "127.0.0.1", 0) as server:
+        talking = asyncio.create_task(talk(f"http://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"))
+        while not (sockets and sockets[0].state is State.CLOSING):
+            await asyncio.sleep(0)
+        ours = [talking, *(task for task in asyncio.all_tasks() if task.get_name() == "asr_ws session")]
+        for task in ours:  # as `asyncio.run` does at Ctrl-C
+            task.cancel()
+        await asyncio.wait(ours)
+        assert sockets[0].transport.is_closing()
+        left.set()
 
 
 async def test_what_a_broken_client_meets_ends_the_session_with_its_error(
