@@ -119,7 +119,7 @@ class Connection:
         self._barrier: str | None = None  # the ping behind a commit: nothing follows before its outcome is known
         self._is_end_sent = False
         self._lost_until = 0
-        self._cancelled_until = 0  # of that nothing is sent again
+        self._cancels: list[int] = []  # where everything was cancelled: of that before nothing is sent again
         self._pings: deque[_Ping] = deque()  # that have no pong yet
         self._pinged = _Ping("", now, 0, 0)  # the last one
         self._n_pings = 0
@@ -181,7 +181,7 @@ class Connection:
         owed_until = max((end for _, end in self.owed), default=0)  # of that this connection tells no more
         events = self._recording.cancel(utterance, sent=(owed_until, self._cursor))
         if utterance is None:
-            self._cancelled_until = self._cursor
+            self._cancels.append(self._cursor)
             self._outbox.append(messages.Cancel())
         for id, entry in self._entries.items():
             if utterance in (None, entry.told.id):
@@ -345,7 +345,7 @@ class Connection:
         events = self._settle_quiet(start)
         told = self._entry(event).told
         is_again = told.end < math.inf  # it was interrupted
-        told.end = self._cancelled_until if told.is_cancelled else math.inf
+        told.end = min(self._cancelled_at(told.start), self._cursor) if told.is_cancelled else math.inf
         return events if is_again else [*events, self._placed(event, told)]
 
     def _guess(self, event: messages.Partial) -> list[Event]:
@@ -399,7 +399,7 @@ class Connection:
         self.owed.add(told.start, int(told.end))
         unfinished: list[Event] = [self._unfinished(told, event.reason, 0)] if told.is_admitted else []
         self._recording.interrupt(told)
-        return unfinished
+        return [*unfinished, *self._recording.absorb()]
 
     def _fail(self, event: messages.Error) -> list[Event]:
         if event.code == "nothing_to_commit" and event.commit == OWN:
@@ -422,7 +422,7 @@ class Connection:
                 events.append(self._unfinished(told, CONNECTION_LOST, delay_s))
             self._recording.interrupt(told)
         events += self._recording.drop_cancelled()
-        self._recording.settle(0, self._cancelled_until, Fate.SILENCE)
+        self._recording.settle(0, max(self._cancels, default=0), Fate.SILENCE)
         self._recording.settle_scraps()
         return events
 
@@ -453,9 +453,16 @@ class Connection:
         if id not in self._entries:
             start_ms = getattr(event, "audio_start_ms", None)
             told = self._recording.begin(self._cursor if start_ms is None else self._onset(start_ms))
-            told.is_cancelled = told.is_cancelled or told.start < self._cancelled_until
+            if self._cancelled_at(told.start) < math.inf:
+                told.is_cancelled = True
+            elif told.is_cancelled:  # by its name, which the server had not told yet
+                self._outbox.append(messages.Cancel(utterance=id))
             self._entries[id] = _Entry(told, told.attempt)
         return self._entries[id]
+
+    def _cancelled_at(self, start: int) -> float:
+        """Where what begins there was cancelled with everything."""
+        return next((at for at in self._cancels if at > start), math.inf)
 
     def _name(self, id: object) -> str | None:
         """As its user knows it."""

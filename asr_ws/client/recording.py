@@ -141,7 +141,8 @@ class Recording:
         return [
             self._drop(told, "cancelled" if told.is_cancelled else "not_held", is_empty=True)
             for told in self.interrupted
-            if sum(end - start for start, end in self.ring.unsettled(told.start, int(told.end))) <= near
+            if sum(end - start for start, end in self.ring.unsettled(told.start, int(told.end)))
+            <= max(0, min(near, told.end - told.start - 1))
         ]
 
     def cancel(self, utterance: str | None, *, sent: Range = (0, 0)) -> list[Event]:
@@ -153,10 +154,10 @@ class Recording:
         events: list[Event] = []
         for told in [told for told in self.interrupted if utterance in (None, told.id)]:
             told.is_cancelled = sent[0] <= told.start < sent[1]
-            if told.is_cancelled:
-                told.end = min(told.end, sent[1])
-            else:
+            if not told.is_cancelled:
                 events.append(self._drop(told, "cancelled"))
+            elif utterance is None:
+                told.end = min(told.end, sent[1])
         if utterance is None:
             self.settle(sent[1], self.ring.end, Fate.SILENCE)
         return events

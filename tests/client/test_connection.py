@@ -358,6 +358,18 @@ def test_a_short_utterance_that_was_interrupted_is_heard_again() -> None:
     assert scene.log[:3] == ["start", (1000, 1090), "commit own"]
 
 
+def test_what_is_shorter_than_times_are_exact_is_sent_again_too() -> None:
+    """Regression: it was taken for what is left of an utterance that was heard as part of another one."""
+    scene = Scene().connect()
+    scene.record(10)
+    scene.tell(speech("u1", 0), busy("u1", held_ms=0), dropped("u1", 0, 10, "not_held"))
+    scene.record(1000)
+    scene.tell(speech("u2", 10), accepted("u2", 10, 1010), final("u2", 10, 1010))
+    assert scene.of(messages.Dropped) == []
+    scene.lose().connect()
+    assert scene.log == ["start", (0, 10), "commit own"]
+
+
 def test_in_manual_mode_an_utterance_of_any_length_is_where_it_begins() -> None:
     scene = Scene()
     scene.recording.ring.append(audio(0, 3000))
@@ -464,6 +476,36 @@ def test_one_is_cancelled_by_the_name_that_its_user_knows() -> None:
     assert scene.log[-1] == "cancel u1"
     scene.tell(dropped("u1", 100, 2000))
     assert told(scene)[-1] == ("Dropped", "u2", "cancelled", 1100, 3000)
+
+
+def test_one_that_is_cancelled_before_it_is_heard_again_is_cancelled_when_it_is() -> None:
+    """Regression: it was decoded all the same, or dropped with an end before its beginning."""
+    scene = Scene().connect()
+    scene.record(1000)
+    scene.tell(speech("u1", 100))
+    scene.lose().connect()
+    scene.cancel("u1")
+    scene.record(500)
+    scene.tell(speech("u1", 0))
+    assert scene.log == ["start", (100, 1500), "cancel u1"]
+    scene.record(200)
+    scene.lose().connect()
+    assert told(scene)[-1] == ("Dropped", "u1", "cancelled", 100, 1500)
+    assert scene.log == ["start", (1500, 1700)]
+
+
+def test_what_is_cancelled_twice_ends_where_it_was_cancelled_first() -> None:
+    """Regression: it took what was never sent, since that was cancelled too."""
+    scene = Scene().connect()
+    scene.is_mute = True
+    scene.record(500)
+    scene.commit()
+    scene.record(30)
+    scene.cancel()
+    scene.cancel()
+    scene.tell(speech("u1", 0))
+    scene.lose()
+    assert told(scene)[-1] == ("Dropped", "u1", "cancelled", 0, 500)
 
 
 def test_what_is_cancelled_while_the_connection_is_away_is_told_at_once() -> None:
