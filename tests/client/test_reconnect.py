@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 import soundfile
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as open_socket
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.protocol import State
 
@@ -715,7 +718,7 @@ async def test_the_synchronous_twin_leaves_nothing_however_often_ctrl_c_is_press
     scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch, n_presses: int
 ) -> None:
     """Once, the second one left the loop's thread, and the loop open."""
-    waited, made = sync.wait, asyncio.new_event_loop
+    waited, made = concurrent.futures.wait, asyncio.new_event_loop
     presses = iter([KeyboardInterrupt()] * n_presses)
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -754,15 +757,15 @@ async def test_a_block_that_is_left_at_once_leaves_no_connection(scripted: Worke
 
 async def test_a_session_that_is_cancelled_while_it_ends_leaves_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a server that does not answer the close."""
-    opened, sockets = wire.open_socket, []
+    sockets: list[ClientConnection] = []
 
     async def noted(*args: Any, **options: Any) -> Any:
-        sockets.append(await opened(*args, **options))
+        sockets.append(await open_socket(*args, **options))
         return sockets[-1]
 
     async def serve_one(socket: ServerConnection) -> None:
         await socket.send(messages.encode(recorded.READY))
-        socket.transport.pause_reading()  # type: ignore[attr-defined]
+        socket.transport.pause_reading()
         await left.wait()
         socket.transport.abort()
 
