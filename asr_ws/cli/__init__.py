@@ -7,6 +7,7 @@ server's own.
 from __future__ import annotations
 
 import sys
+from errno import ENOSPC
 from importlib import import_module
 from io import TextIOWrapper
 from typing import Any, Final, cast
@@ -61,6 +62,11 @@ class _LazyGroup(click.Group):
             if error.hint:
                 click.echo(f"hint: {error.hint}", err=True)
             ctx.exit(2 if isinstance(error, UsageError) else 1)
+        except OSError as error:
+            if error.errno != ENOSPC:
+                raise
+            click.echo(f"error: {error.strerror}", err=True)
+            ctx.exit(1)
 
 
 @click.group(name="asr-ws", cls=_LazyGroup)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from asr_ws.client import (
     CONNECTION_LOST,
     Event,
     Gap,
+    Reconnected,
     Reconnecting,
     SessionFailed,
     Transcript,
@@ -70,8 +72,9 @@ def transcribe(
     if output_dir is None and format_ != "text" and len(files) > 1:
         raise UsageError(f"--format {format_} of several files", "--output-dir DIR writes one for each of them")
     if output_dir is not None:
-        if len({file.stem for file in files}) < len(files):
-            raise UsageError(f"--output-dir {output_dir}: two of the files would be written to one")
+        stems = Counter(file.stem for file in files)
+        if twice := [str(file) for file in files if stems[file.stem] > 1]:
+            raise UsageError(f"--output-dir {output_dir}: one file would be written for {' and '.join(twice)}")
         with _writing(output_dir):
             output_dir.mkdir(parents=True, exist_ok=True)
     fields = {"token": token, "language": language, "words": format_ != "text"}
@@ -84,6 +87,8 @@ def transcribe(
             codes.append(_transcribe_one(file, name, url, fields, realtime, output))
         except Unreachable:  # nor will it be there for the next file
             codes.append(1)
+            for other in files[n:]:
+                _say(f"error: {other}: not tried")
             break
     sys.exit(max(codes))
 
@@ -104,10 +109,6 @@ class _Output:
         self._has_heading = has_heading
         self._begun: dict[str, messages.Final | None] = {}  # in the order of the audio; None: no outcome yet
 
-    def open(self) -> None:
-        if self._is_by_line and self._has_heading:
-            print(f"==> {self._file} <==", flush=True)
-
     def receive(self, event: Event) -> None:
         self.transcript.receive(event)
         if self.as_json:
@@ -125,7 +126,9 @@ class _Output:
 
     def _print(self, final: messages.Final) -> None:
         if self._is_by_line and final.text:
-            print(final.text, flush=True)  # not by click, which goes around a bar on Windows
+            heading = f"==> {self._file} <==\n" if self._has_heading else ""
+            self._has_heading = False
+            print(heading + final.text, flush=True)  # not by click, which goes around a bar on Windows
 
     def close(self) -> None:
         """What came before an error, or before Ctrl-C, is text all the same."""
@@ -156,7 +159,6 @@ def _transcribe_one(file: Path, name: str, url: str, fields: dict[str, Any], rea
     try:
         # Before the session, so that a wrong file is said even where no server is.
         duration_s = open_source(file, messages.AudioFormat()).duration_s
-        output.open()
         with _bar(name, duration_s, shown=sys.stderr.isatty() and not output.as_json) as advance:
             asyncio.run(_run(file, url, fields, realtime, advance, output))
     except ClientError as error:
@@ -181,7 +183,7 @@ async def _run(
     advance: Callable[[Event], None],
     output: _Output,
 ) -> None:
-    was_busy = has_failed = False
+    was_busy = was_away = has_failed = False
     async with connect(url, **fields) as session:
         async for event in session.stream(file, realtime=realtime):
             advance(event)
@@ -196,6 +198,10 @@ async def _run(
                 case Reconnecting(attempt=1 | 4 as attempt):
                     again = "what has no text is sent again" if attempt == 1 else "still tried again"
                     _say(f"note: {file}: the connection is gone ({event.reason}); {again}")
+                    was_away = True
+                case Reconnected() if was_away:
+                    was_away = False
+                    _say(f"note: {file}: connected again")
                 case messages.Error(fatal=True):
                     has_failed = True  # it is raised; what comes to no text by it needs no word of its own
                 case _ if not has_failed:

@@ -181,6 +181,7 @@ class Connection:
         owed_until = max((end for _, end in self.owed), default=0)  # of that this connection tells no more
         events = self._recording.cancel(utterance, sent=(owed_until, self._cursor))
         if utterance is None:
+            del self._recording.marks[self._next_mark :]  # commits of what was not sent yet
             self._cancels.append(self._cursor)
             self._outbox.append(messages.Cancel())
         for id, entry in self._entries.items():

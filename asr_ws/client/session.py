@@ -46,7 +46,7 @@ SEND_S = 15.0  # that a frame may take: the connection is dead, whatever the ope
 MAX_UNREAD = 10_000  # events that wait for the user; a source that can wait is not read on beyond ...
 FEW_UNREAD = 256  # ... these
 NO_ANSWER: Constant = "no answer"
-DROPPED: Constant = "dropped"
+DROPPED: Constant = "the server dropped audio"
 COMES_BACK: Constant = (1001, 1005, 1006, 1011, 1012, 1013, 1014)  # closes after which the server, or the next one, is
 LEFT: Constant = ("the session is over: its block was left", "`close` first, for the outcome of all that was said")
 TRANSIENT: Constant = ("internal", "slow_consumer", "idle")  # fatal errors that another connection need not have
@@ -322,6 +322,9 @@ class Session:
 
     def _parts(self, data: bytes) -> Iterator[bytes]:
         """So small that none of them drives out of the ring what is still wanted."""
+        if not isinstance(data, bytes | bytearray | memoryview):
+            kind = type(data).__name__
+            raise ClientError(f"audio is bytes, not {kind}", "stream a whole array, or send its tobytes()")
         n_bytes = max(1, int(self._room_s / 2 * self._recording.rate)) * self._recording.ring.frame_bytes
         return (data[at : at + n_bytes] for at in range(0, len(data), n_bytes))
 

@@ -61,6 +61,10 @@ def open_source(source: AudioSource, declared: AudioFormat) -> Opened:
         return Opened(source.audio, aiter(source), is_live=True)
     if isinstance(source, AsyncIterable):
         return Opened(None, aiter(source))
+    if not isinstance(source, Iterable):
+        raise ClientError(
+            f"no audio comes from {type(source).__name__}", "give a path, an array, bytes, or some that yield bytes"
+        )
     return Opened(None, _from_thread(source))
 
 
@@ -72,8 +76,11 @@ def _open_file(path: Path) -> Opened:
     except (OSError, soundfile.SoundFileError) as error:
         if path.is_dir():
             raise ClientError(f"{path}: a folder", "name the files in it") from error
-        reason = "no such file" if not path.exists() else f"not a readable audio file: {error}"
-        raise ClientError(f"{path}: {reason}", "WAV, FLAC, OGG and MP3 can be read") from error
+        if not path.exists():
+            raise ClientError(f"{path}: no such file") from error
+        raise ClientError(
+            f"{path}: not a readable audio file: {error}", "WAV, FLAC, OGG and MP3 can be read"
+        ) from error
     if not MIN_RATE <= file.samplerate <= MAX_RATE:
         raise ClientError(f"{path}: {file.samplerate} Hz", f"the server takes {MIN_RATE} to {MAX_RATE} Hz")
     exact = file.subtype in _EXACT_AS_S16

@@ -2,7 +2,7 @@
 
     pip install 'asr-ws[mic]'
     python clients/python/assistant.py --push-to-talk --speak espeak-ng
-    python clients/python/assistant.py --wav commands.wav
+    python clients/python/assistant.py --wav tests/speech/commands.wav
 
 What a text means is in intents.py, beside this file; `Assistant` acts on what a session tells; the rest is keyboard and
 sound. With --push-to-talk Enter begins and ends an utterance, else it listens all along, except while it speaks; with
@@ -42,11 +42,12 @@ from intents import (
     SetTimer,
     Stop,
     in_words,
-    parse,
+    parse_all,
 )
 
 # Commands that are likely: the model then hears "bedroom lights", and writes them as sentences.
-PROMPT = "Turn on the kitchen lights. Dim the bedroom lights. Living room, bathroom, hall. Set a timer."
+# Names and spellings, not commands: the model takes them as said, and may leave out what repeats them.
+PROMPT = "Lights in the kitchen, living room, bedroom, bathroom and hall; dim them to 50%."
 
 
 TAIL_S = 0.2  # heard after Enter: it is pressed before the last sound has come from the device
@@ -124,11 +125,11 @@ class Assistant:
                 self._forget(event.utterance)
                 if event.text:
                     print(f"you: {event.text}", flush=True)
-                    intent = parse(event.text)
+                    intents = parse_all(event.text)
                     self.voice.hush()
-                    if intent == Stop():
-                        return before  # what was begun after it is something new
-                    self.voice.say(self.act(intent))
+                    if answers := [self.act(intent) for intent in intents if intent != Stop()]:
+                        self.voice.say(" ".join(answers))
+                    return before if Stop() in intents else []  # what was begun after it is something new
             case Dropped(reason="cancelled"):
                 self._forget(event.utterance)
                 note("dropped what was unfinished")

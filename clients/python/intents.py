@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from itertools import groupby
 
 ROOMS = ("kitchen", "living room", "bedroom", "bathroom", "hall")
 DIM = 30  # percent, where none is said
@@ -82,8 +83,15 @@ class NotUnderstood: ...
 Intent = SetLights | AskLights | SetTimer | CancelTimer | AskTimer | AskTime | Stop | NotUnderstood
 
 
+def parse_all(text: str) -> list[Intent]:
+    """What each sentence asks for, but what "stop" takes back. Whisper may write one twice: it counts once."""
+    intents = [intent for intent, _ in groupby(map(parse, re.split(r"(?<=[.?!])\s+", text.strip())))]
+    n_stopped = max((n for n, intent in enumerate(intents) if intent == Stop()), default=0)
+    return intents[n_stopped:]
+
+
 def parse(text: str) -> Intent:
-    """What a sentence asks for, in whatever case and punctuation, with numbers as words or digits."""
+    """What one sentence asks for, in whatever case and punctuation, with numbers as words or digits."""
     said = text.lower()
     for pattern, replacement in REWRITES:
         said = re.sub(pattern, replacement, said)
@@ -99,7 +107,8 @@ def parse(text: str) -> Intent:
     if has("dont|do not"):
         return NotUnderstood()
     if has("lights?|lamps?"):
-        if has(rf"except|but|{DURATION}|at \d+\b(?! percent)") or (has("on") and has("off|out")):
+        n_ways = has("on") + has("off|out") + has("dim")
+        if has(rf"except|but|{DURATION}|at \d+\b(?! percent)|percent .* percent") or n_ways > 1:
             return NotUnderstood()  # rather than the half of it, or now
         rooms = tuple(room for room in ROOMS if has(room)) or (ROOMS if has("all|every|everywhere") else ())
         if percent := re.search(r"\b(\d+) percent|\bto (\d+)\b", said):
@@ -116,7 +125,7 @@ def parse(text: str) -> Intent:
             return CancelTimer()
         if has("left|remaining|how (long|much|many)|running|when (does|will|is)|is (the|my) timer"):
             return AskTimer()
-        lasts = re.search(rf"\b{DURATION}(?: (?:and )?{DURATION})*", said)  # once: Whisper may write a sentence twice
+        lasts = re.search(rf"\b{DURATION}(?: (?:and )?{DURATION})*", said)
         if not lasts:
             return SetTimer(0) if has("set|start|make|give|need|want") else NotUnderstood()
         return SetTimer(sum(float(number) * UNITS_S[unit] for number, unit in re.findall(DURATION, lasts[0])))

@@ -172,6 +172,18 @@ async def test_cancel_drops_what_is_heard(scripted: WorkerSpec) -> None:
     assert [type(event) for event in rest] == [messages.Dropped, messages.Done]
 
 
+async def test_a_commit_that_was_not_sent_yet_is_cancelled_too(scripted: WorkerSpec) -> None:
+    async with serving(scripted) as app, connect(app.url, **MANUAL) as session:
+        await session.send(SECOND)
+        await session.commit("a")
+        await session.cancel()
+        await session.close()
+        events = [event async for event in session.events()]
+    assert not [event for event in events if isinstance(event, messages.Error)]
+    assert isinstance(events[-1], messages.Done)
+    assert (events[-1].received_ms, events[-1].decoded_ms, events[-1].lost_ms) == (1000, 0, 0)
+
+
 async def test_one_line_transcribes(scripted: WorkerSpec) -> None:
     async with serving(scripted) as app:
         transcript = await asyncio.to_thread(transcribe, SECOND, app.url, prompt="say one line", **MANUAL)

@@ -53,14 +53,14 @@ class Lie:
         promise: the one that it breaks.
         sent: the messages that become of one.
         wait: seconds before it answers a refusal; inf: it does not.
-        leaves: at which event it goes, without a word.
+        leaves: at which event it goes, with which close code; 1006: without a word.
         comes_back: after a cut.
     """
 
     promise: str
     sent: Callable[[Message], list[Message]] = lambda message: [message]
     wait: Callable[[Event], float] = lambda busy: busy["retry_after_ms"] / 1000
-    leaves: Callable[[Event], bool] = lambda event: False
+    leaves: Callable[[Event], int | None] = lambda event: None
     comes_back: bool = True
     offered: str | None = PROTOCOL
     cuts: bool = False
@@ -78,8 +78,8 @@ async def speak(url: str, lie: Lie) -> None:
                     event = json.loads(await socket.recv())
                 except ConnectionClosed:
                     break
-                if event["type"] == "done" or lie.leaves(event):
-                    socket.transport.abort()
+                if (code := 1000 if event["type"] == "done" else lie.leaves(event)) is not None:
+                    await (socket.close(code) if code != 1006 else _abort(socket))
                     return
                 if event["type"] == "busy" and (wait_s := lie.wait(event)) < math.inf:
                     await asyncio.sleep(wait_s)
@@ -87,6 +87,10 @@ async def speak(url: str, lie: Lie) -> None:
                         await _send(socket, lie, {"type": "retry", "utterance": event["utterance"]})
         if not lie.comes_back or not lie.cuts:
             return
+
+
+async def _abort(socket: ClientConnection) -> None:
+    socket.transport.abort()
 
 
 async def _send(socket: ClientConnection, lie: Lie, message: Message) -> None:
@@ -142,8 +146,9 @@ LIES = [
     Lie("after_end", instead_of(END, END, END)),
     Lie("errors", instead_of(END, b"\0", END)),
     Lie("errors", instead_of(START, {**START, "language": "xx"})),
-    Lie("tolerance", instead_of(END), leaves=lambda event: event["type"].startswith("news")),
-    Lie("done", leaves=lambda event: event["type"] == "busy"),
+    Lie("tolerance", instead_of(END), leaves=lambda event: 1011 if event["type"].startswith("news") else None),
+    Lie("tolerance", leaves=lambda event: 1006 if "field_of_a_newer_server" in event else None),
+    Lie("done", leaves=lambda event: 1000 if event["type"] == "busy" else None),
     Lie("retry", retries("u1", "u1")),
     Lie("retry", retries("u1", "u9")),
     Lie("hints", wait=lambda busy: 0.5),

@@ -81,7 +81,7 @@ async def hear(server: Server, port: int, command: Sequence[str], *, cuts: bool)
             except asyncio.CancelledError:  # Ctrl-C
                 pass
     except OSError as error:
-        raise UsageError(str(error), "another port, or 0 for a free one; a command that there is") from error
+        raise UsageError(f"--listen {port}: {error}", "0 is a free port; a command is run as it stands") from error
     if not relay.sessions:
         raise ClientError("no client came", f"give it the address {relay.url}; in a command {URL} becomes that")
     return relay.sessions

@@ -80,17 +80,20 @@ def errors(heard: Heard) -> object:
 
 
 def tolerance(heard: Heard) -> object:
-    """It ignores events and fields that it does not know: no session breaks off by them"""
-    has_left = heard.left_with not in (None, *QUIT) and "end" not in heard.types
-    return f"close {heard.left_with} after {json.dumps(heard.told[-1:])}" if has_left else None
+    """It ignores events and fields that it does not know: no session breaks off"""
+    return _left(heard) if heard.left_with not in QUIT else None
 
 
 def done(heard: Heard) -> object:
     """After `end` it reads to `done`"""
     if "end" not in heard.types:
         raise NotTested("it sent no `end`")
-    has_left = heard.left_with is not None and not any(event["type"] == "done" for event in heard.told)
-    return f"close {heard.left_with} after {json.dumps(heard.told[-1:])}" if has_left else None
+    return _left(heard)
+
+
+def _left(heard: Heard) -> str | None:
+    is_early = heard.left_with is not None and not any(event["type"] == "done" for event in heard.told)
+    return f"close {heard.left_with} after {json.dumps(heard.told[-1:])}" if is_early else None
 
 
 def _offers(heard: Heard) -> Iterator[tuple[Said, Said | None]]:
