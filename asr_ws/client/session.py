@@ -251,7 +251,7 @@ class Session:
             raise self._error
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """Everything there is to say, until `Done`.
+        """Everything there is to say, until `Done`; each event once, to one reader.
 
         Raises:
             SessionFailed: the server ended the session by an error; what was lost by it was told before.

@@ -22,7 +22,7 @@ class Transcript:
 
     Attributes:
         finals: in the order of the audio.
-        unfinished: what ended otherwise (`Error`, `Dropped`, `Gap`): no text for it.
+        unfinished: what came to no text: `Dropped`, `Gap`, or `Error` of an utterance.
         done: the server's ledger.
     """
 

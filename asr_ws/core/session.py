@@ -329,7 +329,7 @@ class Session:
             raise ProtocolError(
                 "unsupported_language",
                 f"this model does not know {start.language!r}",
-                f"it knows {', '.join(languages)}; without one it is detected",
+                f"it knows {', '.join(languages)}" + ("; without one it is detected" if len(languages) > 1 else ""),
                 close_code=1008,
             )
         if start.task == "translate" and languages == ("en",):

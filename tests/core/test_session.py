@@ -310,7 +310,7 @@ def test_start_may_follow_a_ping_or_a_start_that_was_refused() -> None:
             '{"type":"start","language":"de"}',
             "unsupported_language",
             "this model does not know 'de'",
-            "it knows en; without one it is detected",
+            "it knows en",
         ),
         (
             '{"type":"start","task":"translate"}',
