@@ -501,6 +501,8 @@ async def test_where_no_server_is_that_is_said_with_a_hint(app: App, folder: Pat
         (("--url", f"{app.listener.url}/nowhere"), "no session at ws://127.0.0.1:"),
         (("--url", "ftp://127.0.0.1"), "ftp://127.0.0.1 is no address of a server"),
         (("--url", "ws://[::1"), "ws://[::1 is no address of a server"),
+        (("--url", "ws://a..b/"), "no session at ws://a..b/v1/stream: "),
+        (("--url", f"{app.url}#x"), "no session at ws://127.0.0.1:"),
         (("--token-file", str(tmp_path / "empty")), "--token-file: no token in "),
     ):
         code, out, said = await invoke(*arguments)
@@ -511,6 +513,28 @@ async def test_where_no_server_is_that_is_said_with_a_hint(app: App, folder: Pat
     async with slow_server(folder, auth_token_file=str(tmp_path / "tokens")) as locked:
         code, _, said = await invoke("--url", locked.url)
     assert (code, said.splitlines()[-1]) == (2, "hint: name a file with a token that it knows: --token-file FILE")
+
+
+@pytest.mark.parametrize("said", ['{"type": "busy"}', '{"type": "busy", "retry_after_ms": "1"}', "[" * 100_000])
+async def test_what_is_no_server_of_this_protocol_is_told(said: str) -> None:
+    async def converse(socket: ServerConnection) -> None:
+        await socket.send(said)
+        await socket.wait_closed()
+
+    async with serve(converse, "127.0.0.1", 0) as server:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/stream"
+        code, out, told = await invoke("--url", url, "--only", "ping", "--json")
+    if said.startswith("["):  # it goes on, without knowing of a limit
+        assert (code, json.loads(out)["results"][0]["result"]) == (1, "broken")
+    else:
+        assert (code, out) == (2, "")
+        assert told.startswith(f"error: {url} says nothing that is known: ")
+
+
+async def test_a_user_is_not_shown_and_is_for_plain_http_too() -> None:
+    server = Server.at("http://joe:se%40cret@127.0.0.1:8765/asr/")
+    assert (server.url, server.http) == ("ws://127.0.0.1:8765/asr/v1/stream", "http://127.0.0.1:8765/asr")
+    assert server.address == "ws://joe:se%40cret@127.0.0.1:8765/asr/v1/stream"
 
 
 async def test_a_promise_that_there_is_not_is_bad_usage() -> None:

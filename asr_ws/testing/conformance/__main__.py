@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 from rich.console import Console
@@ -16,42 +16,39 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from asr_ws.client.address import DEFAULT_URL, read_token
 from asr_ws.errors import ClientError, ProtocolError, UsageError
 from asr_ws.testing.conformance import clients, table
-from asr_ws.testing.conformance.live import REFUSALS, Broken, NotTested, Server
-from asr_ws.testing.conformance.promises import PROMISES, Promise
+from asr_ws.testing.conformance.live import REFUSALS, Server
+from asr_ws.testing.conformance.promises import PROMISES, Check
 from asr_ws.testing.conformance.relay import Heard, Relay
-from asr_ws.testing.conformance.table import BROKEN, KEPT, NOT_TESTED, Result
+from asr_ws.testing.conformance.table import BROKEN, Broken, NotTested, Promise, Result
 
 URL: Final = "{url}"  # in a command
 PATIENCES: Final = 4  # for all of a promise: so many times what one answer may take
 UNREADABLE: Final = (LookupError, TypeError, ValueError, AttributeError, ProtocolError)  # raised over what came
 
 
-async def judged(server: Server, promises: Iterable[Promise] = PROMISES) -> AsyncIterator[Result]:
+async def judged(server: Server, promises: Iterable[Promise[Check]] = PROMISES) -> AsyncIterator[Result]:
     """Each promise in its turn."""
     for promise in promises:
-        facts = promise.name, promise.section, promise.text
+        raised: Broken | NotTested | None = None
         limit_s = PATIENCES * server.patience_s
         try:
             async with asyncio.timeout(limit_s):
                 await promise.check(server)
-            yield Result(*facts, KEPT)
-        except NotTested as why:
-            yield Result(*facts, NOT_TESTED, came=str(why))
-        except Broken as broken:
-            yield Result(*facts, BROKEN, broken.expected, broken.came)
+        except (Broken, NotTested) as told:
+            raised = told
         except TimeoutError:
-            if server.last.get("type") in REFUSALS:
-                yield Result(*facts, NOT_TESTED, came=f"the server was busy for {limit_s:g} s")
-            else:
-                yield Result(*facts, BROKEN, f"an end within {limit_s:g} s", json.dumps(server.last))
+            is_busy = server.last.get("type") in REFUSALS
+            busy = NotTested(f"the server was busy for {limit_s:g} s")
+            raised = busy if is_busy else Broken(f"an end within {limit_s:g} s", server.last)
         except (OSError, InvalidHandshake, ConnectionClosed) as error:
-            yield Result(*facts, BROKEN, "a session", f"{type(error).__name__}: {error}")
+            raised = Broken("a session", f"{type(error).__name__}: {error}")
         except UNREADABLE as error:
             came = f"{type(error).__name__}: {error}, at or before {json.dumps(server.last)}"
-            yield Result(*facts, BROKEN, "events as the schema has them", came)
+            raised = Broken("events as the schema has them", came)
+        yield promise.result(raised)
 
 
-async def ask(server: Server, promises: Iterable[Promise]) -> list[Result]:
+async def ask(server: Server, promises: Iterable[Promise[Check]]) -> list[Result]:
     """Raises: ClientError: no server is there."""
     await server.greet()
     results: list[Result] = []
@@ -68,7 +65,8 @@ async def hear(server: Server, port: int, command: Sequence[str], *, cuts: bool)
     Raises: ClientError: no server is there, or no client came; UsageError: the port is taken, or no such command.
     """
     await server.greet()
-    relay = Relay(server.url, cuts=cuts)
+    relay = Relay(server.address, cuts=cuts)
+    run: asyncio.subprocess.Process | None = None
     try:
         async with relay.listening(port) as listener:
             click.echo(f"clients may speak to {relay.url}{'' if command else '; Ctrl-C prints the table'}", err=True)
@@ -79,7 +77,9 @@ async def hear(server: Server, port: int, command: Sequence[str], *, cuts: bool)
                 else:
                     await listener.serve_forever()
             except asyncio.CancelledError:  # Ctrl-C
-                pass
+                if run is not None and run.returncode is None:
+                    run.kill()
+                    await run.wait()
     except OSError as error:
         raise UsageError(f"--listen {port}: {error}", "0 is a free port; a command is run as it stands") from error
     if not relay.sessions:
@@ -121,7 +121,7 @@ def main(
     """
     if listen is None and (cuts or command):
         raise click.UsageError("--cut and a command go with --listen PORT")
-    there = PROMISES if listen is None else clients.PROMISES
+    there: Sequence[Promise[Any]] = PROMISES if listen is None else clients.PROMISES
     if unknown := set(names) - {promise.name for promise in there}:
         raise click.UsageError(f"no promise {', '.join(sorted(unknown))}: --list has them all")
     if lists:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from asr_ws.errors import ProtocolError
@@ -21,9 +20,9 @@ from asr_ws.messages import (
     decode_message,
     retry_wait_s,
 )
-from asr_ws.testing.conformance.live import REFUSALS, NotTested
+from asr_ws.testing.conformance.live import REFUSALS
 from asr_ws.testing.conformance.relay import HINT_MS, Heard, Said
-from asr_ws.testing.conformance.table import BROKEN, KEPT, NOT_TESTED, Result
+from asr_ws.testing.conformance.table import Broken, NotTested, Promise, Result
 
 EARLY_S: Final = 0.1  # by so much a hint may be undercut
 QUIT: Final = (1000, 1001, 1005)  # the close codes of who goes for a reason of his own; 1005: without one
@@ -81,7 +80,9 @@ def errors(heard: Heard) -> object:
 
 def tolerance(heard: Heard) -> object:
     """It ignores events and fields that it does not know: no session breaks off"""
-    return _left(heard) if heard.left_with not in QUIT else None
+    if (left := _left(heard)) is not None and heard.left_with in QUIT:
+        raise NotTested(f"it left before `done`: {left}")
+    return left
 
 
 def done(heard: Heard) -> object:
@@ -166,39 +167,40 @@ def _cut(sessions: list[Heard]) -> Heard:
 # ---------------------------------------------------------------- all of them
 
 
-@dataclass(frozen=True, slots=True)
-class Promise:
-    """``section`` is a heading of docs/reference/protocol.md."""
-
-    name: str
-    section: str
-    text: str
-    check: Callable[[list[Heard]], object]
+Check = Callable[[list[Heard]], None]
 
 
-def _of_each(section: str, law: Callable[[Heard], object]) -> Promise:
-    def check(sessions: list[Heard]) -> object:
-        came, reasons = None, []
+def _of_each(section: str, law: Callable[[Heard], object]) -> Promise[Check]:
+    def check(sessions: list[Heard]) -> None:
+        breaches, reasons = [], []
         for heard in sessions:
             try:
-                breach = None if heard.condemned else law(heard)
+                if heard.condemned:
+                    raise NotTested("no session kept the promises above")
+                breach = law(heard)
             except NotTested as why:
                 reasons.append(why)
                 continue
-            heard.condemned |= breach is not None
-            came = breach if came is None else came
-        if came is None and len(reasons) == len(sessions):
+            if breach is not None:
+                heard.condemned = True
+                breaches.append(breach)
+        if breaches:
+            raise Broken("", breaches[0])
+        if len(reasons) == len(sessions):
             raise reasons[0]
-        return came
 
     return Promise(law.__name__, section, str(law.__doc__), check)
 
 
-def _of_all(section: str, law: Callable[[list[Heard]], object]) -> Promise:
-    return Promise(law.__name__, section, str(law.__doc__), law)
+def _of_all(section: str, law: Callable[[list[Heard]], object]) -> Promise[Check]:
+    def check(sessions: list[Heard]) -> None:
+        if (breach := law(sessions)) is not None:
+            raise Broken("", breach)
+
+    return Promise(law.__name__, section, str(law.__doc__), check)
 
 
-PROMISES: Final = (
+PROMISES: Final[tuple[Promise[Check], ...]] = (
     _of_each("Connecting", subprotocol),
     _of_each("Frames", frames),
     _of_each("Messages to the server", messages),
@@ -218,12 +220,10 @@ def judged(sessions: list[Heard]) -> list[Result]:
     """Each promise in its turn: a session that breaks one is not judged by those below it."""
     found = []
     for promise in PROMISES:
-        facts = promise.name, promise.section, promise.text
+        raised: Broken | NotTested | None = None
         try:
-            came = promise.check(sessions)
-        except NotTested as why:
-            found.append(Result(*facts, NOT_TESTED, came=str(why)))
-            continue
-        shown = came if isinstance(came, str) else json.dumps(came)
-        found.append(Result(*facts, KEPT) if came is None else Result(*facts, BROKEN, came=shown))
+            promise.check(sessions)
+        except (Broken, NotTested) as told:
+            raised = told
+        found.append(promise.result(raised))
     return found

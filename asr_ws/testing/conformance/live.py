@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,41 +17,25 @@ from http.client import HTTPException
 from math import inf
 from typing import Any, Final
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from asr_ws.client.address import no_address, session_url
 from asr_ws.errors import ClientError
 from asr_ws.messages import PATH, PROTOCOL, retry_wait_s
+from asr_ws.testing.conformance.table import Broken, NotTested, expect
 
 Event = dict[str, Any]  # as it came: whether it is one of the protocol's is for the promises to say
 
 START: Final[Event] = {"type": "start", "partials": False}
+WHAT: Final = "is it an asr-ws.v1 server?"
 CLOSE_TIMEOUT_S: Final = 2.0
 REFUSALS: Final = ("busy", "retry")
+COUNTS: Final = {"finals": "final", "busy": "busy", "retries": "retry", "dropped": "dropped", "errors": "error"}
 GIVEN_UP: Final = ("hold_expired", "evicted", "not_held")  # the reasons for `dropped` that are the server's
-
-
-class Broken(Exception):
-    """A promise is not kept: what was expected, and what came."""
-
-    def __init__(self, expected: str, came: object) -> None:
-        super().__init__(expected)
-        self.expected = expected
-        self.came = came if isinstance(came, str) else json.dumps(came)
-
-
-class NotTested(Exception):
-    """Why nothing can be said of a promise here, and now."""
-
-
-def expect(holds: bool, expected: str, came: object) -> None:
-    """Raises: Broken: it does not hold."""
-    if not holds:
-        raise Broken(expected, came)
 
 
 class Session:
@@ -175,7 +160,7 @@ def parse(text: str | bytes) -> Event:
     """What is no JSON object is an event without fields."""
     try:
         parsed = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         parsed = None
     return parsed if isinstance(parsed, dict) else {}
 
@@ -185,7 +170,8 @@ class Server:
     """The server to be judged.
 
     Attributes:
-        url: of its sessions; ``http`` is where it answers plain GETs.
+        url: of its sessions; ``http`` is where it answers plain GETs; ``user`` is what is not shown of them:
+            ``USER:PASSWORD@``, or nothing.
         patience_s: for any one answer.
         allow_faults: its worker may be broken, as docs/howto/break-it.md has it.
         ready: what it said of itself first.
@@ -194,6 +180,7 @@ class Server:
 
     url: str
     http: str
+    user: str = ""
     token: str | None = None
     patience_s: float = 30.0
     allow_faults: bool = False
@@ -209,7 +196,12 @@ class Server:
         if parts.scheme not in ("ws", "wss") or not parts.hostname:
             raise no_address(url)
         plain = parts._replace(scheme=parts.scheme.replace("ws", "http"), path=parts.path.removesuffix(PATH), query="")
-        return cls(shown.replace("//", f"//{user}", 1), plain.geturl().rstrip("/"), **options)
+        return cls(shown, plain.geturl().rstrip("/"), user, **options)
+
+    @property
+    def address(self) -> str:
+        """With the user."""
+        return self.url.replace("//", f"//{self.user}", 1)
 
     async def greet(self) -> None:
         """See who is there.
@@ -219,11 +211,13 @@ class Server:
         try:
             async with self.session() as session:
                 first = session.events[0]
-        except (OSError, InvalidHandshake) as error:
+        except (LookupError, TypeError) as error:  # of what came in place of an event
+            raise ClientError(f"{self.url} says nothing that is known: {error!r}", WHAT) from error
+        except (OSError, WebSocketException, ValueError) as error:
             hint = "is the server running, and are its sessions there? asr-ws serve"
             raise ClientError(f"no session at {self.url}: {error or type(error).__name__}", hint) from error
         except Broken as broken:
-            raise ClientError(f"{self.url} says nothing: {broken.came}", "is it an asr-ws.v1 server?") from broken
+            raise ClientError(f"{self.url} says nothing: {broken.came}", WHAT) from broken
         except NotTested as full:
             raise ClientError(f"no session at {self.url}: {full}", "try again later") from full
         if first.get("code") == "unauthorized":
@@ -287,7 +281,7 @@ class Server:
         """A connection of which nothing was read yet, to be closed by who asked; `heard` does not have it."""
         times: Event = {"open_timeout": self.patience_s, "close_timeout": CLOSE_TIMEOUT_S}
         options = {**times, "subprotocols": [PROTOCOL], "compression": None, "max_size": None, **options}
-        return Session(await connect(self.url, max_queue=None, **options), self.patience_s)
+        return Session(await connect(self.address, max_queue=None, **options), self.patience_s)
 
     async def once(self, scene: Callable[[Server], Awaitable[Any]]) -> Any:
         """What several promises look at is played once."""
@@ -298,7 +292,9 @@ class Server:
     async def get(self, path: str) -> tuple[int, str]:
         """Status and body of a plain GET; 0 and why, where there is no answer."""
         request = Request(self.http + path)
-        if self.token is not None:
+        if self.user:
+            request.add_header("Authorization", f"Basic {b64encode(unquote(self.user[:-1]).encode()).decode()}")
+        elif self.token is not None:
             request.add_header("Authorization", f"Bearer {self.token}")
 
         def fetch() -> tuple[int, str]:

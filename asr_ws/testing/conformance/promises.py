@@ -26,7 +26,8 @@ from websockets.exceptions import InvalidHandshake
 from asr_ws import messages, schema
 from asr_ws.errors import ProtocolError
 from asr_ws.messages import MAX_BINARY_BYTES, MAX_TEXT_BYTES, PROTOCOL
-from asr_ws.testing.conformance.live import START, Broken, Event, NotTested, Server, Session, expect
+from asr_ws.testing.conformance.live import COUNTS, START, Event, Server, Session
+from asr_ws.testing.conformance.table import Broken, NotTested, Promise, expect
 from asr_ws.testing.conservation import Conservation
 
 RATE: Final = 16_000  # Hz, the protocol's default
@@ -44,7 +45,6 @@ TALK_S: Final = 4  # of audio in real time, for partials
 ONES_DOING: Final = ("fair_share", "retry_early")  # the reasons that are 429
 STATS = """state model uptime_s queue_depth queue_capacity avg_wait_ms p95_wait_ms in_flight_tasks decode_fail_rate
     worker_restart_count worker_pid sessions finals busy retries max_concurrent_decodes"""
-COUNTS: Final = {"finals": "final", "busy": "busy", "retries": "retry", "dropped": "dropped", "errors": "error"}
 FATES: Final = ("decoded_ms", "silence_ms", "refused_ms", "lost_ms")
 DEFINITIONS: Final[dict[str, Any]] = schema.document()["$defs"]
 
@@ -609,34 +609,27 @@ def outcomes(session: Session) -> object:
 # ---------------------------------------------------------------- all of them
 
 
-@dataclass(frozen=True, slots=True)
-class Promise:
-    """``section`` is a heading of docs/reference/protocol.md."""
-
-    name: str
-    section: str
-    text: str
-    check: Callable[[Server], Awaitable[None]]
+Check = Callable[[Server], Awaitable[None]]
 
 
-def _of(section: str, *checks: Callable[[Server], Awaitable[None]]) -> list[Promise]:
+def _of(section: str, *checks: Check) -> list[Promise[Check]]:
     return [Promise(check.__name__, section, str(check.__doc__), check) for check in checks]
 
 
-def _always(section: str, *laws: Callable[[Session], object]) -> list[Promise]:
+def _always(section: str, *laws: Callable[[Session], object]) -> list[Promise[Check]]:
     return [Promise(law.__name__, section, str(law.__doc__), partial(judge, law)) for law in laws]
 
 
-def _harmless(what: str, mistake: Mistake) -> Promise:
+def _harmless(what: str, mistake: Mistake) -> Promise[Check]:
     return Promise(mistake.code, mistake.code, f"{what} is an error, not fatal", lambda server: told(server, mistake))
 
 
-def _failing(code: str, fault: str, what: str) -> Promise:
+def _failing(code: str, fault: str, what: str) -> Promise[Check]:
     text = f"{what} ends as `{code}`; its session, and others, go on"
     return Promise(code, code, text, partial(fails, fault, code))
 
 
-PROMISES: Final = (
+PROMISES: Final[tuple[Promise[Check], ...]] = (
     *_of("Connecting", subprotocol, unauthorized),
     *_of("start", started, no_start, formats),
     *_of("Frames", chunking),

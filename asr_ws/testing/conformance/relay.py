@@ -16,25 +16,26 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import Server as WebSocketServer
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.typing import Subprotocol
 
-from asr_ws.messages import PATH, PROTOCOL, AudioFormat
-from asr_ws.testing.conformance.live import Event, parse
+from asr_ws.messages import PATH, PROTOCOL, AudioFormat, AudioInForce
+from asr_ws.testing.conformance.live import COUNTS, Event, parse
 
 HINT_MS: Final = 1000
+LOAD_MS: Final = 1500  # what is left to wait for, for an utterance that is refused because a model loads
+GO_S: Final = 1.0
 HOLD_S: Final = 5.0  # after `end` and the hint, as the protocol has it
 NEWS: Final[Event] = {"type": "news_of_a_newer_server", "items": [{"n": 1}]}
 NEW_FIELD: Final = {"field_of_a_newer_server": {"n": 1}}
-OUTCOMES: Final = {"final": "finals", "error": "errors", "dropped": "dropped"}  # and how `done` counts them
-COUNTS: Final = {**OUTCOMES, "busy": "busy", "retry": "retries"}
-OPEN: Final[dict[str, Any]] = {"max_size": None, "max_queue": None}
+OPEN: Final[dict[str, Any]] = {"max_size": None, "ping_interval": None}  # who is slow is not gone
+UNSAYABLE: Final = (None, 1005, 1006)  # close codes that no frame has
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Said:
     """``what`` is a client's frame, or an event that it was told; ``at`` is the loop's time."""
 
@@ -86,7 +87,8 @@ class Heard:
     def format(self) -> AudioFormat:
         """In force."""
         started = (event["audio"] for event in self.told if event["type"] == "started")
-        return msgspec.convert(next(started, {}), AudioFormat)
+        audio = msgspec.convert(next(started, {}), AudioInForce)  # of a newer server too
+        return AudioFormat(audio.encoding, audio.sample_rate, audio.channels)
 
 
 class Refusal:
@@ -113,7 +115,7 @@ class Refusal:
             self._keep(event)
             self._counts["busy"] += 1
             told = {name: event[name] for name in ("seq", "utterance", "attempt", "commit")}
-            return [_busy("queue_full", held_ms=60_000, **told)]
+            return [_busy("restarting", LOAD_MS, held_ms=60_000, **told)]
         if type == "done":
             return [self._corrected(event)]
         if not self._accepted or event.get("utterance") != self._accepted["utterance"]:
@@ -153,12 +155,12 @@ class Refusal:
     def _corrected(self, done: Event) -> Event:
         moved_ms = self._refused_ms if self._is_given_up else 0
         done = {**done, "decoded_ms": done["decoded_ms"] - moved_ms, "refused_ms": done["refused_ms"] + moved_ms}
-        return done | {name: done[name] + self._counts[type] for type, name in COUNTS.items()}
+        return done | {name: done[name] + self._counts[type] for name, type in COUNTS.items()}
 
 
-def _busy(reason: str, *, held_ms: int, **fields: Any) -> Event:
+def _busy(reason: str, wait_ms: int, *, held_ms: int, **fields: Any) -> Event:
     """Args: fields: of the utterance; none: the session's."""
-    queue = {"queue_depth": 3, "queue_capacity": 3, "retry_after_ms": HINT_MS, "estimated_wait_ms": HINT_MS}
+    queue = {"queue_depth": 3, "queue_capacity": 3, "retry_after_ms": HINT_MS, "estimated_wait_ms": wait_ms}
     told = {"type": "busy", "utterance": None, "attempt": 0, "commit": None, "status": 503, "reason": reason, **queue}
     return told | {"retryable": True, "held_ms": held_ms} | fields
 
@@ -183,14 +185,18 @@ class Relay:
 
     @asynccontextmanager
     async def listening(self, port: int = 0) -> AsyncIterator[WebSocketServer]:
-        """On loopback. Raises: OSError: the port is taken."""
+        """On loopback; at the end clients that go are waited for, a moment. Raises: OSError: the port is taken."""
 
         def select(_: ServerConnection, offered: Any) -> Subprotocol | None:
             return Subprotocol(PROTOCOL) if PROTOCOL in offered else None
 
         async with serve(self._accept, "127.0.0.1", port, select_subprotocol=select, **OPEN) as server:
             self.url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}{PATH}"
-            yield server
+            try:
+                yield server
+            finally:
+                if going := [asyncio.ensure_future(client.wait_closed()) for client in server.connections]:
+                    await asyncio.wait(going, timeout=GO_S)
 
     async def _accept(self, client: ServerConnection) -> None:
         assert client.request is not None
@@ -201,29 +207,32 @@ class Relay:
         if self._refuses:
             self._refuses = False
             heard.refused_at = heard.opened_at
-            await client.send(json.dumps(_busy("max_sessions", held_ms=0)))
+            await client.send(json.dumps(_busy("max_sessions", HINT_MS, held_ms=0)))
             await client.close(1013, "max_sessions: try again later")
             return
         headers = [("Authorization", value) for value in asked.get_all("Authorization")]
         options: dict[str, Any] = {"subprotocols": [PROTOCOL], "additional_headers": headers, "compression": None}
         try:
             async with connect(self._server_url, **options, **OPEN) as server:
-                await _Passage(heard, client, server, cuts=self._cuts).run()
+                await _Passage(self, heard, client, server).run()
         except (OSError, InvalidHandshake) as error:
             await client.close(1011, f"the server behind it: {error}"[:100])
-        finally:
-            if heard.owed_ms is not None:
-                self._cuts, self._refuses = False, True
+
+    def cuts(self) -> bool:
+        """Whether a connection whose utterance was accepted is to be cut: the first one; the next is refused."""
+        cuts, self._cuts = self._cuts, False
+        self._refuses |= cuts
+        return cuts
 
 
 class _Passage:
     """Of one connection, both ways."""
 
-    def __init__(self, heard: Heard, client: ServerConnection, server: Any, *, cuts: bool) -> None:
+    def __init__(self, relay: Relay, heard: Heard, client: ServerConnection, server: ClientConnection) -> None:
+        self._relay = relay
         self._heard = heard
         self._client = client
         self._server = server
-        self._cuts = cuts
         self._refusal = Refusal()
         self._n_told = 0  # with a number
         self._is_over = False  # for the client; not by its doing
@@ -240,8 +249,9 @@ class _Passage:
                 self._heard.said.append(Said(asyncio.get_running_loop().time(), True, what))
                 if await self._passes(parse(what) if isinstance(what, str) else {}):
                     await self._server.send(what)
-        if not self._is_over:
+        if not self._is_over and self._client.protocol.close_rcvd_then_sent is not False:
             self._heard.left_with = self._client.close_code
+        self._refusal.settled.set()
         await self._server.close()
 
     async def _passes(self, message: Event) -> bool:
@@ -258,21 +268,24 @@ class _Passage:
         with suppress(ConnectionClosed):
             async for text in self._server:
                 event = parse(text)
-                if event["type"] == "accepted" and self._cuts:
+                if event["type"] == "accepted" and self._relay.cuts():
                     self._heard.owed_ms = event["audio_start_ms"], event["audio_end_ms"]
                     self._is_over = True
                     self._client.transport.abort()
                     return
                 if event["type"] == "done" and self._refusal.is_open:
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._refusal.settled.wait(), HINT_MS / 1000 + HOLD_S)
+                        await asyncio.wait_for(self._refusal.settled.wait(), LOAD_MS / 1000 + HOLD_S)
                     if self._refusal.is_open:
                         await self._tell(self._refusal.give_up("hold_expired"))
                 await self._tell(self._refusal.receive(event))
                 if event["type"] == "ready":
                     await self._tell([{**NEWS, "seq": 0}])
         self._is_over = True
-        await self._client.close(self._server.close_code or 1011, self._server.close_reason or "")
+        if self._server.close_code in UNSAYABLE:
+            self._client.transport.abort()
+        else:
+            await self._client.close(self._server.close_code or 1000, self._server.close_reason or "")
 
     async def _tell(self, events: list[Event]) -> None:
         async with self._telling:
@@ -280,5 +293,9 @@ class _Passage:
                 if "seq" in event:
                     self._n_told += 1
                     event = {**event, "seq": self._n_told}
-                self._heard.said.append(Said(asyncio.get_running_loop().time(), False, event))
-                await self._client.send(json.dumps({**event, **NEW_FIELD}))
+                said = Said(asyncio.get_running_loop().time(), False, event)
+                self._heard.said.append(said)  # before the answer to it
+                try:
+                    await self._client.send(json.dumps({**event, **NEW_FIELD}))
+                except ConnectionClosed:  # `_hear` sees that too
+                    self._heard.said.remove(said)

@@ -1,11 +1,11 @@
-"""What became of each promise, as a table for people or as JSON for programs."""
+"""Promises, what became of each, and a table of it for people, or JSON for programs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -15,6 +15,27 @@ from rich.text import Text
 KEPT, BROKEN, NOT_TESTED = "kept", "broken", "not tested"
 STYLES: Final = {KEPT: "green", BROKEN: "bold red", NOT_TESTED: "yellow"}
 MAX_SHOWN: Final = 600  # characters of what came
+
+CheckT = TypeVar("CheckT", bound=Callable[..., Any])
+
+
+class Broken(Exception):
+    """A promise is not kept: what was expected, if that is more than the promise says, and what came."""
+
+    def __init__(self, expected: str, came: object) -> None:
+        super().__init__(expected)
+        self.expected = expected
+        self.came = came if isinstance(came, str) else json.dumps(came)
+
+
+class NotTested(Exception):
+    """Why nothing can be said of a promise here, and now."""
+
+
+def expect(holds: bool, expected: str, came: object) -> None:
+    """Raises: Broken: it does not hold."""
+    if not holds:
+        raise Broken(expected, came)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +48,26 @@ class Result:
     result: str
     expected: str = ""
     came: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Promise(Generic[CheckT]):
+    """``section`` is a heading of docs/reference/protocol.md; ``check`` raises `Broken` or `NotTested`."""
+
+    name: str
+    section: str
+    text: str
+    check: CheckT
+
+    def result(self, raised: Broken | NotTested | None) -> Result:
+        facts = self.name, self.section, self.text
+        match raised:
+            case None:
+                return Result(*facts, KEPT)
+            case NotTested():
+                return Result(*facts, NOT_TESTED, came=str(raised))
+            case Broken(expected=expected, came=came):
+                return Result(*facts, BROKEN, expected, came)
 
 
 def show(title: str, results: Sequence[Result]) -> None:
