@@ -54,7 +54,8 @@ class _LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, TextIOWrapper) and not stream.isatty():
-                stream.reconfigure(encoding="utf-8")  # a pipe on Windows has a code page that lacks most scripts
+                # A pipe on Windows has a code page that lacks most scripts. Without `errors` they would become strict.
+                stream.reconfigure(encoding="utf-8", errors=stream.errors)
         try:
             return super().invoke(ctx)
         except AsrError as error:

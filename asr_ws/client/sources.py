@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
 from contextlib import suppress
@@ -22,6 +23,7 @@ AudioSource = str | Path | bytes | NDArray[Any] | Microphone | Iterable[bytes] |
 
 CHUNK_S = 0.1  # what is read, and sent, at a time
 FILE_MARKS = (b"RIFF", b"fLaC", b"OggS")  # the first bytes of WAV, FLAC and Ogg files
+PIPE_HINT = "name a file; in Python an iterable of bytes may read a pipe"
 _EXACT_AS_S16 = ("PCM_16", "PCM_S8", "PCM_U8")  # sound files of these lose nothing as 16-bit samples
 
 
@@ -47,7 +49,8 @@ def open_source(source: AudioSource, declared: AudioFormat) -> Opened:
             (n, channels), at the declared rate; a `Microphone`; bytes, or an iterable of bytes, in the declared format.
             An iterable may block: it is read in a thread of its own.
     Raises:
-        ClientError: no such file, not an audio file, or an array of another type or shape.
+        ClientError: no such file, not an audio file, or an array of another type or shape. From its chunks: the file is
+            damaged further on.
     """
     if isinstance(source, (str, Path)):
         return _open_file(Path(source))
@@ -70,14 +73,17 @@ def open_source(source: AudioSource, declared: AudioFormat) -> Opened:
 
 def _open_file(path: Path) -> Opened:
     if str(path) == "-":  # which libsndfile takes for standard input, and closes
-        raise ClientError("-: no file", "name one; in Python an iterable of bytes may read a pipe")
+        raise ClientError("-: no file", PIPE_HINT)
+    if os.path.isdir(path):  # those of `Path` raise for a name that is too long
+        raise ClientError(f"{path}: a folder", "name the files in it")
+    if not os.path.exists(path):
+        raise ClientError(f"{path}: no such file")
+    if not os.path.isfile(path):  # a pipe is read once, and may never begin
+        raise ClientError(f"{path}: no regular file", PIPE_HINT)
     try:
         file = soundfile.SoundFile(path)
-    except (OSError, soundfile.SoundFileError) as error:
-        if path.is_dir():
-            raise ClientError(f"{path}: a folder", "name the files in it") from error
-        if not path.exists():
-            raise ClientError(f"{path}: no such file") from error
+    # The last two: a name that is not UTF-8, and one that ends with .raw.
+    except (OSError, soundfile.SoundFileError, UnicodeError, TypeError) as error:
         raise ClientError(
             f"{path}: not a readable audio file: {error}", "WAV, FLAC, OGG and MP3 can be read"
         ) from error
@@ -90,8 +96,16 @@ def _open_file(path: Path) -> Opened:
             dtype, n_frames = ("int16" if exact else "float32"), max(1, int(file.samplerate * CHUNK_S))
             # Else soundfile seeks after each read, to where it is: an MP3 decoder then loses the bits it carries over.
             file.seekable = lambda: False
-            while len(block := file.read(n_frames, dtype=dtype)):
-                yield _to_bytes(_at_most_stereo(block))
+            n_read = 0
+            try:
+                while len(block := file.read(n_frames, dtype=dtype)):
+                    n_read += len(block)
+                    yield _to_bytes(_at_most_stereo(block))
+            except soundfile.SoundFileError as error:
+                read_s = n_read / file.samplerate
+                raise ClientError(
+                    f"{path}: not readable beyond {read_s:.1f} s: {error}", "it is cut or damaged"
+                ) from error
 
     audio = AudioFormat("pcm_s16le" if exact else "pcm_f32le", file.samplerate, min(file.channels, MAX_CHANNELS))
     if file.channels > MAX_CHANNELS:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import re
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +110,55 @@ def test_what_is_not_audio_is_said(make: Any, tmp_path: Path) -> None:
         ClientError, match=r"a\.wav: not a readable audio file: .* \(WAV, FLAC, OGG and MP3 can be read\)"
     ):
         open_source(tmp_path / "a.wav", DECLARED)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.raw", pytest.param(os.fsdecode(b"\xff.wav"), marks=pytest.mark.skipif(os.name == "nt", reason="UTF-16"))],
+)
+def test_a_name_that_libsndfile_does_not_take_is_said(name: str, tmp_path: Path) -> None:
+    try:
+        soundfile.write(tmp_path / "a.wav", RAMP, 16_000)
+        (tmp_path / "a.wav").rename(tmp_path / name)
+    except OSError:
+        pytest.skip("nor does the file system")
+    with pytest.raises(ClientError, match=re.escape(f"{tmp_path / name}: not a readable audio file: ")):
+        open_source(tmp_path / name, DECLARED)
+
+
+def test_a_name_that_is_too_long_is_no_file(tmp_path: Path) -> None:
+    path = tmp_path / f"{'a' * 300}.wav"
+    with pytest.raises(ClientError) as caught:
+        open_source(path, DECLARED)
+    assert str(caught.value) == f"{path}: no such file"
+
+
+def test_a_folder_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ClientError) as caught:
+        open_source(tmp_path, DECLARED)
+    assert str(caught.value) == f"{tmp_path}: a folder (name the files in it)"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no mkfifo")
+def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.wav")
+    with pytest.raises(ClientError) as caught:
+        open_source(tmp_path / "a.wav", DECLARED)
+    assert caught.value.message == f"{tmp_path / 'a.wav'}: no regular file"
+
+
+async def test_how_far_a_damaged_file_was_read_is_said(tmp_path: Path) -> None:
+    path, noise = tmp_path / "a.flac", np.random.default_rng(0).integers(-9999, 9999, 32_000, np.int16)
+    soundfile.write(path, noise, 16_000)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    chunks: list[bytes] = []
+    with pytest.raises(ClientError) as caught:
+        async for chunk in open_source(path, DECLARED).chunks:
+            chunks.append(chunk)
+    read_s = len(b"".join(chunks)) / 32_000
+    assert 0.5 < read_s < 1
+    assert str(caught.value).startswith(f"{path}: not readable beyond {read_s:.1f} s: ")
+    assert caught.value.hint == "it is cut or damaged"
 
 
 @pytest.mark.parametrize(
