@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -71,18 +72,24 @@ def transcribe(
         raise click.UsageError("--json prints events; --format and --output-dir do not go with it")
     if output_dir is None and format_ != "text" and len(files) > 1:
         raise UsageError(f"--format {format_} of several files", "--output-dir DIR writes one for each of them")
+    paths = [output_dir and output_dir / f"{file.stem}.{FORMATS[format_][0]}" for file in files]
     if output_dir is not None:
-        stems = Counter(file.stem for file in files)
-        if twice := [str(file) for file in files if stems[file.stem] > 1]:
+        stems = Counter(file.stem.casefold() for file in files)  # Windows and macOS take A.txt for a.txt
+        if twice := [str(file) for file in files if stems[file.stem.casefold()] > 1]:
             raise UsageError(f"--output-dir {output_dir}: one file would be written for {' and '.join(twice)}")
+        inputs = {_identity(file): file for file in files if os.path.exists(file)}
+        if lost := [
+            str(inputs[it]) for path in paths if path and os.path.exists(path) and (it := _identity(path)) in inputs
+        ]:
+            raise UsageError(f"--output-dir {output_dir}: {' and '.join(lost)} would be overwritten")
         with _writing(output_dir):
             output_dir.mkdir(parents=True, exist_ok=True)
     fields = {"token": token, "language": language, "words": format_ != "text"}
     fields["partials"] = as_json and realtime
     codes = []
-    for n, file in enumerate(files, 1):
+    for n, (file, path) in enumerate(zip(files, paths, strict=True), 1):
         name = f"{file.name} ({n} of {len(files)})" if len(files) > 1 else file.name
-        output = _Output(file, as_json, format_, output_dir, has_heading=len(files) > 1)
+        output = _Output(file, as_json, format_, path, has_heading=len(files) > 1)
         try:
             codes.append(_transcribe_one(file, name, url, fields, realtime, output))
         except Unreachable:  # nor will it be there for the next file
@@ -99,13 +106,13 @@ class _Output:
     A line of text is printed as soon as all that began before it has its outcome: a refused utterance comes late.
     """
 
-    def __init__(self, file: Path, as_json: bool, format_: str, folder: Path | None, *, has_heading: bool) -> None:
+    def __init__(self, file: Path, as_json: bool, format_: str, path: Path | None, *, has_heading: bool) -> None:
         self.transcript = Transcript()
         self.as_json = as_json
         self._file = file
-        self._suffix, self._whole = FORMATS[format_]
-        self._folder = folder
-        self._is_by_line = format_ == "text" and folder is None and not as_json
+        self._whole = FORMATS[format_][1]
+        self._path = path
+        self._is_by_line = format_ == "text" and path is None and not as_json
         self._has_heading = has_heading
         self._begun: dict[str, messages.Final | None] = {}  # in the order of the audio; None: no outcome yet
 
@@ -137,12 +144,17 @@ class _Output:
         if self._is_by_line or self.as_json or not (self.transcript.done or self.transcript.finals):
             return
         whole = self._whole(self.transcript)
-        if self._folder is None:
+        if self._path is None:
             click.echo(whole, nl=False)
             return
-        path = self._folder / f"{self._file.stem}.{self._suffix}"
-        with _writing(path):
-            path.write_text(whole, "utf-8")
+        with _writing(self._path):
+            self._path.write_text(whole, "utf-8")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """The same for all names of a file."""
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino
 
 
 @contextmanager

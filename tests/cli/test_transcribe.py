@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -160,7 +161,7 @@ def test_finals_are_ordered_by_their_audio(server: ScriptedServer, run: Run, wav
 def test_a_final_is_printed_once_all_that_began_before_it_has_its_outcome(
     wav: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = _Output(wav, as_json=False, format_="text", folder=None, has_heading=False)
+    output = _Output(wav, as_json=False, format_="text", path=None, has_heading=False)
 
     def printed(event: Event) -> str:
         output.receive(event)
@@ -233,6 +234,15 @@ def test_a_file_that_is_not_audio_is_said_before_a_server_is_asked(run: Run, tmp
     assert (code, out) == (1, "")
     assert err.startswith(f"error: {tmp_path / 'a.txt'}: not a readable audio file: ")
     assert err.endswith("\nhint: WAV, FLAC, OGG and MP3 can be read\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems have no such name")
+def test_a_name_that_is_not_utf_8_is_said_on_a_pipe_too(wav: Path, closed_port: int) -> None:
+    named = wav.rename(wav.with_name(os.fsdecode(b"\xff.wav")))
+    command = [sys.executable, "-m", "asr_ws", "transcribe", "--url", f"ws://127.0.0.1:{closed_port}", str(named)]
+    ran = subprocess.run(command, capture_output=True, timeout=HANG_S)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith(f"error: {wav.parent}/\\udcff.wav: not a readable audio file: ".encode())
 
 
 def test_without_a_server_it_says_how_to_start_one(run: Run, wav: Path, closed_port: int) -> None:
@@ -353,6 +363,28 @@ def test_a_file_is_written_for_each_recording(
 def test_two_recordings_are_not_written_to_one_file(run: Run, wav: Path) -> None:
     error = f"error: --output-dir out: one file would be written for {wav} and {wav.with_suffix('.mp3')}\n"
     assert run(wav, wav.with_suffix(".mp3"), "--output-dir", "out") == (2, "", error)
+
+
+def test_names_that_some_systems_take_for_one_are_not_written_beside_each_other(run: Run, wav: Path) -> None:
+    other = wav.parent / "b" / "A.wav"
+    error = f"error: --output-dir out: one file would be written for {wav} and {other}\n"
+    assert run(wav, other, "--output-dir", "out") == (2, "", error)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_no_recording_is_overwritten(run: Run, wav: Path, tmp_path: Path, n: int) -> None:
+    recording, other = wav.rename(tmp_path / "a.txt"), tmp_path / "b" / "c.wav"
+    audio = recording.read_bytes()
+    files = [recording, other][::-1][n:]
+    error = f"error: --output-dir {tmp_path}: {recording} would be overwritten\n"
+    assert run(*files, "--output-dir", tmp_path) == (2, "", error)
+    assert recording.read_bytes() == audio
+
+
+def test_a_recording_is_not_overwritten_under_another_name(run: Run, wav: Path, tmp_path: Path) -> None:
+    (tmp_path / "b.srt").hardlink_to(wav)
+    error = f"error: --output-dir {tmp_path}: {wav} would be overwritten\n"
+    assert run(wav, tmp_path / "b.mp3", "--format", "srt", "--output-dir", tmp_path) == (2, "", error)
 
 
 def test_a_folder_that_cannot_be_written_is_said_first(run: Run, wav: Path) -> None:
