@@ -274,6 +274,8 @@ class _Dictation:
                 self._asked_at.pop(event.utterance, None)
             case messages.Busy() | messages.Retry():
                 self._asked_at[str(event.utterance)] = now + retry_delay_s(event, 0)
+            case messages.Error() if not is_lost(event):
+                pass  # it ends no utterance
             case messages.Final() | messages.Dropped() | messages.Error():
                 self._texts.pop(str(event.utterance), None)
                 self._asked_at.pop(str(event.utterance), None)

@@ -22,7 +22,6 @@ from asr_ws.client import (
     Gap,
     Reconnected,
     Reconnecting,
-    SessionFailed,
     Transcript,
     Unreachable,
     connect,
@@ -125,6 +124,8 @@ class _Output:
                 self._begun[event.utterance] = None
             case messages.Final():
                 self._begun[event.utterance] = event
+            case messages.Error() if not is_lost(event):
+                pass  # it ends no utterance
             case messages.Dropped() | messages.Error():
                 self._begun.pop(str(event.utterance), None)
         while self._begun and (final := self._begun[first := next(iter(self._begun))]) is not None:
@@ -174,7 +175,7 @@ def _transcribe_one(file: Path, name: str, url: str, fields: dict[str, Any], rea
         with _bar(name, duration_s, shown=sys.stderr.isatty() and not output.as_json) as advance:
             asyncio.run(_run(file, url, fields, realtime, advance, output))
     except ClientError as error:
-        where = f"{file}: " if isinstance(error, SessionFailed) else ""
+        where = "" if isinstance(error, Unreachable) or error.message.startswith(f"{file}: ") else f"{file}: "
         _say(f"error: {where}{error.message}", error.hint)
         if isinstance(error, Unreachable):
             raise
@@ -245,9 +246,9 @@ def _bar(name: str, duration_s: float | None, *, shown: bool) -> Iterator[Callab
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    # What a terminal shows goes above the bar, by its way; what a pipe waits for must not.
-    above = sys.stdout.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=above) as progress:
+    # What a terminal shows goes above the bar, by its way, and a line remains one; what a pipe waits for must not.
+    above, console = sys.stdout.isatty(), Console(stderr=True, soft_wrap=True)
+    with Progress(*columns, console=console, transient=True, redirect_stdout=above) as progress:
         task = progress.add_task(name, total=duration_s)
 
         def advance(event: Event) -> None:

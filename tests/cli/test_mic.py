@@ -278,6 +278,16 @@ def test_the_state_in_a_word(dictation: Any) -> None:
     assert dictation.state(13) == "ending"
 
 
+def test_an_error_that_ends_no_utterance_leaves_what_was_heard_of_it(dictation: Any) -> None:
+    dictation.receive(messages.Partial(utterance="u1", stable="Hel", unstable="lo", audio_end_ms=500), 0)
+    dictation.receive(busy("u1", reason="queue_full"), 0)
+    before = dictation.state(0)
+    dictation.receive(messages.Error(code="unknown_utterance", message="", hint="", fatal=False, utterance="u1"), 0)
+    assert (dictation._texts, dictation.state(0)) == ({"u1": ("Hel", "lo")}, before)
+    dictation.receive(messages.Error(code="decode_failed", message="", hint="", fatal=False, utterance="u1"), 0)
+    assert (dictation._texts, dictation.state(0)) == ({}, "starting")
+
+
 def test_what_comes_to_no_text_is_said_and_fails(dictation: Any, capsys: pytest.CaptureFixture[str]) -> None:
     dictation.receive(final("u1", "Hello."), 0)
     dictation.receive(final("u2", ""), 0)

@@ -172,6 +172,8 @@ def test_a_final_is_printed_once_all_that_began_before_it_has_its_outcome(
     assert printed(final("u2", "Two.")) == ""
     assert printed(final("u1", "One.")) == "One.\nTwo.\n"
     assert printed(final("u4", "Four.")) == ""
+    late = Error(code="unknown_utterance", message="", hint="", fatal=False, utterance="u3")
+    assert printed(late) == "", "it ends nothing"
     assert printed(Dropped(utterance="u3", reason="evicted", audio_start_ms=3000, audio_end_ms=3500)) == "Four.\n"
     assert printed(recorded.speech("u5", 5000)) == ""
     assert printed(final("u6", "Six.")) == ""
@@ -276,7 +278,7 @@ def test_a_refused_session_says_when_to_try_again(server: ScriptedServer, run: R
     assert run(wav, "--url", server.url) == (
         1,
         "",
-        "error: the server refused the session: max_sessions\nhint: try again in 0.8 s\n",
+        f"error: {wav}: the server refused the session: max_sessions\nhint: try again in 0.8 s\n",
     )
 
 
@@ -319,7 +321,7 @@ def test_a_session_that_a_fatal_error_ends_exits_with_1(server: ScriptedServer, 
 
 def test_a_connection_that_ends_early_exits_with_1(server: ScriptedServer, run: Run, wav: Path) -> None:
     server.scripts = [HELLO[:1]]
-    error = f"error: the connection ended with 1000\nwarning: {wav}: the text ends at 00:00:01.500\n"
+    error = f"error: {wav}: the connection ended with 1000\nwarning: {wav}: the text ends at 00:00:01.500\n"
     code, out, err = run(wav, "--url", server.url)
     assert (code, out) == (1, "Hello there.\n")
     assert err.endswith(error)
@@ -411,7 +413,7 @@ def test_a_busy_server_is_said_once(server: ScriptedServer, run: Run, wav: Path,
 
 def test_a_server_that_expects_no_recognizer_is_not_waited_for(server: ScriptedServer, run: Run, wav: Path) -> None:
     server.scripts = [[recorded.busy("u1", reason="unavailable", estimated_wait_ms=3_600_000)]]
-    error = "error: the server has no recognizer, and does not expect one\nhint: its log says why\n"
+    error = f"error: {wav}: the server has no recognizer, and does not expect one\nhint: its log says why\n"
     assert run(wav, "--url", server.url) == (1, "", error)
 
 
@@ -446,10 +448,11 @@ def test_text_stands_above_the_bar(
     server: ScriptedServer, run: Run, wav: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     screen = show(monkeypatch, "sys.stdout", "sys.stderr")
-    server.scripts = [[*TWO_CUES]]
+    long = "It [was] the best of times: " * 10
+    server.scripts = [[*TWO_CUES[:2], final("u4", long), *TWO_CUES[3:]]]
     assert run(wav, "--url", server.url)[0] == 0
     assert "\r\x1b[2KWell! Hello.\n" in screen.getvalue()
-    assert "\r\x1b[2KBye.\n" in screen.getvalue()
+    assert f"\r\x1b[2K{long}\n" in screen.getvalue(), "a line, however narrow the terminal"
 
 
 @pytest.mark.parametrize("args", [[], ["a.wav", "--format", "docx"]])
