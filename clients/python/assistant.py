@@ -250,7 +250,7 @@ async def run(args: argparse.Namespace) -> None:
         source.is_muted = True
         fields["endpointing"] = {"mode": "manual"}
     hears_itself = not (args.wav or args.push_to_talk or args.barge_in)
-    assistant = Assistant(Voice(shlex.split(args.speak), source if hears_itself else None))
+    assistant = Assistant(Voice(args.speak, source if hears_itself else None))
     async with connect(args.url, token=os.environ.get("ASR_WS_TOKEN") or None, **fields) as session:
         obeying = asyncio.create_task(obey(keys(enter=args.push_to_talk), session, source, assistant), name="keys")
         note("Enter to talk, Enter to be answered" if args.push_to_talk else "listening")
@@ -267,18 +267,27 @@ async def run(args: argparse.Namespace) -> None:
                 await obeying
 
 
+def command(line: str) -> list[str]:
+    """The words of ``--speak``. Raises: ValueError: a quote is open; ArgumentTypeError."""
+    is_posix = os.name != "nt"  # elsewhere a backslash is one, and quotes are left on
+    words = [word if is_posix else word.strip('"') for word in shlex.split(line, posix=is_posix)]
+    if not words or shutil.which(words[0]) is None:
+        raise argparse.ArgumentTypeError(f"no such command: {line}")
+    return words
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="A voice assistant: lights, a timer, the time.")
     parser.add_argument("--url", default=DEFAULT_URL, help="where the server is (%(default)s)")
     sources = parser.add_mutually_exclusive_group()
     sources.add_argument("--wav", metavar="FILE", help="listen to this recording, and end with it")
     sources.add_argument("--push-to-talk", action="store_true", help="Enter begins and ends an utterance")
-    parser.add_argument("--speak", metavar="COMMAND", default="", help="says the text behind it, such as espeak-ng")
+    parser.add_argument(
+        "--speak", metavar="COMMAND", type=command, default=[], help="says the text behind it, such as espeak-ng"
+    )
     parser.add_argument("--barge-in", action="store_true", help="listen while it speaks: with headphones")
     parser.add_argument("--prompt", default=PROMPT, help="words that the recognizer is to expect (%(default)s)")
     args = parser.parse_args()
-    if args.speak and shutil.which(shlex.split(args.speak)[0]) is None:
-        parser.error(f"--speak: no such command: {args.speak}")
     try:
         asyncio.run(run(args))
         return 0

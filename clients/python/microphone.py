@@ -62,12 +62,11 @@ def note(text: str) -> None:
 
 
 def on_ctrl_c(act: Callable[[], None]) -> None:
-    """The first one does that; the next one what it always does."""
-    loop = asyncio.get_running_loop()
+    """The first one does that, which may be done at any moment; the next one what it always does."""
 
     def handle(*_: object) -> None:
         signal.signal(signal.SIGINT, usual)
-        loop.call_soon_threadsafe(act)
+        act()
 
     usual = signal.signal(signal.SIGINT, handle)
 

@@ -146,6 +146,11 @@ def intents(programs: None) -> Any:
         ("What a waste of time.", "NotUnderstood()"),
         ("Once upon a time", "NotUnderstood()"),
         ("", "NotUnderstood()"),
+        # No sensible number, of an utterance that the model has made up.
+        (f"Set a timer for {'9' * 400} hours.", "NotUnderstood()"),
+        (f"Set a timer for 1.{'9' * 400} hours.", "NotUnderstood()"),
+        (f"Dim the bedroom lights to {'9' * 5000}%.", "NotUnderstood()"),
+        ("Set a timer for 999999 hours.", "SetTimer(seconds=3599996400.0)"),
     ],
 )
 def test_intents(intents: Any, text: str, intent: str) -> None:
@@ -446,6 +451,20 @@ async def test_ctrl_c_stops_the_microphone_and_what_was_said_still_comes(scripte
     assert re.fullmatch(r"country \d+", said[0])
 
 
+def test_ctrl_c_as_the_program_ends_is_no_error(programs: None) -> None:
+    microphone, usual, stops = import_module("microphone"), signal.getsignal(signal.SIGINT), []
+
+    async def listen() -> None:
+        microphone.on_ctrl_c(lambda: stops.append(1))
+
+    asyncio.run(listen())
+    handle = signal.getsignal(signal.SIGINT)
+    assert callable(handle)
+    handle(signal.SIGINT, None)
+    signal.signal(signal.SIGINT, usual)
+    assert stops == [1]
+
+
 @needs_sigint
 async def test_ctrl_c_ends_the_assistant_after_its_answer(scripted: WorkerSpec) -> None:
     async with serving(scripted) as app, assisting(app.url) as program:
@@ -580,10 +599,25 @@ async def test_enter_stops_the_assistants_own_voice(scripted: WorkerSpec) -> Non
             assert await spoken.read() == b""
 
 
-async def test_a_command_that_is_none_is_told_at_once() -> None:
-    async with running("assistant.py", "--speak", "no-such-command -v en") as program:
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        ("no-such-command -v en", "no such command: no-such-command -v en"),
+        (" ", "no such command:"),
+        ("say 'it", 'invalid command value: "say \'it"'),
+    ],
+)
+async def test_a_command_that_is_none_is_told_at_once(command: str, error: str) -> None:
+    async with running("assistant.py", "--speak", command) as program:
         code, said = await program.ended()
-    assert (code, said[-1]) == (2, "assistant.py: error: --speak: no such command: no-such-command -v en")
+    assert (code, said[-1]) == (2, f"assistant.py: error: argument --speak: {error}")
+
+
+def test_a_command_keeps_its_backslashes_on_windows(programs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assistant = import_module("assistant")
+    monkeypatch.setattr(assistant, "os", SimpleNamespace(name="nt"))
+    monkeypatch.setattr(assistant, "shutil", SimpleNamespace(which=lambda command: command))
+    assert assistant.command(r'"C:\my tools\say.exe" -v en') == [r"C:\my tools\say.exe", "-v", "en"]
 
 
 @pytest.mark.model
