@@ -41,7 +41,6 @@ else:
     import tty
 
 DRAW_S: Final = 0.1
-TAIL: Final = 4  # blocks, 0.2 s, heard after a key: it is pressed before the last sound has come from the device
 BEHIND_S: Final = 1.0  # what is sent and not acknowledged may be as much: less is no news
 METER: Final = 8  # cells ...
 CELL_DB: Final = 6  # ... of so much; all of them are full scale
@@ -192,7 +191,6 @@ class _Dictation:
         self._is_away = False
         self._texts: dict[str, tuple[str, str]] = {}  # utterance -> stable, unstable; without a final yet
         self._asked_at: dict[str, float] = {}  # refused utterance -> when it is offered again
-        self._tail = 0  # blocks until an utterance ends
 
     def end(self) -> None:
         """Also from a signal. A second time, or before the session is open, nothing is waited for."""
@@ -228,14 +226,10 @@ class _Dictation:
             raise self._lost
 
     async def _send(self) -> None:
+        self._microphone.on_muted = self._session.commit
         try:
             async for block in self._microphone:
                 await self._session.send(block)
-                if self._tail:
-                    self._tail -= 1
-                    if not self._tail:
-                        self._microphone.is_muted = True
-                        await self._session.commit()
         except ClientError as error:
             self._lost = error
         with suppress(ClientError):  # the session is over: `events` says why
@@ -314,8 +308,6 @@ class _Dictation:
     def _press(self, key: str) -> None:
         if key == END:
             self.end()
-        elif key in TALK and self._microphone.is_muted:
-            self._microphone.is_muted = False
         elif key in TALK:
-            self._tail = 0 if self._tail else TAIL
+            self._microphone.toggle()
         self.draw()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
@@ -15,6 +15,7 @@ from asr_ws.errors import ClientError, MissingExtra
 from asr_ws.messages import AudioFormat
 
 BLOCK_S = 0.05  # what the microphone gives at a time
+TAIL = 4  # blocks, 0.2 s, heard after a key: it is pressed before the last sound has come from the device
 MAX_WAITING = 200  # blocks, for a program that does not come to read them; then the oldest are dropped
 # Not every driver says that its device is unplugged, some only give nothing more. Bluetooth takes two seconds to begin.
 PATIENCE, PATIENCE_S = 10, 1.0  # in pieces: a program that was stopped (Ctrl-Z) must not find all of it used up
@@ -108,6 +109,7 @@ class Microphone:
         audio: what it gives: 16 kHz mono, or the device's own rate, or stereo, where it has nothing else.
         level: of the last block, the peak in [0, 1]; muted or not.
         is_muted: what is heard meanwhile is thrown away (push to talk).
+        on_muted: is awaited where it was muted, once what it heard before is taken; such as `Session.commit`.
         n_blocks: that the device has given, muted or not.
         n_overflows: how often audio was lost, since this program or the machine was too slow.
     """
@@ -120,6 +122,8 @@ class Microphone:
         self.audio = self._best_format(found.rate)
         self.level = 0.0
         self.is_muted = False
+        self.on_muted: Callable[[], Awaitable[None]] | None = None
+        self._tail = 0  # blocks until it is muted
         self.n_blocks = 0
         self.n_overflows = 0
         self._came: asyncio.Queue[bytes | None] = asyncio.Queue()  # b"": muted; None: the end
@@ -140,6 +144,15 @@ class Microphone:
             else:
                 return AudioFormat("pcm_s16le", rate, channels)
         raise ClientError(f"no microphone {self.name!r}: {_said(refused)}", OTHER_MICROPHONE_HINT) from refused
+
+    def toggle(self) -> bool:
+        """For a key to talk: from now on it listens; or, `TAIL` blocks later and unless it is pressed again, is muted.
+
+        Returns: whether it is to listen on.
+        """
+        self._tail = 0 if self.is_muted or self._tail else TAIL
+        self.is_muted = False
+        return not self._tail
 
     def stop(self) -> None:
         """End of the audio: what was heard is still given. Of any thread, or a signal's handler."""
@@ -167,6 +180,11 @@ class Microphone:
         self._came.put_nowait(b"" if self.is_muted else block)
         if has_overflown and not self.is_muted:
             self.n_overflows += 1
+        if self._tail:
+            self._tail -= 1
+            if not self._tail:
+                self.is_muted = True
+                self._came.put_nowait(b"")
         if self._came.qsize() > MAX_WAITING and self._came.get_nowait():
             self.n_overflows += 1
 
@@ -187,10 +205,14 @@ class Microphone:
             stream.start()
         except self._portaudio.PortAudioError as error:
             raise ClientError(f"the microphone {self.name!r} cannot be opened: {_said(error)}", IN_USE_HINT) from error
+        has_heard = False
         try:
             while (block := await self._next()) is not None:
                 if block:
                     yield block
+                elif has_heard and self.on_muted is not None:
+                    await self.on_muted()
+                has_heard = bool(block)
         finally:
             stream.close()
         if not self._is_stopping:

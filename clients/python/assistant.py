@@ -49,8 +49,6 @@ from intents import (
 # Names and spellings, not commands: the model takes them as said, and may leave out what repeats them.
 PROMPT = "Lights in the kitchen, living room, bedroom, bathroom and hall; dim them to 50%."
 
-
-TAIL_S = 0.2  # heard after Enter: it is pressed before the last sound has come from the device
 ECHO_S = 0.3  # unheard after the assistant's own voice: it is still on its way by loudspeaker, room and microphone
 
 
@@ -138,6 +136,8 @@ class Assistant:
                 self.voice.say("Sorry, I lost that. Please say it again.")
             case Dropped():  # it was heard as part of another one
                 self._forget(event.utterance)
+            case Error(code="nothing_to_commit"):  # nobody spoke as the microphone was muted
+                pass
             case Error():
                 note(f"{event.code}: {event.message} ({event.hint})")
         return []
@@ -232,14 +232,11 @@ async def obey(pressed: asyncio.Queue[str], session: Session, source: Microphone
         if source.is_muted:
             assistant.voice.hush()
             await session.cancel()  # an answer that is still awaited is not wanted any more
-            source.is_muted = False
-        else:
-            await asyncio.sleep(TAIL_S)
-            source.is_muted = True
-            await asyncio.sleep(0)  # what it has heard goes before the commit
-            await session.commit()
-        note("not listening" if source.is_muted else "listening")
-    await session.end()
+        note("listening" if source.toggle() else "not listening")
+    if isinstance(source, Microphone):
+        source.stop()
+    else:
+        await session.end()
 
 
 async def run(args: argparse.Namespace) -> None:
@@ -253,6 +250,8 @@ async def run(args: argparse.Namespace) -> None:
     assistant = Assistant(Voice(args.speak, source if hears_itself else None))
     async with connect(args.url, token=os.environ.get("ASR_WS_TOKEN") or None, **fields) as session:
         obeying = asyncio.create_task(obey(keys(enter=args.push_to_talk), session, source, assistant), name="keys")
+        if isinstance(source, Microphone):
+            source.on_muted = session.commit  # the silence that would end what was said is not heard
         note("Enter to talk, Enter to be answered" if args.push_to_talk else "listening")
         try:
             async for event in session.stream(source, realtime=source is args.wav):

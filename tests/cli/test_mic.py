@@ -29,6 +29,7 @@ from asr_ws import messages
 from asr_ws.cli import mic
 from asr_ws.cli.mic import END, Keys
 from asr_ws.client import Gap, Reconnected, Reconnecting
+from asr_ws.client.microphone import TAIL
 from asr_ws.worker.supervisor import WorkerSpec
 from tests.cli.test_transcribe import final
 from tests.client.recorded import READY, busy
@@ -142,7 +143,7 @@ async def test_push_to_talk_by_lines(scripted: WorkerSpec, speech: Path) -> None
             await line(process.stderr, "listening")
             process.stdin.write(b"\n")
             samples = int((await line(process.stdout, "country")).split()[1])
-            assert samples >= mic.TAIL * 800
+            assert samples >= TAIL * 800
         process.stdin.close()
         assert (await ended(process))[:2] == (0, "")
 

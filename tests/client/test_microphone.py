@@ -17,7 +17,7 @@ import pytest
 
 from asr_ws import messages
 from asr_ws.client import connect, microphone
-from asr_ws.client.microphone import Device, Microphone, devices
+from asr_ws.client.microphone import TAIL, Device, Microphone, devices
 from asr_ws.errors import ClientError, MissingExtra
 from asr_ws.messages import AudioFormat
 from asr_ws.worker.supervisor import WorkerSpec
@@ -196,6 +196,44 @@ async def test_muted_it_hears_and_gives_nothing(portaudio: Any) -> None:
     assert await first == B
     microphone.stop()
     assert await rest(blocks) == []
+
+
+async def test_a_key_is_pressed_before_the_last_sound_has_come(portaudio: Any) -> None:
+    microphone, told = Microphone(), list[bytes | str]()
+
+    async def commit() -> None:
+        told.append("commit")
+
+    async def listen() -> None:
+        async for block in microphone:
+            told.append(block)
+
+    async def hear(*blocks: bytes) -> None:
+        n_blocks = microphone.n_blocks + len(blocks)
+        portaudio.streams[0].give(*blocks)
+        while microphone.n_blocks < n_blocks:
+            await asyncio.sleep(0)
+
+    microphone.is_muted, microphone.on_muted = True, commit
+    listening = asyncio.create_task(listen())
+    while not portaudio.streams:
+        await asyncio.sleep(0)
+    await hear(A, A)
+    assert microphone.toggle()
+    await hear(A)
+    assert not microphone.toggle()
+    await hear(B)
+    assert microphone.toggle(), "it was taken back"
+    assert not microphone.toggle()
+    await hear(*[B] * TAIL, C, C)
+    assert microphone.is_muted
+    assert microphone.toggle()
+    await hear(A)
+    microphone.is_muted = True
+    await hear(C)
+    microphone.stop()
+    await listening
+    assert told == [A, B, *[B] * TAIL, "commit", A, "commit"]
 
 
 async def test_stop_before_it_records_is_no_audio(portaudio: Any) -> None:
