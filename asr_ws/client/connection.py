@@ -182,7 +182,8 @@ class Connection:
         events = self._recording.cancel(utterance, sent=(owed_until, self._cursor))
         if utterance is None:
             del self._recording.marks[self._next_mark :]  # commits of what was not sent yet
-            self._cancels.append(self._cursor)
+            old = self._recording.told_until
+            self._cancels = [*(at for at in self._cancels if at >= old), self._cursor]
             self._outbox.append(messages.Cancel())
         for id, entry in self._entries.items():
             if utterance in (None, entry.told.id):
@@ -462,8 +463,8 @@ class Connection:
         return self._entries[id]
 
     def _cancelled_at(self, start: int) -> float:
-        """Where what begins there was cancelled with everything."""
-        return next((at for at in self._cancels if at > start), math.inf)
+        """Where what begins there was cancelled with everything; the server rounds times down, to before it maybe."""
+        return next((at for at in self._cancels if at > start + self._recording.to_frames(1)), math.inf)
 
     def _name(self, id: object) -> str | None:
         """As its user knows it."""
@@ -502,10 +503,12 @@ class Connection:
         return min(marks, key=lambda at: abs(at - position), default=position)
 
     def _onset(self, ms: int) -> int:
-        """Where speech begins that lasts on: not in the last of a piece, where its pre-roll may begin."""
+        """Where speech begins that lasts on: not in the last of a piece, where its pre-roll may begin; unless nothing
+        of the next one was sent: then a commit has ended it, however short it is.
+        """
         start, frame = self._position(ms), self._recording.to_frames(ms)
         for piece in self._pieces:
-            if frame < piece.at < frame + self._recording.to_frames(self._min_speech_ms):
+            if frame < piece.at < min(frame + self._recording.to_frames(self._min_speech_ms), self._n_sent):
                 start = piece.since
         return start
 

@@ -111,10 +111,15 @@ class Recording:
     def commit(self, id: str | None) -> None:
         self.marks.append(Mark(self.ring.end, id))
 
-    def forget_marks(self) -> int:
-        """Those before all that has no outcome: nothing is told of there, nor sent. Returns: how many they were."""
+    @property
+    def told_until(self) -> int:
+        """Before that all has its outcome: nothing is told of there, nor sent."""
         start, _ = next(iter(self.ring.unsettled(0, self.ring.end)), (self.ring.end, 0))
-        n_old = bisect_left(self.marks, start - self.to_frames(NEAR_MS), key=lambda mark: mark.at)
+        return start - self.to_frames(NEAR_MS)
+
+    def forget_marks(self) -> int:
+        """Those before all that has no outcome. Returns: how many they were."""
+        n_old = bisect_left(self.marks, self.told_until, key=lambda mark: mark.at)
         del self.marks[:n_old]
         return n_old
 

@@ -381,6 +381,18 @@ def test_in_manual_mode_an_utterance_of_any_length_is_where_it_begins() -> None:
     assert [each.audio_start_ms for each in scene.of(messages.SpeechStarted, messages.Accepted)] == [0, 0]
 
 
+def test_a_short_utterance_that_was_committed_lies_before_a_jump() -> None:
+    """Regression: it was taken to begin in the piece that had not been sent yet."""
+    scene = Scene()
+    scene.recording.ring.append(audio(0, 3000))
+    scene.recording.ring.settle(120, 2000)
+    scene.is_mute = True
+    scene.connect()
+    assert scene.log == ["start", (0, 120), "commit own"]
+    scene.tell(speech("u1", 20), accepted("u1", 20, 120))
+    assert [each.audio_start_ms for each in scene.of(messages.SpeechStarted, messages.Accepted)] == [20, 20]
+
+
 def test_times_do_not_run_backwards() -> None:
     scene = Scene().connect()
     scene.is_mute = True
@@ -506,6 +518,37 @@ def test_what_is_cancelled_twice_ends_where_it_was_cancelled_first() -> None:
     scene.tell(speech("u1", 0))
     scene.lose()
     assert told(scene)[-1] == ("Dropped", "u1", "cancelled", 0, 500)
+
+
+def test_what_begins_behind_a_cancel_is_not_cancelled_though_its_time_is_rounded_down() -> None:
+    """Regression: up to the cut it counted as cancelled, and what was said of it was not sent again."""
+    scene = Scene().connect()
+    scene.record(101)
+    scene.tell(speech("u1", 0))
+    scene.cancel()
+    scene.tell(dropped("u1", 0, 101))
+    scene.record(2000)
+    scene.tell(speech("u2", 100))
+    scene.lose().connect()
+    assert scene.log == ["start", (101, 2101)]
+    scene.tell(speech("u1", 0), accepted("u1", 0, 2000), final("u1", 0, 2000))
+    assert told(scene)[1:] == [
+        ("Dropped", "u1", "cancelled", 0, 101),
+        ("SpeechStarted", "u2", None, 100, None),
+        ("Accepted", "u2", 1, 101, 2101),
+        ("Final", "u2", 1, 101, 2101),
+    ]
+
+
+def test_cancels_before_all_that_has_no_outcome_are_forgotten() -> None:
+    """Regression: they were kept as long as the connection was."""
+    scene = Scene().connect()
+    for n in range(100):
+        scene.record(100)
+        scene.tell(speech(f"u{n}", n * 100))
+        scene.cancel()
+        scene.tell(dropped(f"u{n}", n * 100, n * 100 + 100))
+    assert scene.connection._cancels == [9900, 10_000]
 
 
 def test_what_is_cancelled_while_the_connection_is_away_is_told_at_once() -> None:

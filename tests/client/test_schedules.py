@@ -48,6 +48,7 @@ class Server:
     script: list[str]
     mode: Literal["server", "manual"]
     n_frames: int = 0
+    true_end: int = 0  # of the recording: of what came last
     n_ids: int = 0
     hearing: Utterance | None = None
     n_onset: int = 0
@@ -107,11 +108,9 @@ class Server:
             self.n_onset = self.n_onset + 1 if is_speech else 0
             onset = {"server": ONSET, "manual": 1}[self.mode]
             if self.n_onset == onset:
-                self.n_ids += 1
-                first = self.n_frames - onset + 1
-                self.hearing = Utterance(f"u{self.n_ids}", first, position - onset + 1)
-                self.said.append(speech(self.hearing.id, first))
+                self.hearing = self._begin(self.n_frames + 1, position + 1)
         self.n_frames += 1
+        self.true_end = position + 1
         if self.hearing is not None:
             if is_speech:
                 self.hearing.end, self.hearing.true_end = self.n_frames, position + 1
@@ -119,7 +118,16 @@ class Server:
             if self.n_silent == SILENCE:
                 self._endpoint(None)
 
+    def _begin(self, end: int, true_end: int) -> Utterance:
+        """With the frames of speech up to there."""
+        self.n_ids += 1
+        start = end - self.n_onset
+        self.said.append(speech(f"u{self.n_ids}", start))
+        return Utterance(f"u{self.n_ids}", start, true_end - self.n_onset, end, true_end)
+
     def _commit(self, id: str | None) -> None:
+        if self.hearing is None and self.n_onset:  # a commit takes what is too short to be speech
+            self.hearing = self._begin(self.n_frames, self.true_end)
         if self.hearing is None:
             fields = {"code": "nothing_to_commit", "message": "", "hint": "", "fatal": False, "commit": id}
             self.said.append(messages.Error(**fields, seq=1))
