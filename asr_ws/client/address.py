@@ -16,6 +16,7 @@ from asr_ws import messages
 from asr_ws.errors import ClientError, UsageError
 
 DEFAULT_URL = f"ws://127.0.0.1:8765{messages.PATH}"
+NO_SERVER = "is this an asr_ws server?"
 WHERE = f"sessions are at {DEFAULT_URL} or alike"
 PROXY_HINT = "the environment names that proxy, by http_proxy, https_proxy, socks_proxy or all_proxy"
 TOKEN_HINT = "give it a token: --token-file FILE, or ASR_WS_TOKEN; in Python connect(url, token=...)"

@@ -27,7 +27,7 @@ PING_S = 5.0  # at most from one to the next, and ...
 PING_AUDIO_S = 0.5  # ... so much audio
 WINDOW_S = 1.0  # of audio that the server has not said to have taken, beside the way there and back, twice
 SILENT_S = 15.0  # without an answer the connection is dead, whatever the operating system thinks
-STUCK_S = 60.0  # without the answer to a ping, whatever else it says: nothing may follow what was sent
+STUCK_S = 60.0  # without what is due, such as the answer to a ping, whatever else it says
 AHEAD_S = 0.5  # of audio that the server has not taken, from a source that can wait
 FRAME_S = 0.1  # of older audio; live audio goes as it comes
 MAX_HELD = 2  # refused utterances that a server keeps for a session: one more would drive out the oldest
@@ -88,6 +88,7 @@ class _Entry:
     told: Told
     n_attempts_before: int  # by the connections before
     is_refused: bool = False
+    refused_for_good_at: float = math.inf  # nothing is held of it: `dropped` is due
     retry_at: float = math.inf
 
 
@@ -124,7 +125,8 @@ class Connection:
         self._pinged = _Ping("", now, 0, 0)  # the last one
         self._n_pings = 0
         self._fastest_s = math.inf  # there and back
-        self._heard_at = now
+        self._heard_at = self._answered_at = now
+        self._failed_at = math.inf
         self._hearing_ms: int | None = None  # of audio in which speech would have been told; None: not yet `started`
         self._min_speech_ms = 0
         self._entries: dict[str, _Entry] = {}  # by the server's id
@@ -165,11 +167,20 @@ class Connection:
         return now > self._dead_at
 
     @property
+    def good_until(self) -> float:
+        """When the server was last known to do what it has to."""
+        return min(self._answered_at, self._owing_since)
+
+    @property
+    def _owing_since(self) -> float:
+        """Due are the close behind a fatal error, and `dropped` where nothing is held: no pong is a sign of them."""
+        return min([self._failed_at, *(each.refused_for_good_at for each in self._entries.values())])
+
+    @property
     def _dead_at(self) -> float:
-        if not self._pings:
-            return math.inf
-        asked_at = self._pings[0].now
-        return min(max(asked_at, self._heard_at) + SILENT_S, asked_at + STUCK_S)
+        asked_at = self._pings[0].now if self._pings else math.inf
+        silent_at = max(asked_at, self._heard_at) + SILENT_S
+        return min(silent_at, asked_at + STUCK_S, self._owing_since + STUCK_S)
 
     def due_at(self) -> float:
         """When there may be something to do though nothing came."""
@@ -319,7 +330,7 @@ class Connection:
                     return self._owe(event)
                 return self._finish(event, Fate.REFUSED)
             case messages.Error():
-                return self._fail(event)
+                return self._fail(event, now)
             case messages.Unknown(fields={"utterance": id}):
                 return [messages.Unknown(event.type, {**event.fields, "utterance": self._name(id)})]
             case messages.Done():
@@ -336,6 +347,7 @@ class Connection:
             if ping.id == pong.id:
                 self._n_acknowledged = ping.n_sent
                 self._fastest_s = min(self._fastest_s, now - ping.now)
+                self._answered_at = now
                 if self._hearing_ms is not None:
                     return self._settle_quiet(ping.cursor - self._recording.to_frames(self._hearing_ms))
         return []  # a greeting's
@@ -363,7 +375,8 @@ class Connection:
         told = entry.told
         self._locate(told, event)
         told.attempt = entry.n_attempts_before + event.attempt
-        told.is_admitted, entry.is_refused, entry.retry_at = True, False, math.inf
+        told.is_admitted, entry.is_refused = True, False
+        entry.retry_at = entry.refused_for_good_at = math.inf
         told.commit = None if event.commit == OWN else event.commit
         return [self._placed(event, told)]
 
@@ -376,7 +389,7 @@ class Connection:
         if event.held_ms:
             entry.retry_at = now + retry_delay_s(event, self._rng.uniform(0, JITTER_S))
             return [self._placed(event, entry.told)]
-        # `dropped` follows, but the audio is held here.
+        entry.refused_for_good_at = min(entry.refused_for_good_at, now)  # but the audio is held here
         held = msgspec.structs.replace(event, retryable=True, held_ms=self._held_ms)
         return [self._placed(held, entry.told)]
 
@@ -403,14 +416,14 @@ class Connection:
         self._recording.interrupt(told)
         return [*unfinished, *self._recording.absorb()]
 
-    def _fail(self, event: messages.Error) -> list[Event]:
+    def _fail(self, event: messages.Error, now: float) -> list[Event]:
         if event.code == "nothing_to_commit" and event.commit == OWN:
             return []
         if event.utterance is not None and event.utterance in self._entries and event.code in messages.ENDS_UTTERANCE:
             return self._finish(event, Fate.REFUSED)
         # With other settings than were asked for, the audio would be taken for something else.
         if event.fatal or self._hearing_ms is None:
-            self.error = event
+            self.error, self._failed_at = event, min(self._failed_at, now)
         return [msgspec.structs.replace(event, utterance=self._name(event.utterance))]
 
     def interrupt(self, *, delay_s: float) -> list[Event]:

@@ -218,9 +218,10 @@ class Recording:
         """The ledger of all that was recorded: the server's own, if all of it went to one connection."""
         if self.n_connections == 1 and abs(done.received_ms - self.to_ms(self.ring.end)) <= 1:
             return done
-        received, decoded, refused = (
-            self.to_ms(n) for n in (self.ring.end, self._n_frames[Fate.DECODED], self._n_frames[Fate.REFUSED])
-        )
+        n_decoded, n_refused = self._n_frames[Fate.DECODED], self._n_frames[Fate.REFUSED]
+        # Rounded as sums, which grow: else three halves could be more than the whole.
+        received, told, decoded = (self.to_ms(n) for n in (self.ring.end, n_decoded + n_refused, n_decoded))
+        lost = min(max(done.lost_ms, 0), received - told)
         kinds = messages.Final, messages.Busy, messages.Retry, messages.Dropped, messages.Error
         counts = dict(
             zip(("finals", "busy", "retries", "dropped", "errors"), (self._n_events[k] for k in kinds), strict=True)
@@ -228,8 +229,8 @@ class Recording:
         return messages.Done(
             received_ms=received,
             decoded_ms=decoded,
-            silence_ms=received - decoded - refused - done.lost_ms,
-            refused_ms=refused,
-            lost_ms=done.lost_ms,
+            silence_ms=received - told - lost,
+            refused_ms=told - decoded,
+            lost_ms=lost,
             **counts,
         )

@@ -17,10 +17,12 @@ from websockets.exceptions import (
     InvalidStatus,
     InvalidURI,
 )
+from websockets.frames import CloseCode
 from websockets.typing import Subprotocol
 
 from asr_ws import messages
 from asr_ws.client.address import (
+    NO_SERVER,
     PROXY_HINT,
     TOKEN_HINT,
     WHERE,
@@ -38,6 +40,7 @@ from asr_ws.errors import ClientError, ProtocolError
 GREETING_S = 0.5  # without `ready`: the server may wait for a token
 LAST_WORD_S = 2.0  # for the close behind a refusal, which has the limit's name
 OPEN_S = 10.0  # to `ready`
+MAX_EVENT_BYTES = 1 << 20  # the longest `final` has a tenth; 64 of them may be waiting
 CLOSE_S = 2.0  # for the other side's part of the close
 NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")  # OpenSSL's reasons for a plain answer
 
@@ -69,7 +72,7 @@ async def _open(url: str, user: str, start: messages.Start, *, introduce: bool) 
             subprotocols=[Subprotocol(messages.PROTOCOL)],
             additional_headers={"Authorization": bearer} if bearer is not None else None,
             compression=None,
-            max_size=None,
+            max_size=MAX_EVENT_BYTES,
             max_queue=64,
             ping_interval=None,  # the session asks by itself, and a server that takes its time with audio is not gone
             close_timeout=CLOSE_S,
@@ -168,9 +171,11 @@ class Wire:
                 received = await self._socket.recv()
             event = messages.decode_event(received)
         except ConnectionClosed as error:
+            if error.sent is not None and error.sent.code == CloseCode.MESSAGE_TOO_BIG and not error.rcvd_then_sent:
+                raise ClientError(f"an event of more than {MAX_EVENT_BYTES} bytes", NO_SERVER) from error
             raise ConnectionLost(error) from error
         except ProtocolError as error:
-            raise ClientError(str(error), "is this an asr_ws server?") from error
+            raise ClientError(str(error), NO_SERVER) from error
         if isinstance(event, messages.Busy) and event.utterance is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORD_S):
@@ -182,4 +187,7 @@ class Wire:
         try:
             await self._socket.close()
         finally:  # also of what is cancelled meanwhile
-            self._socket.transport.abort()
+            self.abort()
+
+    def abort(self) -> None:
+        self._socket.transport.abort()

@@ -10,6 +10,8 @@ import pytest
 from asr_ws import messages
 from asr_ws.client.connection import PING_S, SILENT_S, STUCK_S, Connection, retry_delay_s
 from asr_ws.client.events import Gap
+from asr_ws.client.recording import Fate, Recording
+from asr_ws.client.ring import AudioRing
 from tests.client.recorded import (
     HEARING_MS,
     READY,
@@ -130,6 +132,33 @@ def test_a_server_that_says_much_and_takes_nothing_is_dead_too() -> None:
     assert not scene.connection.is_dead(now=STUCK_S)
     assert scene.connection.due_at() == STUCK_S
     assert scene.connection.is_dead(now=STUCK_S + 0.001)
+
+
+@pytest.mark.parametrize(
+    "events", [(error("internal", fatal=True),), (speech("u1", 0), busy("u1", held_ms=0, retryable=False))]
+)
+def test_a_server_that_answers_pings_and_not_what_it_has_to_is_dead_too(events: tuple[Any, ...]) -> None:
+    """Regression: the close behind a fatal error, or what follows a refusal for good, was waited for without end."""
+    scene = Scene().connect()
+    scene.record(1000)
+    scene.wait(1.0)
+    scene.tell(*events)
+    for _ in range(int(STUCK_S / PING_S)):
+        scene.wait(PING_S)
+        scene.tell(*events)
+    assert not scene.connection.is_dead(now=scene.now - 0.001)
+    assert scene.connection.due_at() == 1.0 + STUCK_S
+    assert scene.connection.is_dead(now=1.0 + STUCK_S + 0.001)
+    assert scene.connection.good_until == 1.0
+
+
+def test_a_connection_was_good_until_its_last_answer() -> None:
+    scene = Scene().connect()
+    scene.wait(PING_S)
+    scene.is_mute = True
+    scene.wait(PING_S)
+    scene.tell(STARTED)
+    assert scene.connection.good_until == PING_S
 
 
 # ---------------------------------------------------------------- refusals
@@ -599,3 +628,14 @@ def test_the_account_is_of_all_connections() -> None:
     done = messages.Done(4100, 0, 3100, 1000, 0, 0, 0, 0, 0, 1, seq=9)
     scene.tell(done)
     assert scene.recording.number(done) == messages.Done(5000, 900, 3100, 1000, 0, 1, 0, 0, 0, 1, seq=8)
+
+
+def test_the_account_adds_up_however_it_is_rounded() -> None:
+    """Regression: two halves of a millisecond were one more than there was, and silence one less than none."""
+    recording = Recording(AudioRing(100_000, 2), 16_000)
+    recording.n_connections = 2
+    recording.ring.append(bytes(2 * 32_020))
+    recording.settle(0, 16_010, Fate.DECODED)
+    recording.settle(16_010, 32_020, Fate.REFUSED)
+    done = messages.Done(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, seq=1)
+    assert recording.number(done) == messages.Done(2001, 1001, 0, 1000, 0, 0, 0, 0, 0, 0, seq=1)
