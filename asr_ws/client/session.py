@@ -26,13 +26,13 @@ from typing import Final as Constant
 import msgspec
 
 from asr_ws import messages
-from asr_ws.client.address import DEFAULT_URL, TOKEN_HINT, ConnectionLost, SessionRefused, Unreachable
+from asr_ws.client.address import DEFAULT_URL, NO_SERVER, TOKEN_HINT, ConnectionLost, SessionRefused, Unreachable
 from asr_ws.client.connection import Connection
 from asr_ws.client.events import Event, Reconnected, Reconnecting
 from asr_ws.client.recording import Recording
 from asr_ws.client.ring import AudioRing
 from asr_ws.client.sources import AudioSource, Opened, open_source
-from asr_ws.client.wire import Wire, open_wire
+from asr_ws.client.wire import CLOSE_S, Wire, open_wire
 from asr_ws.errors import ClientError, ProtocolError
 
 RING_S = 120.0  # of audio without an outcome
@@ -41,8 +41,10 @@ ROOM_S = 2.0  # of the ring, at most, are left for what comes next
 RECONNECTS = 10  # in a row
 FIRST_TRIES = 3  # as long as there was no session: after that its user had better know
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 30.0  # doubled each time
-STABLE_S = 5.0  # a connection that has lived so long ends the row of failed ones
+STABLE_S = 5.0  # a connection that was good for so long ends the row of failed ones
+LEAVE_S = 2 * CLOSE_S  # for what is to be closed with the session, the user's source among it
 SEND_S = 15.0  # that a frame may take: the connection is dead, whatever the operating system thinks
+MAX_OPEN = 1000  # utterances without outcome: no server of this protocol has so many
 MAX_UNREAD = 10_000  # events that wait for the user; a source that can wait is not read on beyond ...
 FEW_UNREAD = 256  # ... these
 NO_ANSWER: Constant = "no answer"
@@ -64,7 +66,7 @@ class SessionFailed(ClientError):
 
 def reconnect_delay_s(attempt: int, retry_after_s: float, spread: float) -> float:
     """Seconds before the n-th try (1, 2, ...) in a row. ``spread``: 0 to 1, lest all clients come at once."""
-    delay_s = min(FIRST_DELAY_S * 2.0 ** (attempt - 1), MAX_DELAY_S)
+    delay_s = min(FIRST_DELAY_S * 2.0 ** min(attempt - 1, 100), MAX_DELAY_S)  # 2.0 ** 1024 is none
     return max(delay_s * (1 + spread) / 2, min(retry_after_s, MAX_DELAY_S))
 
 
@@ -103,7 +105,6 @@ async def connect(
     session = Session(url, start, wire, ring_s=ring_s, reconnects=reconnects)
     session._run_on(wire)
     try:
-        await asyncio.sleep(0)  # a task that is cancelled before it has begun closes nothing
         yield session
     finally:
         try:
@@ -141,7 +142,7 @@ def _message(kind: type[MessageT], fields: dict[str, Any]) -> MessageT:
 async def _cancel(*tasks: asyncio.Task[None]) -> None:
     for task in tasks:
         task.cancel()
-    await asyncio.wait(tasks)
+    await asyncio.wait(tasks, timeout=LEAVE_S)
 
 
 class _Pulse:
@@ -178,10 +179,11 @@ class Session:
         self._n_again = 0  # connections in a row that were made for what the server had dropped ...
         self._again_until = 0  # ... before that frame of the recording
         self._unread: deque[Event] = deque()
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._is_over = False
         self._changed = _Pulse()
         self._running: asyncio.Task[None]
+        self._wire: Wire  # on which that one began
         self._sending: asyncio.Task[None] | None = None
 
     def _record(self, audio: messages.AudioFormat) -> Recording:
@@ -277,7 +279,7 @@ class Session:
             ClientError: the source is not readable; see `events` too.
         """
         opened = open_source(source, self._start.audio)
-        if self._is_over or self._recording.is_ending:
+        if self._is_over or self._recording.is_ending or self._sending is not None:
             raise ClientError("the session takes no second source", "connect once for each")
         await self._declare(opened.audio)
         self._sending = asyncio.create_task(self._send_all(opened, realtime), name="asr_ws sender")
@@ -353,7 +355,7 @@ class Session:
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
             self._fail(ClientError("the source was cancelled"))
-        except Exception as error:  # the source's own, most of all: `events` raises it
+        except BaseException as error:  # the source's own, most of all, a `SystemExit` too: `events` raises it
             self._fail(error)
         finally:
             if isinstance(opened.chunks, AsyncGenerator):
@@ -369,10 +371,14 @@ class Session:
     # ---------------------------------------------------------------- its connections
 
     def _run_on(self, wire: Wire) -> None:
+        self._wire = wire
         self._running = asyncio.create_task(self._run(wire), name="asr_ws session")
 
     async def _stop(self) -> None:
-        await _cancel(self._running, *([self._sending] if self._sending is not None else []))
+        try:
+            await _cancel(self._running, *([self._sending] if self._sending is not None else []))
+        finally:
+            await self._wire.close()  # also when that task was cancelled before it had begun
 
     async def _run(self, wire: Wire) -> None:
         """All connections, one after the other."""
@@ -400,12 +406,15 @@ class Session:
         try:
             await self._write(wire, connection, reading)
         except (ConnectionLost, SessionRefused) as lost:
-            error = connection.error
+            error, reason, good_until = connection.error, getattr(lost, "reason", ""), loop.time()
+            if reason == NO_ANSWER:
+                good_until = connection.good_until
+                wire.abort()  # it would not answer the close either
             if error is not None and error.code not in TRANSIENT:
                 raise SessionFailed(error) from lost
             if error is None and isinstance(lost, ConnectionLost) and lost.close_code not in COMES_BACK:
                 raise
-            if loop.time() - began >= STABLE_S and getattr(lost, "reason", "") != DROPPED:
+            if good_until - began >= STABLE_S and reason != DROPPED:
                 self._attempt = 0
             return lost
         finally:
@@ -423,11 +432,16 @@ class Session:
         return None
 
     async def _read(self, wire: Wire, connection: Connection) -> None:
-        """Until `done`, or an error after which there is nothing to be told."""
+        """Until `done`, or an error after which there is nothing to be told.
+
+        Raises: ClientError: it is no server of this protocol; what `Wire.receive` does.
+        """
         loop = asyncio.get_running_loop()
         while connection.done is None and (connection.error is None or connection.error.fatal):
             for event in connection.receive(await wire.receive(), now=loop.time()):
                 self._deliver(event)
+            if len(connection.open) > MAX_OPEN:
+                raise ClientError(f"more than {MAX_OPEN} utterances have no outcome", NO_SERVER)
             self._changed.fire()
 
     async def _write(self, wire: Wire, connection: Connection, reading: asyncio.Task[None]) -> None:
@@ -520,7 +534,7 @@ class Session:
         if len(self._unread) > MAX_UNREAD and self._error is None:
             raise ClientError(f"{MAX_UNREAD} events were not read", "read them in a task beside your sending")
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         """It ends by that; nothing is left without an outcome."""
         if self._is_over:
             return

@@ -12,18 +12,18 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator
 from concurrent.futures import CancelledError, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from asr_ws import messages
 from asr_ws.client import session as asynchronous
 from asr_ws.client.address import DEFAULT_URL
 from asr_ws.client.events import Event
-from asr_ws.client.session import LEFT, RECONNECTS, RING_S
+from asr_ws.client.session import LEAVE_S, LEFT, RECONNECTS, RING_S
 from asr_ws.client.sources import AudioSource
 from asr_ws.errors import ClientError
 
-TURN_S = 0.5  # of waiting for what another thread does
+TURN_S = 0.5  # of waiting for what another thread does, at a time: Windows lets no Ctrl-C through meanwhile
 
 T = TypeVar("T")
 
@@ -40,8 +40,8 @@ def connect(
     """As `asr_ws.client.connect`."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=_turn, args=[loop], name="asr_ws client", daemon=True)
-    thread.start()
     try:
+        thread.start()
         opened = asynchronous.connect(url, token=token, ring_s=ring_s, reconnects=reconnects, **start_fields)
         session = Session(_run(loop, opened.__aenter__()), loop)
         try:
@@ -50,12 +50,17 @@ def connect(
             _run(loop, opened.__aexit__(None, None, None))
     finally:
         loop.call_soon_threadsafe(loop.stop)
-        thread.join()
+        while thread.is_alive():
+            thread.join(TURN_S)
 
 
 def _turn(loop: asyncio.AbstractEventLoop) -> None:
     """Until it is stopped; its end is no other thread's, whom Ctrl-C may reach meanwhile."""
-    loop.run_forever()
+    is_stopped = False
+    while not is_stopped:
+        with suppress(SystemExit, KeyboardInterrupt):  # a source's: the loop lets them out, and goes on for who waits
+            loop.run_forever()
+            is_stopped = True
     loop.run_until_complete(_finish(loop))
     loop.close()
 
@@ -65,7 +70,7 @@ async def _finish(loop: asyncio.AbstractEventLoop) -> None:
     if others := asyncio.all_tasks() - {asyncio.current_task()}:
         for task in others:
             task.cancel()
-        await asyncio.wait(others)
+        await asyncio.wait(others, timeout=LEAVE_S)
     await loop.shutdown_asyncgens()
 
 
@@ -77,7 +82,7 @@ def _run(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> 
         coroutine.close()
         raise ClientError(*LEFT) from error
     try:
-        # Not for ever at a time: Windows lets no Ctrl-C through meanwhile, and a loop that ends forgets what came last.
+        # Not for ever at a time: a loop that ends forgets what came last.
         while not wait([future], timeout=TURN_S).done:
             if loop.is_closed():
                 coroutine.close()

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as open_socket
-from websockets.asyncio.server import ServerConnection, serve
+from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.protocol import State
 
 from asr_ws import messages
@@ -56,6 +56,10 @@ async def until(events: AsyncIterator[Event], kind: type) -> Any:
         if isinstance(event, kind):
             return event
     raise AssertionError(f"no {kind.__name__}")
+
+
+def url_of(server: Server) -> str:
+    return f"http://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
 
 
 def judged(events: list[Event]) -> Conservation:
@@ -232,6 +236,7 @@ async def test_a_server_that_says_nothing_any_more_is_left(
 ) -> None:
     monkeypatch.setattr(rules, "SILENT_S", 0.3)
     monkeypatch.setattr(rules, "PING_S", 0.1)
+    monkeypatch.setattr(wire, "CLOSE_S", 1e6)  # for the answer to a close, which it does not give either
     async with (
         serving(scripted) as app,
         Proxy(app.url).listening() as proxy,
@@ -248,6 +253,63 @@ async def test_a_server_that_says_nothing_any_more_is_left(
         await session.close()
         final = await until(events, messages.Final)
     assert (final.text, final.audio_end_ms) == ("still here", 1000)
+
+
+async def test_a_server_that_only_says_ready_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: each connection had lived long enough to end the row, while its answer was waited for."""
+    monkeypatch.setattr(rules, "SILENT_S", 0.1)
+    monkeypatch.setattr(session, "STABLE_S", 0.05)
+
+    async def serve_one(socket: ServerConnection) -> None:
+        await socket.send(messages.encode(recorded.READY))
+        async for _ in socket:
+            pass
+
+    attempts = []
+    async with serve(serve_one, "127.0.0.1", 0) as server, connect(url_of(server), reconnects=2) as opened:
+        with pytest.raises(ConnectionLost, match="no answer"):
+            async for event in opened.stream(SECOND):
+                if isinstance(event, Reconnecting):
+                    attempts.append(event.attempt)
+                    assert attempts == sorted(set(attempts))
+    assert attempts == [1, 2]
+
+
+def test_a_row_may_be_of_any_length() -> None:
+    """Regression: an OverflowError."""
+    assert [session.reconnect_delay_s(n, 0.0, 1.0) for n in (1025, 10**400)] == [30.0, 30.0]
+
+
+async def test_what_is_too_much_for_an_event_ends_the_session() -> None:
+    """Regression: it took the memory that it liked to."""
+
+    async def serve_one(socket: ServerConnection) -> None:
+        await socket.send(messages.encode(recorded.READY))
+        await socket.send("x" * (wire.MAX_EVENT_BYTES + 1))
+        socket.transport.pause_reading()  # it does not answer the close
+        await left.wait()
+        socket.transport.abort()
+
+    left = asyncio.Event()
+    async with serve(serve_one, "127.0.0.1", 0) as server:
+        async with connect(url_of(server)) as opened:
+            with pytest.raises(ClientError, match="an event of more than 1048576 bytes"):
+                [event async for event in opened.events()]
+        left.set()
+
+
+async def test_a_server_that_begins_utterances_without_end_is_none() -> None:
+    """Regression: to leave it took a minute."""
+
+    async def serve_one(socket: ServerConnection) -> None:
+        await socket.send(messages.encode(recorded.READY))
+        for n in range(session.MAX_OPEN + 1):
+            await socket.send(messages.encode(recorded.speech(f"u{n}", 10)))
+        await socket.wait_closed()
+
+    async with serve(serve_one, "127.0.0.1", 0) as server, connect(url_of(server)) as opened:
+        with pytest.raises(ClientError, match="more than 1000 utterances have no outcome"):
+            [event async for event in opened.events()]
 
 
 async def test_close_flushes_and_what_was_said_can_still_be_read(scripted: WorkerSpec) -> None:
@@ -307,6 +369,19 @@ async def test_a_second_source_is_told(scripted: WorkerSpec) -> None:
         assert [event async for event in session.stream(SECOND)]
         with pytest.raises(ClientError, match="no second source"):
             [event async for event in session.stream(SECOND)]
+
+
+async def test_a_second_source_is_told_while_the_first_one_is_sent(scripted: WorkerSpec) -> None:
+    """Regression: both were sent, and the end of the one ended the other."""
+    source = Closing()
+    async with serving(scripted) as app, connect(app.url, **MANUAL) as session:
+        events = session.stream(source.waiting())
+        await until(events, messages.SpeechStarted)
+        with pytest.raises(ClientError, match="no second source"):
+            [event async for event in session.stream(SECOND)]
+        assert not source.is_closed.is_set()
+        await events.aclose()
+        assert source.is_closed.is_set()
 
 
 async def test_after_end_no_more_audio_is_taken(scripted: WorkerSpec) -> None:
@@ -543,6 +618,43 @@ async def test_a_source_that_was_cancelled_ends_the_session(scripted: WorkerSpec
             [event async for event in session.stream(said())]
 
 
+def exiting(error: BaseException) -> Iterator[bytes]:
+    yield SECOND
+    raise error
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), BaseException("neither")])
+async def test_whatever_a_source_raises_ends_the_session(scripted: WorkerSpec, error: BaseException) -> None:
+    """Regression: of what is no `Exception` the events told nothing, for ever."""
+    async with serving(scripted) as app, connect(app.url, **MANUAL) as session:
+        with pytest.raises(type(error)) as caught:
+            [event async for event in session.stream(exiting(error))]
+    assert caught.value is error
+
+
+async def test_a_source_that_does_not_end_does_not_hold_the_block(
+    scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "LEAVE_S", 0.1)
+    left, is_closed = asyncio.Event(), asyncio.Event()
+
+    async def said() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield SECOND
+        finally:
+            await left.wait()
+            is_closed.set()
+
+    async with serving(scripted) as app:
+        async with connect(app.url, **MANUAL) as opened:
+            events = opened.stream(said())
+            await until(events, messages.SpeechStarted)
+        left.set()
+        await is_closed.wait()
+        await events.aclose()
+
+
 @pytest.mark.parametrize("options", [{"ring_s": 0.5}, {"ring_s": float("nan")}, {"reconnects": -1}])
 async def test_options_that_are_none_are_told(options: dict[str, Any]) -> None:
     with pytest.raises(ClientError, match="ring_s is"):
@@ -658,6 +770,18 @@ async def test_the_synchronous_twin_raises_what_the_other_one_does(scripted: Wor
             await asyncio.to_thread(fail, app.url)
     with pytest.raises(Unreachable):
         await asyncio.to_thread(fail, "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+async def test_the_synchronous_twin_raises_whatever_a_source_does(scripted: WorkerSpec, error: BaseException) -> None:
+    """Regression: its loop ended by it, and what waited there waited for ever."""
+
+    def fail(url: str) -> None:
+        with pytest.raises(type(error)), sync.connect(url, **MANUAL) as session:
+            list(session.stream(exiting(error)))
+
+    async with serving(scripted) as app:
+        await asyncio.to_thread(fail, app.url)
 
 
 async def test_the_synchronous_twin_is_over_with_its_block(scripted: WorkerSpec) -> None:
