@@ -59,7 +59,8 @@ def endless(speech: Path) -> dict[str, str]:
 async def running(
     *args: object, fake: Path = FAKE, environment: dict[str, str], **files: Any
 ) -> AsyncIterator[Process]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("ASR_WS_")}
+    ours = ("ASR_WS_", "NO_COLOR", "FORCE_COLOR")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     path = os.pathsep.join([str(fake), str(ROOT)])
     process = await asyncio.create_subprocess_exec(
         *[sys.executable, "-m", "asr_ws", "mic", *map(str, args)],
