@@ -523,7 +523,7 @@ async def test_what_is_no_server_of_this_protocol_is_told(said: str) -> None:
 
     async with serve(converse, "127.0.0.1", 0) as server:
         url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/stream"
-        code, out, told = await invoke("--url", url, "--only", "ping", "--json")
+        code, out, told = await invoke("--url", url, "--only", "ping", "--json", "--patience", "1")
     if said.startswith("["):  # it goes on, without knowing of a limit
         assert (code, json.loads(out)["results"][0]["result"]) == (1, "broken")
     else:
