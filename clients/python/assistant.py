@@ -45,8 +45,7 @@ from intents import (
     parse_all,
 )
 
-# Commands that are likely: the model then hears "bedroom lights", and writes them as sentences.
-# Names and spellings, not commands: the model takes them as said, and may leave out what repeats them.
+# So that the model hears "bedroom lights". No commands: what stands here it takes as said, and may leave out.
 PROMPT = "Lights in the kitchen, living room, bedroom, bathroom and hall; dim them to 50%."
 
 ECHO_S = 0.3  # unheard after the assistant's own voice: it is still on its way by loudspeaker, room and microphone

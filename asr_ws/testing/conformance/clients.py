@@ -135,7 +135,8 @@ def hints(heard: Heard) -> object:
 
 def comes_back(sessions: list[Heard]) -> object:
     """A client that was cut comes back; refused as a session, it waits for the hint and comes again"""
-    after = [heard for heard in sessions if heard.opened_at > _cut(sessions).opened_at]
+    cut = _cut(sessions)
+    after = [heard for heard in sessions if heard.opened_at > cut.opened_at]
     refused_at = next((heard.refused_at for heard in after if heard.refused_at is not None), None)
     if refused_at is None:
         return "no other connection"

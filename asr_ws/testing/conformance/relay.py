@@ -27,7 +27,7 @@ from asr_ws.testing.conformance.live import COUNTS, Event, parse
 
 HINT_MS: Final = 1000
 LOAD_MS: Final = 1500  # what is left to wait for, for an utterance that is refused because a model loads
-GO_S: Final = 1.0
+GO_S: Final = 1.0  # for what a client has said last, when nothing more is to be heard
 HOLD_S: Final = 5.0  # after `end` and the hint, as the protocol has it
 NEWS: Final[Event] = {"type": "news_of_a_newer_server", "items": [{"n": 1}]}
 NEW_FIELD: Final = {"field_of_a_newer_server": {"n": 1}}
@@ -207,7 +207,8 @@ class Relay:
         if self._refuses:
             self._refuses = False
             heard.refused_at = heard.opened_at
-            await client.send(json.dumps(_busy("max_sessions", HINT_MS, held_ms=0)))
+            with suppress(ConnectionClosed):
+                await client.send(json.dumps(_busy("max_sessions", HINT_MS, held_ms=0)))
             await client.close(1013, "max_sessions: try again later")
             return
         headers = [("Authorization", value) for value in asked.get_all("Authorization")]
@@ -218,8 +219,8 @@ class Relay:
         except (OSError, InvalidHandshake) as error:
             await client.close(1011, f"the server behind it: {error}"[:100])
 
-    def cuts(self) -> bool:
-        """Whether a connection whose utterance was accepted is to be cut: the first one; the next is refused."""
+    def claim_cut(self) -> bool:
+        """Of a connection whose utterance was accepted. Only the first one gets it; the next one is refused."""
         cuts, self._cuts = self._cuts, False
         self._refuses |= cuts
         return cuts
@@ -268,7 +269,7 @@ class _Passage:
         with suppress(ConnectionClosed):
             async for text in self._server:
                 event = parse(text)
-                if event["type"] == "accepted" and self._relay.cuts():
+                if event["type"] == "accepted" and self._relay.claim_cut():
                     self._heard.owed_ms = event["audio_start_ms"], event["audio_end_ms"]
                     self._is_over = True
                     self._client.transport.abort()
