@@ -72,6 +72,9 @@ def _setting(
 class Listen:
     host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 is every interface, :: every one by IPv6")
     port: int = _setting(8765, "TCP port; 0 takes a free one", low=0, high=65535)
+    http_port: int = _setting(
+        -1, "TCP port for everything but sessions; -1 is the same, 0 takes a free one", low=-1, high=65535
+    )
     root_path: str = _setting(
         "",
         "path under which a proxy shows the server, such as /asr; requests are answered with and without it",

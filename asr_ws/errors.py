@@ -50,6 +50,16 @@ class ProtocolError(AsrError):
         self.close_code = close_code
 
 
+class RequestError(AsrError):
+    """Of who asked by HTTP: becomes a response in the shape of every error. ``param``: the field that it is about."""
+
+    def __init__(self, status: int, code: str, message: str, hint: str = "", *, param: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.status = status
+        self.code = code
+        self.param = param
+
+
 class UsageError(AsrError):
     code = "usage"
 

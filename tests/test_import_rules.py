@@ -42,6 +42,7 @@ SERVER = (
 SOCKETS = (
     *SERVER,
     "websockets",
+    "asr_ws.server.answer",
     "asr_ws.server.connection",
     "asr_ws.server.dispatcher",
     "asr_ws.server.door",
@@ -91,7 +92,9 @@ TABLE = {
     "asr_ws.server.dispatcher": Row(("asr_ws.core", "asr_ws.errors", "asr_ws.metrics")),
     "asr_ws.server.pacing": Row(()),
     "asr_ws.server.connection": Row(SOCKETS),
-    "asr_ws.server.listener": Row(SOCKETS),
+    "asr_ws.server.listener": Row((*SOCKETS, "asr_ws.server.front", "asr_ws.server.http")),
+    "asr_ws.server.front": Row(("asr_ws.server.intake",)),
+    "asr_ws.server.answer": Row(()),
     "asr_ws.server.reception": Row(SOCKETS),
     "asr_ws.server.intake": Row(("websockets",)),
     "asr_ws.server.door": Row(("asr_ws.core.access",)),

@@ -37,6 +37,7 @@ from asr_ws.server import entrance, tls
 from asr_ws.server.connection import ConnectionLimits
 from asr_ws.server.dispatcher import Dispatcher
 from asr_ws.server.exposition import Exposition
+from asr_ws.server.http import Http
 from asr_ws.server.listener import Listener, SessionLimits
 from asr_ws.server.memory import give_back
 from asr_ws.server.pages import Pages
@@ -65,11 +66,7 @@ class App:
     @property
     def url(self) -> str:
         """Where sessions are opened, from this machine."""
-        return self.url_at(entrance.hosts(self.settings.listen.host)[0])
-
-    def url_at(self, host: str) -> str:
-        """The same by another name of this machine."""
-        return self.listener.url_at(host).replace("http", "ws", 1) + messages.PATH
+        return self.listener.sessions_at(entrance.hosts(self.settings.listen.host)[0])
 
     async def drain(self) -> None:
         """Admit nothing more; each session closes once what it admitted is told: waits for that, at most GRACE_S."""
@@ -138,18 +135,26 @@ def build(settings: Settings, spec: WorkerSpec, *, fair: bool = True) -> App:
     reception = entrance.reception(settings, metrics, tokens.value if tokens is not None else None)
     certificate = entrance.certificate(settings)
     encryption = entrance.encryption(certificate)
+    has_two_ports = listen.http_port >= 0
+    http = Http(
+        pages.by_path(),
+        [],
+        reception,
+        listen.root_path,
+        (lambda: listener.sessions_at(entrance.hosts(listen.host)[0])) if has_two_ports else None,
+    )
     listener = pages.listener = exposition.listener = Listener(
         listen.host,
         listen.port,
+        listen.http_port if has_two_ports else None,
         dispatcher=dispatcher,
         make_session=make_session,
-        pages=pages.by_path(),
+        http=http,
         reception=reception,
         max_sessions=SessionLimits(
             session.max_sessions, settings.access.max_sessions_per_address, settings.access.max_sessions_per_token
         ),
         limits=ConnectionLimits(session.idle_timeout_s, session.ingest_speed),
-        root_path=listen.root_path,
         tls=encryption.value if encryption is not None else None,
     )
     app = App(settings, dispatcher, supervisor, metrics, listener, certificate)
@@ -319,7 +324,7 @@ def announce(app: App) -> None:
     own = [app.certificate] if app.certificate is not None and app.certificate.fingerprint else []
     for what, where in (
         *(("page", f"{app.listener.url_at(host)}/") for host in hosts),
-        *(("sessions", app.url_at(host)) for host in hosts),
+        *(("sessions", app.listener.sessions_at(host)) for host in hosts),
         ("numbers", f"{url}/v1/stats  {url}/metrics"),
         ("health", f"{url}/readyz  {url}/livez  {url}/healthz"),
         (

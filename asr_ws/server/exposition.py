@@ -92,7 +92,7 @@ class Exposition(Collector):
         requests = CounterMetricFamily(
             "asr_ws_http_requests", "HTTP requests, WebSocket handshakes included", labels=["route", "status"]
         )
-        for (route, status), n in self.listener.requests.items():
+        for (route, status), n in self.listener.http.requests.items():
             requests.add_metric([route, str(status)], n)
         yield requests
 

@@ -1,4 +1,4 @@
-"""The port: WebSocket sessions at /v1/stream, and a few plain GETs answered before the handshake.
+"""The port: WebSocket sessions at /v1/stream, and everything else by HTTP (`asr_ws.server.http`), there or on another.
 
 Who is too many is told in band (`busy`, then close 1013), because a browser cannot see why a handshake failed. When too
 many are being told that already, the handshake itself is refused; when there are too many connections, each is closed
@@ -33,11 +33,14 @@ from asr_ws.core.access import AccessRefusal, Client, Token, owner
 from asr_ws.core.session import Session, refusal_fields
 from asr_ws.core.types import RefusalReason, SessionId
 from asr_ws.errors import ProtocolError, UsageError
+from asr_ws.server.answer import HEADERS, Answer
 from asr_ws.server.connection import Connection, ConnectionLimits
 from asr_ws.server.dispatcher import Dispatcher
 from asr_ws.server.door import Door
+from asr_ws.server.front import Front
+from asr_ws.server.http import Http
 from asr_ws.server.intake import Intake, Turns
-from asr_ws.server.reception import Answer, Packed, Reception, revoked
+from asr_ws.server.reception import REFUSALS, Asked, Guard, Reception, revoked
 from asr_ws.server.tally import Tally
 
 FRAMES_AHEAD = 4  # read from the socket before we look at them; beyond it TCP holds the client back
@@ -54,19 +57,6 @@ TOO_MANY: Final = {
     AccessRefusal.HANDSHAKES: "too many sessions\n",
 }
 RETRY_AFTER: Final = (("Retry-After", "1"),)
-# Of every response. Nothing of ours is for other sites' pages, and a page of ours has its parts from here only.
-HEADERS: Final = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Connection": "close",
-}
-
-Page = Callable[[], tuple[HTTPStatus, str, str | Packed]]  # status, content type, body
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +78,9 @@ class _Full:
 
 class Listener:
     """Args:
+    http_port: None: the same.
     make_session: a new session for an id.
-    pages: what a plain GET of a path answers.
-    root_path: what a proxy may leave before each path.
+    http: what is no session.
     tls: None: plain.
     """
 
@@ -98,27 +88,33 @@ class Listener:
         self,
         host: str,
         port: int,
+        http_port: int | None = None,
         *,
         dispatcher: Dispatcher,
         make_session: Callable[[SessionId], Session],
-        pages: dict[str, Page],
+        http: Http,
         reception: Reception,
         max_sessions: SessionLimits,
         limits: ConnectionLimits,
-        root_path: str = "",
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._host, self._asked_port = host, port
+        self._host, self._asked_port, self._asked_http_port = host, port, http_port
         self._dispatcher = dispatcher
         self._make_session = make_session
-        self._pages = pages
+        self.http = http
         self._reception = reception
         self._max_sessions = max_sessions
         self._limits = limits
-        self._root_path = root_path
         self._tls = tls
         self._log = structlog.get_logger()
         self.servers: list[Server] = []
+        self._http_servers: list[asyncio.Server] = []
+        self._front = Front(
+            http.protocol,
+            lambda target: http.path_of(target) == messages.PATH,
+            self._note_refused_head,
+            HANDSHAKE_TIMEOUT_S,
+        )
         self._turns = Turns()
         self._open: dict[Connection, Token | None] = {}
         self._sessions: Counter[Hashable] = Counter()  # by address, and by token
@@ -126,7 +122,6 @@ class Listener:
         self._empty = asyncio.Event()
         self._empty.set()
         self.tally = Tally()
-        self.requests: Counter[tuple[str, int]] = Counter()  # by route and status; routes that we have, or "other"
 
     @property
     def n_sessions(self) -> int:
@@ -140,26 +135,41 @@ class Listener:
             is_shared=self._reception.is_shared,
             on_turned_away=self._note_turned_away,
         )
-        try:
-            for listening in await door.open(self._host, self._asked_port):
-                self.servers.append(await self._serve(listening))
-        except (OSError, UnicodeError) as error:  # that name is none
-            number = getattr(error, "errno", None)
-            reason = os.strerror(number) if number and number > 0 else str(error)
-            message = f"cannot listen on {self._host}:{self._asked_port}: {reason}"
-            raise UsageError(message, "choose another host or port") from error
+        for_sessions = await self._bind(door, self._asked_port)
+        for_http: list[socket.socket] = []
+        if self._asked_http_port is not None:
+            try:
+                for_http = await self._bind(door, self._asked_http_port)
+            except UsageError:
+                for listening in for_sessions:
+                    listening.close()
+                raise
+        self.servers = [await self._serve(listening) for listening in for_sessions]
+        self._http_servers = [await self._serve_http(listening) for listening in for_http]
         if door.max_connections < limits.in_all or door.max_per_address < limits.per_address:
             hint = "allow the process more open files, or lower --max-sessions"
             self._log.warning("server.few_descriptors", max_connections=door.max_connections, hint=hint)
         return self
 
+    async def _bind(self, door: Door, port: int) -> list[socket.socket]:
+        """Raises: UsageError."""
+        try:
+            return await door.open(self._host, port)
+        except (OSError, UnicodeError) as error:  # that name is none
+            number = getattr(error, "errno", None)
+            reason = os.strerror(number) if number and number > 0 else str(error)
+            raise UsageError(
+                f"cannot listen on {self._host}:{port}: {reason}", "choose another host or port"
+            ) from error
+
     async def _serve(self, listening: socket.socket) -> Server:
+        make_connection = self._front.one_port if self._asked_http_port is None else Intake
         server = await serve(
             self._handle,
             sock=listening,
             backlog=ACCEPTED_AT_ONCE,
             ssl=self._tls,
-            create_connection=cast(type[ServerConnection], partial(Intake, self._turns)),
+            create_connection=cast(type[ServerConnection], partial(make_connection, self._turns)),
             compression=None,  # 13 instead of 45-64 KiB a connection, and no decompression bombs
             max_size=messages.MAX_BINARY_BYTES,
             max_queue=FRAMES_AHEAD,
@@ -174,32 +184,60 @@ class Listener:
         listening.listen(BACKLOG)  # asyncio has one number for this and for a turn
         return server
 
+    async def _serve_http(self, listening: socket.socket) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(
+            self._front.http_only, sock=listening, backlog=ACCEPTED_AT_ONCE, ssl=self._tls
+        )
+        listening.listen(BACKLOG)
+        return server
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close what is still open with 1012: the clients come back to the next server."""
         for server in self.servers:
             server.close(code=1012, reason="the server stops")
+        for http_server in self._http_servers:
+            http_server.close()
+        self._front.close()
         with contextlib.suppress(TimeoutError):  # who answers no close, or is still in a handshake, is left behind
             async with asyncio.timeout(STOP_TIMEOUT_S):
-                await asyncio.gather(*(server.wait_closed() for server in self.servers))
+                await self.http.aclose()
+                for server in self.servers:
+                    await server.wait_closed()
+                for http_server in self._http_servers:
+                    await http_server.wait_closed()
 
     @property
     def port(self) -> int:
-        port: int = next(iter(self.servers[0].sockets)).getsockname()[1]
-        return port
+        return _port_of(self.servers[0])
+
+    @property
+    def http_port(self) -> int:
+        """The same, unless HTTP has one of its own."""
+        return _port_of(*self._http_servers, self.servers[0])
 
     @property
     def url(self) -> str:
+        """Where HTTP is answered."""
         return self.url_at(self._host)
 
     def url_at(self, host: str) -> str:
-        """The server's address by that name of this machine."""
-        return f"http{'s' * bool(self._tls)}://{f'[{host}]' if ':' in host else host}:{self.port}"
+        """The same by that name of this machine."""
+        return f"http{self._address_at(host, self.http_port)}"
+
+    def sessions_at(self, host: str) -> str:
+        """Where sessions are opened, by that name of this machine."""
+        return f"ws{self._address_at(host, self.port)}{messages.PATH}"
+
+    def _address_at(self, host: str, port: int) -> str:
+        return f"{'s' * bool(self._tls)}://{f'[{host}]' if ':' in host else host}:{port}"
 
     async def wait_empty(self) -> None:
-        """Until no session is open."""
+        """Until no session is open, and no request is being answered."""
         await self._empty.wait()
+        await self.http.wait_empty()
 
     def end_revoked(self) -> None:
         """End the sessions whose token is valid no more."""
@@ -213,7 +251,8 @@ class Listener:
     async def _handle(self, socket: ServerConnection) -> None:
         """One connection whose handshake is done."""
         assert socket.request is not None
-        client, token = self._reception.client(socket), self._reception.token(socket.request)
+        asked = Asked.of_session(socket)
+        client, token = self._reception.client(asked), self._reception.token(asked)
         for kept in (socket.request, socket.response):  # for nobody, and 3 KiB of each session; the token is among them
             if kept is not None:
                 kept.headers.clear()
@@ -290,16 +329,22 @@ class Listener:
 
     # ------------------------------------------------------------ HTTP
 
+    def _is_session(self, target: str) -> bool:
+        return self.http.path_of(target) == messages.PATH
+
     def _answer(self, connection: ServerConnection, request: Request) -> Response | None:
         """None: the handshake goes on."""
-        path, client = self._route(request), self._reception.client(connection)
-        answer = self._reception.refusal(path, request, client)
-        if answer is None and path == messages.PATH:
-            if (too_many := self._too_many(client, self._reception.token(request))) is None:
-                return None
-            self._reception.count(too_many, client)
-            answer = Answer(HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY[too_many], RETRY_AFTER)
-        return _response(answer or self._page(path, request), request)
+        if not self._is_session(request.path):
+            where = f"HTTP has a port of its own: {self.url}\n"
+            return _response(Answer(HTTPStatus.NOT_FOUND, where))
+        asked = Asked.of_session(connection)
+        client = self._reception.client(asked)
+        if (refusal := self._reception.refusal(Guard.SESSION, asked, client)) is not None:
+            return _response(REFUSALS[refusal])
+        if (too_many := self._too_many(client, self._reception.token(asked))) is None:
+            return None
+        self._reception.count(too_many, client)
+        return _response(Answer(HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY[too_many], RETRY_AFTER))
 
     def _too_many(self, client: Client, token: Token | None) -> AccessRefusal | None:
         """Why there is no time to tell him in band what he may not, or to wait for who he is, if there is none."""
@@ -311,28 +356,14 @@ class Listener:
             return AccessRefusal.HANDSHAKES
         return None
 
-    def _page(self, path: str, request: Request) -> Answer:
-        if request.method not in ("GET", "HEAD"):
-            return Answer(HTTPStatus.METHOD_NOT_ALLOWED, "GET only\n", (("Allow", "GET, HEAD"),))
-        if path == self._root_path:  # its links are relative
-            return Answer(HTTPStatus.PERMANENT_REDIRECT, "", (("Location", request.path.replace(path, f"{path}/", 1)),))
-        if (page := self._pages.get(path)) is None:
-            return Answer(HTTPStatus.NOT_FOUND, f"nothing here; sessions are at {messages.PATH}\n")
-        status, content_type, body = page()
-        return Answer(status, body, content_type=content_type)
-
-    def _route(self, request: Request) -> str:
-        """The path as the pages have it: proxies leave their prefix, or take it away."""
-        path = request.path.partition("?")[0]
-        return path.removeprefix(self._root_path) if path.startswith(f"{self._root_path}/") else path
-
     def _count(self, _: ServerConnection, request: Request, response: Response) -> None:
-        path = self._route(request)
-        route = path if path in self._pages or path == messages.PATH else "other"
-        self.requests[route, response.status_code] += 1
+        self.http.count(self.http.path_of(request.path), response.status_code)
+
+    def _note_refused_head(self, status: HTTPStatus) -> None:
+        self.http.count("", status)
 
     def _note_turned_away(self, address: str) -> None:
-        self.requests["other", HTTPStatus.SERVICE_UNAVAILABLE.value] += 1
+        self.http.count("", HTTPStatus.SERVICE_UNAVAILABLE)
         self._reception.count(AccessRefusal.CONNECTIONS, Client(address))
 
 
@@ -349,17 +380,18 @@ def _counted(counter: Counter[Hashable], *keys: Hashable) -> Iterator[None]:
                 del counter[key]
 
 
-def _response(answer: Answer, request: Request) -> Response:
-    encoding = {}
-    if isinstance(answer.body, str):
-        content = answer.body.encode()
-    elif "gzip" in (each.strip() for each in ",".join(request.headers.get_all("Accept-Encoding")).split(",")):
-        content, encoding = answer.body.gzipped, {"Content-Encoding": "gzip"}
-    else:
-        content = answer.body.plain
-    own = {"Content-Type": f"{answer.content_type}; charset=utf-8", "Content-Length": str(len(content)), **encoding}
-    headers = Headers({**own, **HEADERS, **dict(answer.headers)})
-    return Response(answer.status.value, answer.status.phrase, headers, content if request.method != "HEAD" else b"")
+def _response(answer: Answer) -> Response:
+    assert isinstance(answer.body, str)
+    content = answer.body.encode()
+    own = {"Content-Type": f"{answer.content_type}; charset=utf-8", "Content-Length": str(len(content))}
+    headers = Headers({**own, **HEADERS, "Connection": "close", **dict(answer.headers)})
+    return Response(answer.status.value, answer.status.phrase, headers, content)
+
+
+def _port_of(*servers: Server | asyncio.Server) -> int:
+    """Of the first."""
+    port: int = next(iter(servers[0].sockets)).getsockname()[1]
+    return port
 
 
 def _select_subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:

@@ -13,9 +13,9 @@ from typing import Final, Protocol
 from asr_ws import schema
 from asr_ws.core.types import ServiceState
 from asr_ws.metrics import Metrics
+from asr_ws.server.answer import Packed, Page
 from asr_ws.server.dispatcher import Dispatcher
-from asr_ws.server.listener import Listener, Page
-from asr_ws.server.reception import Packed
+from asr_ws.server.listener import Listener
 
 # Of clients/browser: what the page and other programs load, by the end of its name.
 BROWSER_TYPES: Final = {

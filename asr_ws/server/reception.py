@@ -7,47 +7,70 @@ first message, `start`, and until then there is no session: who has not said who
 from __future__ import annotations
 
 import asyncio
-import gzip
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from http import HTTPStatus
 from typing import Final
 
 from websockets.asyncio.server import ServerConnection
-from websockets.http11 import Request
 
 from asr_ws import messages
 from asr_ws.config import is_loopback
 from asr_ws.core.access import AccessRefusal, Client, Network, Origins, Token, Tokens, bearer, client_of, is_proxy
 from asr_ws.errors import ProtocolError
 from asr_ws.metrics import Metrics
+from asr_ws.server.answer import Answer
 
 TOKEN_TIMEOUT_S: Final = 10.0  # for `start`, where a token is needed
 OTHER_TOKEN_HINT: Final = "ask whoever runs the server for another one"
 TOKEN_HINT: Final = "send it as `token` in the first message, `start`, or in the header Authorization: Bearer"
 MAX_LOGGED: Final = 200  # characters of what a stranger sent
-GUARDED: Final = ("/metrics", "/v1/stats")
+REFUSALS: Final = {
+    AccessRefusal.ORIGIN: Answer(
+        HTTPStatus.FORBIDDEN,
+        "web pages of this origin may not use the server; its --allow-origin says which may\n",
+    ),
+    AccessRefusal.UNAUTHORIZED: Answer(
+        HTTPStatus.UNAUTHORIZED,
+        "no valid token; send one in the header Authorization: Bearer\n",
+        (("WWW-Authenticate", "Bearer"),),
+    ),
+}
+
+
+class Guard(Enum):
+    """What of a request is looked at before it is answered."""
+
+    NOTHING = auto()
+    NUMBERS = auto()  # the token, if the numbers are not for everybody
+    PAGE = auto()  # the page's origin
+    API = auto()  # the page's origin and the token
+    SESSION = auto()  # the page's origin; who bears no token in a header may still say it in `start`
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """A body that never changes, so that it is compressed once."""
+class Asked:
+    """A request, whichever library read it.
 
-    plain: bytes
-    gzipped: bytes
+    Args:
+        peer: address of the socket's other end.
+        headers: all values of a header, in order.
+    """
+
+    peer: str
+    headers: Callable[[str], Sequence[str]]
 
     @classmethod
-    def of(cls, plain: bytes) -> Packed:
-        return cls(plain, gzip.compress(plain))
+    def of_session(cls, socket: ServerConnection) -> Asked:
+        assert socket.request is not None
+        return cls(str((socket.remote_address or ("unknown",))[0]), socket.request.headers.get_all)
 
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A plain HTTP response instead of what was asked for."""
-
-    status: HTTPStatus
-    body: str | Packed
-    headers: tuple[tuple[str, str], ...] = ()
-    content_type: str = "text/plain"
+    @property
+    def bearer(self) -> str | None:
+        """More than one header is none that is valid."""
+        sent = self.headers("Authorization")
+        return bearer(sent[0]) if len(sent) == 1 else "" if sent else None
 
 
 class Reception:
@@ -69,40 +92,41 @@ class Reception:
         self.tokens = tokens
         self._origins = origins
         self._proxies = proxies
-        self._guarded = () if open_stats else GUARDED
+        self._open_stats = open_stats
         self._metrics = metrics
 
-    def client(self, socket: ServerConnection) -> Client:
-        assert socket.request is not None
-        peer = (socket.remote_address or ("unknown",))[0]
-        return client_of(str(peer), socket.request.headers.get_all("X-Forwarded-For"), self._proxies)
+    def client(self, asked: Asked) -> Client:
+        return client_of(asked.peer, asked.headers("X-Forwarded-For"), self._proxies)
 
     def is_shared(self, address: str) -> bool:
         """Whether many come from it: a proxy's, or this machine's own."""
         return is_loopback(address) or is_proxy(address, self._proxies)
 
-    def token(self, request: Request) -> Token | None:
+    def token(self, asked: Asked) -> Token | None:
         """The valid one that it bears in its header."""
-        return self._valid(_bearer(request))
+        return self._valid(asked.bearer)
 
-    def refusal(self, path: str, request: Request, client: Client) -> Answer | None:
-        """Why this is not to be had, if it is not."""
-        if path == messages.PATH:
-            hosts, origins = request.headers.get_all("Host"), request.headers.get_all("Origin")
-            if not self._origins.admit(origins, hosts[0] if len(hosts) == 1 else None):
-                self.count(AccessRefusal.ORIGIN, client, origin=", ".join(origins)[:MAX_LOGGED])
-                return Answer(
-                    HTTPStatus.FORBIDDEN,
-                    "web pages of this origin may not open sessions here; the server's --allow-origin says which may\n",
-                )
-            needed = _bearer(request) is not None  # who has none may still say it in `start`
-        else:
-            needed = path in self._guarded
-        if self.tokens is None or not needed or self.token(request) is not None:
+    def refusal(self, guard: Guard, asked: Asked, client: Client) -> AccessRefusal | None:
+        """Why this is not to be had, if it is not; `REFUSALS` has the words."""
+        if guard in (Guard.PAGE, Guard.API, Guard.SESSION) and not self.admits_page(asked):
+            self.count(AccessRefusal.ORIGIN, client, origin=", ".join(asked.headers("Origin"))[:MAX_LOGGED])
+            return AccessRefusal.ORIGIN
+        needed = {
+            Guard.NOTHING: False,
+            Guard.PAGE: False,
+            Guard.NUMBERS: not self._open_stats,
+            Guard.API: True,
+            Guard.SESSION: asked.bearer is not None,
+        }
+        if self.tokens is None or not needed[guard] or self.token(asked) is not None:
             return None
         self.count(AccessRefusal.UNAUTHORIZED, client)
-        body = "no valid token; send one in the header Authorization: Bearer\n"
-        return Answer(HTTPStatus.UNAUTHORIZED, body, (("WWW-Authenticate", "Bearer"),))
+        return AccessRefusal.UNAUTHORIZED
+
+    def admits_page(self, asked: Asked) -> bool:
+        """Whether it comes from no page, or from one that may use the server."""
+        hosts = asked.headers("Host")
+        return self._origins.admit(asked.headers("Origin"), hosts[0] if len(hosts) == 1 else None)
 
     async def identify(self, socket: ServerConnection, client: Client) -> tuple[Token, str]:
         """Wait for a `start` with a valid token.
@@ -151,12 +175,6 @@ class Reception:
         """It was refused; the log says so in one line a second, with the last one's address and facts."""
         self._metrics.access_refused[reason] += 1
         self._metrics.last_refused = {"last": client.address, **facts}
-
-
-def _bearer(request: Request) -> str | None:
-    """More than one header is none that is valid."""
-    sent = request.headers.get_all("Authorization")
-    return bearer(sent[0]) if len(sent) == 1 else "" if sent else None
 
 
 def _unauthorized(message: str, hint: str = TOKEN_HINT) -> ProtocolError:

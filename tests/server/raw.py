@@ -84,6 +84,8 @@ async def raw(app: App, tls: ssl.SSLContext | None = None) -> AsyncIterator[Raw]
 
 async def request(app: App, head: str) -> tuple[int, dict[str, str], str]:
     """Status, headers with lower-case names, and body of one HTTP exchange; 0: closed without a response."""
+    if "\nHost:" not in head:
+        head += "\r\nHost: localhost"
     async with raw(app) as socket:
         await socket.send(f"{head}\r\n\r\n".encode("utf-8", "surrogateescape"))
         answer, _, body = (await socket.rest()).decode("latin-1").partition("\r\n\r\n")

@@ -42,7 +42,7 @@ async def scrape(app: App) -> dict[str, Samples]:
 
 
 def exposition_of(app: App) -> Exposition:
-    return app.listener._pages["/metrics"].__self__  # type: ignore[attr-defined,no-any-return]
+    return app.listener.http._pages["/metrics"].__self__  # type: ignore[attr-defined,no-any-return]
 
 
 async def test_what_happened_is_exposed(scripted: WorkerSpec) -> None:
@@ -118,7 +118,7 @@ async def test_storm_of_scrapes_renders_once_a_second(scripted: WorkerSpec, monk
         now = 1001.0
         await get(app, "/metrics")
         assert n_rendered == 2
-        assert app.listener.requests == {("/metrics", 200): 202}
+        assert app.listener.http.requests == {("/metrics", 200): 202}
 
 
 async def test_labels_are_ours_whatever_clients_ask_for(scripted: WorkerSpec) -> None:
@@ -128,7 +128,7 @@ async def test_labels_are_ours_whatever_clients_ask_for(scripted: WorkerSpec) ->
             await get(app, f"/livez?{n}")
         await get(app, "/livez", "OPTIONS")
         await get(app, "/v1/stream/")
-        assert app.listener.requests == {("other", 404): 21, ("/livez", 200): 20, ("/livez", 405): 1}
+        assert app.listener.http.requests == {("other", 404): 21, ("/livez", 200): 20, ("/livez", 405): 1}
 
 
 async def test_worker_that_is_not_there_has_no_size(scripted: WorkerSpec) -> None:

@@ -1,0 +1,217 @@
+"""One port for everything: a connection's first request decides which library has it.
+
+Rules:
+
+- A connection is a session's (websockets) or one HTTP request's (aiohttp); neither is asked for a second request, so
+  nothing that stands behind the first can be taken for something else.
+- The head is held back until its end is there, for some seconds and `HEAD_BYTES` at most; else 408 and 431. So
+  nobody occupies either library with a head that does not come, and the one decision is made in one place: by the
+  path alone, as the client wrote it.
+- Whoever is still in his head when the server stops is told 503.
+
+- After the response our side is closed, and what still comes is thrown away for a while. Closed with something unread,
+  a connection is reset, and the response may be lost with it: of an upload that was refused early, for one.
+
+Relied on, beside what the libraries document: a `ServerConnection` may learn of its transport later than it is made,
+and aiohttp's server makes a protocol that takes a connection whose head has been read. ``tests/server/test_front.py``
+is the guard of that; where it fails, ``--http-port`` needs neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import weakref
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, Final, cast
+
+from asr_ws.server.intake import Intake, Turns
+
+HEAD_BYTES: Final = 64 * 1024
+END: Final = b"\r\n\r\n"
+LINGER_S: Final = 10.0  # for what a peer still sends, and for the response to be read
+
+HandOff = Callable[[asyncio.Transport, bytes], None]  # takes the connection, and what was read of it
+
+
+class Front:
+    """Of a server's ports.
+
+    Args:
+        make_http: a protocol for one HTTP request.
+        is_session: whether a request's target is where sessions are opened.
+        on_refused: told the status of each head that came to nothing.
+        timeout_s: for a head.
+    """
+
+    def __init__(
+        self,
+        make_http: Callable[[], asyncio.BaseProtocol],
+        is_session: Callable[[str], bool],
+        on_refused: Callable[[HTTPStatus], None],
+        timeout_s: float,
+    ) -> None:
+        self._make_http = make_http
+        self._is_session = is_session
+        self._on_refused = on_refused
+        self._timeout_s = timeout_s
+        self._pending = weakref.WeakSet[Head]()
+
+    def http_only(self) -> Head:
+        """The protocol of a connection to a port where there are no sessions."""
+        return self._head(self._to_http)
+
+    def one_port(self, turns: Turns, *args: Any, **kwargs: Any) -> OnePort:
+        """The same where there are: what websockets wants for a connection."""
+        return OnePort(self, turns, *args, **kwargs)
+
+    def begin(self, session: OnePort, transport: asyncio.Transport) -> None:
+        def hand_off(transport: asyncio.Transport, data: bytes) -> None:
+            target = data.split(b" ", 2)[1:2]
+            if target and self._is_session(target[0].decode("latin-1")):
+                session.take(transport, data)
+            else:
+                self._to_http(transport, data)
+
+        head = self._head(hand_off)
+        transport.set_protocol(head)
+        head.connection_made(transport)
+
+    def close(self) -> None:
+        """Turn away who is still in his head."""
+        for head in list(self._pending):
+            head.refuse(HTTPStatus.SERVICE_UNAVAILABLE)
+
+    def _head(self, hand_off: HandOff) -> Head:
+        head = Head(hand_off, self._on_refused, self._timeout_s)
+        self._pending.add(head)
+        return head
+
+    def _to_http(self, transport: asyncio.Transport, data: bytes) -> None:
+        protocol = cast(asyncio.Protocol, self._make_http())
+        transport.set_protocol(protocol)
+        protocol.connection_made(cast(asyncio.Transport, Polite(transport, protocol)))
+        end = data.index(END) + len(END)
+        protocol.data_received(data[:end])  # by itself: what stands behind it must not spoil it
+        if data[end:]:
+            protocol.data_received(data[end:])
+
+
+class OnePort(Intake):
+    """A session's connection, which it becomes only once its head is there. Args: as `Intake`'s, behind ``front``."""
+
+    def __init__(self, front: Front, turns: Turns, *args: Any, **kwargs: Any) -> None:
+        super().__init__(turns, *args, **kwargs)
+        self._front = front
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._front.begin(self, cast(asyncio.Transport, transport))
+
+    def take(self, transport: asyncio.Transport, data: bytes) -> None:
+        transport.set_protocol(self)
+        super().connection_made(transport)
+        self.data_received(data)
+
+
+class Head(asyncio.Protocol):
+    """A connection until its first request's head is there."""
+
+    def __init__(self, hand_off: HandOff, on_refused: Callable[[HTTPStatus], None], timeout_s: float) -> None:
+        self._hand_off = hand_off
+        self._on_refused = on_refused
+        self._timeout_s = timeout_s
+        self._data = bytearray()
+        self._transport: asyncio.Transport | None = None  # None: it has been handed off, or is closed
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self.refuse, HTTPStatus.REQUEST_TIMEOUT)
+
+    def data_received(self, data: bytes) -> None:
+        if self._transport is None:
+            return
+        looked_at = max(0, len(self._data) - len(END) + 1)
+        self._data += data
+        if not looked_at:  # RFC 9112, 2.2: empty lines before a request are to be ignored
+            del self._data[: len(self._data) - len(self._data.lstrip(b"\r\n"))]
+        end = self._data.find(END, looked_at)
+        if (len(self._data) if end < 0 else end) > HEAD_BYTES:
+            self.refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        elif end >= 0:
+            transport = self._leave()
+            self._hand_off(transport, bytes(self._data))
+
+    def eof_received(self) -> None:
+        """Half a head is no request: asyncio closes."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._transport is not None:
+            self._leave()
+
+    def refuse(self, status: HTTPStatus) -> None:
+        """In the shape of every error; whose peer does not read is not waited for."""
+        if self._transport is None:
+            return
+        transport = self._leave()
+        error = {"type": "invalid_request_error", "code": status.phrase.lower().replace(" ", "_"), "param": None}
+        body = json.dumps({"error": {"message": status.phrase, **error}}).encode()
+        transport.write(
+            f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+            + body
+        )
+        Polite(transport, self).close()
+        self._on_refused(status)
+
+    def _leave(self) -> asyncio.Transport:
+        assert self._transport is not None
+        transport, self._transport = self._transport, None
+        if self._timer is not None:
+            self._timer.cancel()
+        return transport
+
+
+class Polite:
+    """A transport whose closing waits for the peer's; ``protocol`` is told of the end."""
+
+    __slots__ = ("_has_left", "_protocol", "_transport", "peer_has_left")
+
+    def __init__(self, transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> None:
+        self._transport = transport
+        self._protocol = protocol
+        self._has_left = False
+        self.peer_has_left = False  # to be set once its end has come
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._has_left or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self.is_closing():
+            return
+        self._has_left = True
+        if self.peer_has_left or not self._transport.can_write_eof():  # TLS has no half of a connection
+            self._transport.close()
+            return
+        self._transport.set_protocol(_Leaving(self._transport, self._protocol))
+        self._transport.write_eof()
+        self._transport.resume_reading()
+
+
+class _Leaving(asyncio.Protocol):
+    """Of a connection whose last word has been said."""
+
+    def __init__(self, transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+        self._timer = asyncio.get_running_loop().call_later(LINGER_S, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        """It has been read, which is all."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        self._protocol.connection_lost(exc)

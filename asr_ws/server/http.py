@@ -1,0 +1,330 @@
+"""HTTP: which route a request is for, who may have it, and how it is answered.
+
+The library reads requests and writes responses; routes, refusals and errors are here, as data. One connection is one
+request (`asr_ws.server.front`), so every response closes. A handler is cancelled when its client goes away.
+
+What a page or a health check asks for is answered with plain text, as it always was; everything of the API with JSON,
+errors in OpenAI's one shape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Final, cast
+
+import structlog
+from aiohttp import web
+
+from asr_ws import messages
+from asr_ws.core.access import owner
+from asr_ws.core.types import SessionId, Shed
+from asr_ws.errors import RequestError
+from asr_ws.server.answer import HEADERS, Answer, Page
+from asr_ws.server.front import Polite
+from asr_ws.server.reception import REFUSALS, Asked, Guard, Reception
+from asr_ws.server.shapes import error_body, refusal_headers, refusal_message
+
+EOF_GRACE_S: Final = 1.0
+STUCK_S: Final = 10.0  # for who does not read his answer
+STOP_TIMEOUT_S: Final = 2.0
+GONE: Final = 499  # nginx' status of who did not wait for the answer: for the count alone
+CORS_HEADERS: Final = {
+    "Access-Control-Expose-Headers": "Location, Retry-After, retry-after-ms, x-should-retry",
+    "Vary": "Origin",
+}
+NUMBERS: Final = ("/metrics", "/v1/stats")
+
+
+PARAMETER: Final = re.compile(r"[\w-]{1,64}", re.ASCII)
+NONE: Final[Mapping[str, str]] = {}
+
+
+class Refused(Exception):
+    """Not admitted, or not finished: overload, as it is told to who asked by HTTP."""
+
+    def __init__(self, shed: Shed) -> None:
+        super().__init__(shed.reason)
+        self.shed = shed
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One request of the API.
+
+    Args:
+        caller: whose requests share a session's part of the queue: a token's bearer, else an address.
+        is_known: by a token; else nobody needs one.
+        headers: further ones that its response is to have.
+    """
+
+    request: web.BaseRequest
+    caller: SessionId
+    is_known: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    async def want_body(self) -> None:
+        """To be called before it is read: some clients wait for that, and need not send what is refused."""
+        if self.request.headers.get("Expect", "").lower() == "100-continue":
+            await self.request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.request.writer.output_size = 0  # aiohttp's own handler does so: the response is still to begin
+
+    def respond(
+        self, status: int, body: str = "", content_type: str = "application/json", headers: Mapping[str, str] = NONE
+    ) -> web.Response:
+        kind = {"Content-Type": f"{content_type}; charset=utf-8"} if body else {}
+        every = {**HEADERS, **self.headers, **kind, **headers}
+        return web.Response(status=status, body=body.encode() if body else None, headers=every)
+
+    async def stream(self, content_type: str) -> web.StreamResponse:
+        """Its head is sent; the rest is to be written."""
+        every = {**HEADERS, **self.headers, "Content-Type": content_type}
+        response = web.StreamResponse(headers=every)
+        response.force_close()  # later is too late
+        await response.prepare(self.request)
+        return response
+
+    def fail(
+        self, status: int, code: str, message: str, *, param: str | None = None, headers: Mapping[str, str] = NONE
+    ) -> web.Response:
+        return self.respond(status, json.dumps(error_body(status, code, message, param)), headers=headers)
+
+    def refuse(self, shed: Shed) -> web.Response:
+        status = shed.reason.status
+        body = error_body(status, shed.reason, refusal_message(shed), shed=shed)
+        return self.respond(status, json.dumps(body), headers=refusal_headers(shed))
+
+
+Handler = Callable[[Visit, str], Awaitable[web.StreamResponse]]  # the path's parameter, or nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """``path`` may end in one ``{parameter}``."""
+
+    method: str
+    path: str
+    handler: Handler
+
+    def matches(self, path: str) -> str | None:
+        """Returns: the parameter, or nothing where there is none; None: it is another path."""
+        start, brace, _ = self.path.partition("{")
+        parameter = path.removeprefix(start)
+        if not path.startswith(start) or not (PARAMETER.fullmatch(parameter) if brace else parameter == ""):
+            return None
+        return parameter
+
+
+class Http:
+    """Args:
+    pages: what a plain GET of a path answers.
+    routes: the API.
+    root_path: what a proxy may leave before each path.
+    sessions_at: where sessions are opened, if they are not opened on this port.
+    """
+
+    def __init__(
+        self,
+        pages: Mapping[str, Page],
+        routes: Iterable[Route],
+        reception: Reception,
+        root_path: str = "",
+        sessions_at: Callable[[], str] | None = None,
+    ) -> None:
+        self._pages = pages
+        self._routes = tuple(routes)
+        self._reception = reception
+        self.requests = Counter[tuple[str, int]]()  # by route and status; routes that we have, or "other"
+        self._root_path = root_path
+        self._sessions_at = sessions_at
+        self.log = structlog.get_logger()
+        self._n_open = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._server = web.Server(self._handle, handler_cancellation=True)
+
+    def protocol(self) -> asyncio.BaseProtocol:
+        """Of a connection whose first request is read."""
+        return _Connection(self, self._server)
+
+    async def wait_empty(self) -> None:
+        """Until no request of the API is being answered."""
+        await self._empty.wait()
+
+    async def aclose(self) -> None:
+        """End what is still being answered."""
+        await self._server.shutdown(STOP_TIMEOUT_S)
+
+    def path_of(self, target: str) -> str:
+        """The path as routes have it: proxies leave their prefix, or take it away."""
+        path = target.partition("?")[0]
+        return path.removeprefix(self._root_path) if path.startswith(f"{self._root_path}/") else path
+
+    # ------------------------------------------------------------ one request
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = self.path_of(request.raw_path)
+        found = [route for route in self._routes if route.matches(path) is not None]
+        status = GONE
+        try:
+            response = await (self._api(request, path, found) if found else self._plain(request, path))
+            status = response.status
+        except Exception:
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            raise
+        finally:
+            self.count(path, status)
+        response.force_close()
+        return response
+
+    def count(self, path: str, status: int) -> None:
+        """An answer, by its route; those that we have not are all the same."""
+        route = next((route.path for route in self._routes if route.matches(path) is not None), path)
+        is_ours = route != path or path in self._pages or path == messages.PATH
+        self.requests[route if is_ours else "other", int(status)] += 1
+
+    async def _plain(self, request: web.BaseRequest, path: str) -> web.Response:
+        asked = _asked(request)
+        guard = Guard.NUMBERS if path in NUMBERS else Guard.NOTHING
+        refusal = self._reception.refusal(guard, asked, self._reception.client(asked))
+        answer = REFUSALS[refusal] if refusal is not None else self._page(request, path)
+        if answer.status is HTTPStatus.NOT_FOUND and path.startswith("/v1/"):
+            return Visit(request, SessionId("")).fail(answer.status, "not_found", f"there is no {path}")
+        return _plain_response(answer, asked)
+
+    def _page(self, request: web.BaseRequest, path: str) -> Answer:
+        if path == messages.PATH and self._sessions_at is not None:
+            return Answer(
+                HTTPStatus.UPGRADE_REQUIRED,
+                f"sessions are at {self._sessions_at()}\n",
+                (("Upgrade", "websocket"),),
+            )
+        if request.method not in ("GET", "HEAD"):
+            return Answer(HTTPStatus.METHOD_NOT_ALLOWED, "GET only\n", (("Allow", "GET, HEAD"),))
+        if path == self._root_path:  # its links are relative
+            target = request.raw_path.replace(path, f"{path}/", 1)
+            return Answer(HTTPStatus.PERMANENT_REDIRECT, "", (("Location", target),))
+        if (page := self._pages.get(path)) is None:
+            return Answer(HTTPStatus.NOT_FOUND, f"nothing here; sessions are at {messages.PATH}\n")
+        status, content_type, body = page()
+        return Answer(status, body, content_type=content_type)
+
+    async def _api(self, request: web.BaseRequest, path: str, routes: list[Route]) -> web.StreamResponse:
+        asked = _asked(request)
+        client, token = self._reception.client(asked), self._reception.token(asked)
+        caller = SessionId(f"http {token.digest.hex() if token else owner(client.address)}")
+        cors = _cors_headers(asked) if self._reception.admits_page(asked) else NONE
+        visit = Visit(request, caller, token is not None, cors)
+        by_method = {route.method: route for route in routes}
+        is_preflight = request.method == "OPTIONS"
+        if (refusal := self._reception.refusal(Guard.PAGE if is_preflight else Guard.API, asked, client)) is not None:
+            answer = REFUSALS[refusal]
+            return visit.fail(answer.status, refusal, str(answer.body).strip(), headers=dict(answer.headers))
+        allowed = ", ".join(sorted({*by_method, "OPTIONS"}))
+        if is_preflight:
+            wanted = ", ".join(asked.headers("Access-Control-Request-Headers"))
+            may = {"Access-Control-Allow-Methods": allowed, "Access-Control-Allow-Headers": wanted}
+            return visit.respond(HTTPStatus.NO_CONTENT, headers={**may, "Access-Control-Max-Age": "600"})
+        if (route := by_method.get(request.method)) is None:
+            message = f"{request.method} is not for this path: {allowed}"
+            return visit.fail(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", message, headers={"Allow": allowed})
+        self._n_open += 1
+        self._empty.clear()
+        try:
+            return await route.handler(visit, route.matches(path) or "")
+        except RequestError as error:
+            message = f"{error.message} ({error.hint})" if error.hint else error.message
+            return visit.fail(error.status, error.code, message, param=error.param)
+        except Refused as refused:
+            return visit.refuse(refused.shed)
+        finally:
+            self._n_open -= 1
+            if not self._n_open:
+                self._empty.set()
+
+
+class _Connection(web.RequestHandler):
+    """One request's, as the library has it, but for what it says of what is wrong."""
+
+    __slots__ = ("_http", "_stuck")
+
+    def __init__(self, http: Http, server: web.Server) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            access_log=cast(logging.Logger, None),  # as `web.Server` would pass it: there is none
+            auto_decompress=False,  # nothing is inflated: a body that is compressed is refused
+            keepalive_timeout=STUCK_S,
+            lingering_time=0,  # `front` sees to that
+        )
+        self._http = http
+        self._stuck: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if (transport := self.transport) is not None:
+            self._stuck = asyncio.get_running_loop().call_later(STUCK_S, transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stuck is not None:
+            self._stuck.cancel()
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """Who closes his side may still read an answer, if it comes soon; else he has gone, and it is of no use."""
+        transport = cast(Polite | None, self.transport)
+        if transport is None or not transport.can_write_eof():
+            return None
+        transport.peer_has_left = True
+        asyncio.get_running_loop().call_later(EOF_GRACE_S, transport.abort)
+        return True
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = HTTPStatus.INTERNAL_SERVER_ERROR,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Instead of a traceback for whatever a stranger sends as HTTP."""
+        visit = Visit(request, SessionId(""))
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            self._http.log.error("http.failed", exc_info=exc)
+            response = visit.fail(status, "internal", "a bug of the server's; its log says more")
+        else:
+            self._http.count("", status)
+            said = (message or "").strip().partition("\n")[0]
+            response = visit.fail(status, "bad_request", f"this is no HTTP request as it should be: {said}")
+        if request.writer.output_size > 0:
+            raise ConnectionError("the response has begun")
+        response.force_close()
+        return response
+
+
+def _asked(request: web.BaseRequest) -> Asked:
+    peer = (request.get_extra_info("peername") or ("unknown",))[0]
+    return Asked(str(peer), lambda name: request.headers.getall(name, ()))
+
+
+def _cors_headers(asked: Asked) -> dict[str, str]:
+    return (
+        {**CORS_HEADERS, "Access-Control-Allow-Origin": origin} if (origin := "".join(asked.headers("Origin"))) else {}
+    )
+
+
+def _plain_response(answer: Answer, asked: Asked) -> web.Response:
+    encoding = {}
+    if isinstance(answer.body, str):
+        content = answer.body.encode()
+    elif "gzip" in (each.strip() for each in ",".join(asked.headers("Accept-Encoding")).split(",")):
+        content, encoding = answer.body.gzipped, {"Content-Encoding": "gzip"}
+    else:
+        content = answer.body.plain
+    own = {"Content-Type": f"{answer.content_type}; charset=utf-8", **encoding, **dict(answer.headers)}
+    return web.Response(status=answer.status, body=content, headers=HEADERS | own)
