@@ -25,6 +25,10 @@ Rules, all here:
   0.5 s of jitter: inside 0.5-1.5 s and spread. (Jitter before the clamp would pile the herd up on its edges.) That is
   the end of the running decode; for `fair_share` when enough of the session's own are taken; for `predicted_wait`
   when the wait and its doubt have shrunk to ``max_wait``.
+- **Background work** (slices of long files) waits in a lane of its own, for as long as it likes, and is taken only
+  when nothing else waits. So it is in nobody's way while it waits: it fills no slot, is nobody's share, and adds to no
+  wait but that of more of its kind. Once it runs it is a decode like any other, of one slice at most. A refusal of it
+  is not remembered, and its hint is the time until the worker has come to the lane.
 
 The queue never calls anybody: expired tickets are collected by `expire`, whose caller sets a timer by
 `next_deadline`. ``now`` is monotonic seconds throughout.
@@ -34,7 +38,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -46,6 +50,8 @@ MIN_HINT_S, MAX_HINT_S, HINT_SPREAD_S = 0.5, 1.0, 0.5  # the wire's 500..1500 ms
 LEAST_LEFT_S = 0.001  # the wire's grain: what is not over yet must not round to a wait of 0
 SURE = 3.0  # mean absolute errors: 2.4 standard deviations of a normal one. Who is refused comes back just when wait
 # and doubt fit, so under load most of what gets in is borderline: at 1 of these too much of it expires
+PROMISED_AUDIO_S = 5.0  # what an utterance is taken to last that is not here yet: people's are mostly 2-8 s
+BACKGROUND_CAPACITY = 16  # slices, 31 MB: whoever has more offers the next when one is done
 FAIR_SHARE_MEMORY_S = 2.0  # the longest hint, 1.5 s, and time to follow it: who does is back before it is forgotten
 
 _CLOSED = {  # worker states in which nothing is admitted; a restart is short, so the queue stays open through it
@@ -68,6 +74,7 @@ class Ticket:
     decode_began_at: float | None = None
     abandoned: bool = False  # nobody wants the result any more
     speculated: bool = False  # its decode began before it was accepted
+    background: bool = False  # it waits behind all that are not
 
     def expired(self, now: float) -> bool:
         """From its deadline on; but never at the moment of its acceptance: a wait of 0 means now or not at all."""
@@ -102,6 +109,7 @@ class AdmissionQueue:
     Args:
         uniform: ``uniform(a, b)``, the source of jitter.
         fair: False turns the fair share off, for comparison.
+        background_capacity: how many may wait behind the others.
     Attributes:
         aside: what the worker decodes without a ticket; set and cleared by the caller, who takes no ticket meanwhile.
     """
@@ -113,6 +121,7 @@ class AdmissionQueue:
         uniform: Callable[[float, float], float] = random.uniform,
         *,
         fair: bool = True,
+        background_capacity: int = BACKGROUND_CAPACITY,
     ) -> None:
         self.capacity = capacity
         self.draining = False  # for good: nothing new is admitted, what is admitted is finished
@@ -122,7 +131,9 @@ class AdmissionQueue:
         self._service_time = service_time
         self._uniform = uniform
         self._fair = fair
+        self._background_capacity = background_capacity
         self._waiting: list[Ticket] = []
+        self._background: list[Ticket] = []
         self._refused_at: dict[SessionId, dict[str, float]] = {}  # by utterance, the longest ago first
         self._load_began, self._load_s = 0.0, 0.0
 
@@ -133,8 +144,13 @@ class AdmissionQueue:
 
     @property
     def depth(self) -> int:
-        """How many wait, without the one in flight."""
+        """How many wait, without the one in flight and the background."""
         return len(self._waiting)
+
+    @property
+    def background_depth(self) -> int:
+        """How many wait behind those."""
+        return len(self._background)
 
     def worker_changed(self, state: ServiceState, *, now: float, load_s: float = 0.0) -> None:
         """The worker's state; ``load_s`` is what a load that begins now is expected to take."""
@@ -144,37 +160,78 @@ class AdmissionQueue:
     def offer(self, utterance: Utterance, *, now: float, max_wait_s: float) -> Ticket | Shed:
         """Admit or refuse, at once."""
         session = utterance.session
-        wait_s = self.predicted_wait(now)
         self._forget_refusal(session, utterance.id)
-        if (reason := self._refusal(session, wait_s, now=now, max_wait_s=max_wait_s)) is not None:
-            if reason is not RefusalReason.FAIR_SHARE:
+        if (refused := self.would_refuse(session, now=now, max_wait_s=max_wait_s)) is not None:
+            if refused.reason is not RefusalReason.FAIR_SHARE:
                 refused_at = self._refused_at.setdefault(session, {})
                 refused_at[utterance.id] = now
                 if len(refused_at) > PER_SESSION:  # the others are not held, and do not come back
                     del refused_at[next(iter(refused_at))]
-            return self.shed(reason, now=now, session=session, max_wait_s=max_wait_s)
-        ticket = Ticket(
-            utterance,
-            accepted_at=now,
-            deadline=now + max_wait_s,
-            position=self._n_ahead(now),
-            estimated_wait_s=wait_s,
-            estimated_final_s=wait_s + self.expected_decode(utterance),
-        )
+            return refused
+        ticket = self._ticket(utterance, self._waiting, now=now, max_wait_s=max_wait_s)
         self._waiting.append(ticket)
         return ticket
 
-    def _refusal(self, session: SessionId, wait_s: float, *, now: float, max_wait_s: float) -> RefusalReason | None:
+    def would_refuse(self, session: SessionId, *, now: float, max_wait_s: float, n_ahead: int = 0) -> Shed | None:
+        """What `offer` would say to another utterance of ``session`` now; None: it would admit it. Nothing changes.
+
+        Args:
+            n_ahead: utterances which are not here yet, and have been told that they will be admitted: they count as
+                if they waited.
+        """
+        reason = self._refusal(session, now=now, max_wait_s=max_wait_s, n_ahead=n_ahead)
+        if reason is None:
+            return None
+        return self.shed(reason, now=now, session=session, max_wait_s=max_wait_s, n_ahead=n_ahead)
+
+    def offer_background(self, utterance: Utterance, *, now: float, max_wait_s: float) -> Ticket | Shed:
+        """Admit it behind everything else, or refuse: there is no worker, or no room in the lane.
+
+        Args: max_wait_s: may be inf.
+        """
+        reason = self._closed
+        if reason is None and self.background_depth >= self._background_capacity:
+            reason = RefusalReason.QUEUE_FULL
+        if reason is not None:
+            return self.shed(reason, now=now, background=True)
+        ticket = self._ticket(utterance, [*self._all_waiting], now=now, max_wait_s=max_wait_s, background=True)
+        self._background.append(ticket)
+        return ticket
+
+    def _ticket(
+        self,
+        utterance: Utterance,
+        ahead: Collection[Ticket],
+        *,
+        now: float,
+        max_wait_s: float,
+        background: bool = False,
+    ) -> Ticket:
+        wait_s = self._wait_behind(ahead, now)
+        return Ticket(
+            utterance,
+            accepted_at=now,
+            deadline=now + max_wait_s,
+            position=len(ahead) + self._runs(now),
+            estimated_wait_s=wait_s,
+            estimated_final_s=wait_s + self.expected_decode(utterance),
+            background=background,
+        )
+
+    @property
+    def _closed(self) -> RefusalReason | None:
+        """What refuses anybody, whatever waits."""
+        return RefusalReason.DRAINING if self.draining else _CLOSED.get(self.worker_state)
+
+    def _refusal(self, session: SessionId, *, now: float, max_wait_s: float, n_ahead: int) -> RefusalReason | None:
         """The admission rules, in their order."""
-        if self.draining:
-            return RefusalReason.DRAINING
-        if self.worker_state in _CLOSED:
-            return _CLOSED[self.worker_state]
+        if self._closed is not None:
+            return self._closed
         if len(self._waiting_of(session)) >= self._share(session, now) < self.capacity:
             return RefusalReason.FAIR_SHARE
-        if self.depth >= self.capacity:
+        if self.depth + n_ahead >= self.capacity:
             reason = RefusalReason.QUEUE_FULL
-        elif wait_s + self._doubt(now) > max_wait_s:
+        elif self.predicted_wait(now, n_ahead) + self._doubt(now, n_ahead) > max_wait_s:
             reason = RefusalReason.PREDICTED_WAIT
         else:
             return None
@@ -205,31 +262,44 @@ class AdmissionQueue:
         now: float,
         session: SessionId | None = None,
         max_wait_s: float | None = None,
+        n_ahead: int = 0,
+        background: bool = False,
     ) -> Shed:
         """A refusal for ``reason``, with the hint and the numbers of this moment.
 
         Args:
             session: whose utterance it is, for `fair_share`.
             max_wait_s: what it may wait, for `predicted_wait`. Without these the hint is for anybody.
+            n_ahead: as `would_refuse` takes it.
+            background: whether it is of that lane, whose depth and capacity are told then.
         """
-        wait_s = self.predicted_wait(now)
+        if background:
+            hint_s = self._hint(self._wait_behind(self._waiting, now))
+            wait_s = self._wait_behind(self._all_waiting, now)
+            return Shed(reason, hint_s, wait_s, self.background_depth, self._background_capacity)
+        wait_s = self.predicted_wait(now, n_ahead)
         frees_in_s = self._wait_behind([], now)
         if reason is RefusalReason.FAIR_SHARE and session is not None:
             # With the oldest of a full share taken, the session has less than that.
             for ticket in self._waiting_of(session)[-self._share(session, now) :][:1]:
                 frees_in_s = self._wait_behind(self._waiting[: self._waiting.index(ticket)], now)
         elif reason is RefusalReason.PREDICTED_WAIT and max_wait_s is not None:
-            frees_in_s = wait_s - max(max_wait_s - self._doubt(now), 0.0)
-        hint_s = min(max(frees_in_s, MIN_HINT_S), MAX_HINT_S) + self._uniform(0.0, HINT_SPREAD_S)
-        return Shed(reason, hint_s, wait_s, self.depth, self.capacity)
+            frees_in_s = wait_s - max(max_wait_s - self._doubt(now, n_ahead), 0.0)
+        return Shed(reason, self._hint(frees_in_s), wait_s, self.depth, self.capacity)
+
+    def _hint(self, frees_in_s: float) -> float:
+        return min(max(frees_in_s, MIN_HINT_S), MAX_HINT_S) + self._uniform(0.0, HINT_SPREAD_S)
 
     def take(self, now: float) -> Ticket | None:
-        """The oldest ticket whose deadline has not passed goes in flight; None when there is none."""
+        """The oldest ticket whose deadline has not passed goes in flight, of the background only when no other waits.
+
+        Returns: None when there is none.
+        """
         assert self.in_flight is None, "strictly one decode at a time"
         assert self.aside is None, "strictly one decode at a time"
-        ticket = next((ticket for ticket in self._waiting if not ticket.expired(now)), None)
+        ticket = next((ticket for ticket in self._all_waiting if not ticket.expired(now)), None)
         if ticket is not None:
-            self._waiting.remove(ticket)
+            self._keep_waiting(lambda waiting: waiting is not ticket)
             ticket.first_taken_at = ticket.decode_began_at = now
             self.in_flight = ticket
         return ticket
@@ -257,49 +327,60 @@ class AdmissionQueue:
         self.in_flight = None
 
     def expire(self, now: float) -> list[Ticket]:
-        """Remove and return the waiting tickets whose deadline has come, oldest first."""
-        expired = [ticket for ticket in self._waiting if ticket.expired(now)]
-        self._waiting = [ticket for ticket in self._waiting if not ticket.expired(now)]
+        """Remove and return the waiting tickets whose deadline has come, oldest first, the background's last."""
+        expired = [ticket for ticket in self._all_waiting if ticket.expired(now)]
+        self._keep_waiting(lambda ticket: not ticket.expired(now))
         return expired
 
     def next_deadline(self) -> float | None:
-        return min((ticket.deadline for ticket in self._waiting), default=None)
+        """None: no ticket that waits has one."""
+        return min((ticket.deadline for ticket in self._all_waiting if ticket.deadline < math.inf), default=None)
 
     def withdraw(self, session: SessionId, utterance: str | None = None) -> None:
         """Forget what waits or was refused of a session, or one utterance of it; in flight it is marked abandoned."""
 
-        def wanted(owner: SessionId, id: str) -> bool:
-            return owner == session and utterance in (None, id)
+        def wanted(ticket: Ticket) -> bool:
+            return ticket.utterance.session == session and utterance in (None, ticket.utterance.id)
 
-        self._waiting = [
-            ticket for ticket in self._waiting if not wanted(ticket.utterance.session, ticket.utterance.id)
-        ]
+        self._keep_waiting(lambda ticket: not wanted(ticket))
         self._forget_refusal(session, utterance)
-        if self.in_flight is not None and wanted(self.in_flight.utterance.session, self.in_flight.utterance.id):
+        if self.in_flight is not None and wanted(self.in_flight):
             self.in_flight.abandoned = True
 
     def count_death(self, session: SessionId, utterance: str) -> bool:
         """The worker died under a draft of it. Returns: whether it waits."""
-        for ticket in self._waiting:
+        for ticket in self._all_waiting:
             if (ticket.utterance.session, ticket.utterance.id) == (session, utterance):
                 ticket.utterance = replace(ticket.utterance, deaths=ticket.utterance.deaths + 1)
                 return True
         return False
 
-    def predicted_wait(self, now: float) -> float:
-        """Seconds that an utterance offered now would wait; 0 when it would go to the worker at once."""
-        return self._wait_behind(self._waiting, now)
+    def predicted_wait(self, now: float, n_ahead: int = 0) -> float:
+        """Seconds that an utterance offered now would wait; 0 when it would go to the worker at once.
+
+        Args: n_ahead: as `would_refuse` takes it.
+        """
+        return self._wait_behind(self._waiting, now) + n_ahead * self._service_time.estimate(PROMISED_AUDIO_S)
 
     def _wait_behind(self, ahead: Iterable[Ticket], now: float) -> float:
         estimates_s = sum(self.expected_decode(ticket.utterance) for ticket in ahead)
         return self._load_left(now) + self._running_left(now) + estimates_s
 
-    def _doubt(self, now: float) -> float:
+    def _doubt(self, now: float, n_ahead: int) -> float:
         """Seconds by which the predicted wait may well be exceeded; 0 when there is none."""
-        return SURE * self._service_time.sigma * math.sqrt(self._n_ahead(now))
+        return SURE * self._service_time.sigma * math.sqrt(self.depth + n_ahead + self._runs(now))
 
-    def _n_ahead(self, now: float) -> int:
-        return self.depth + (self._running_left(now) > 0)
+    def _runs(self, now: float) -> bool:
+        """Whether a decode is ahead of all that wait."""
+        return self._running_left(now) > 0
+
+    @property
+    def _all_waiting(self) -> Iterator[Ticket]:
+        return chain(self._waiting, self._background)
+
+    def _keep_waiting(self, wanted: Callable[[Ticket], bool]) -> None:
+        self._waiting = [*filter(wanted, self._waiting)]
+        self._background = [*filter(wanted, self._background)]
 
     def _waiting_of(self, session: SessionId) -> list[Ticket]:
         return [ticket for ticket in self._waiting if ticket.utterance.session == session]

@@ -739,6 +739,156 @@ def test_what_is_in_flight_is_abandoned_and_still_waited_for() -> None:
     assert queue.predicted_wait(0.0) == 1.0
 
 
+# ---------------------------------------------------------------- background
+
+
+def put_behind(queue: AdmissionQueue, id: str, *, now: float = 0.0, max_wait_s: float = math.inf) -> Ticket:
+    ticket = queue.offer_background(utterance(id, D), now=now, max_wait_s=max_wait_s)
+    assert isinstance(ticket, Ticket)
+    return ticket
+
+
+def test_background_is_taken_when_nothing_else_waits_the_oldest_first() -> None:
+    queue = queue_of()
+    slices = [put_behind(queue, id) for id in ("f1", "f2")]
+    live = [admit(queue, now=1.0), admit(queue, now=1.0, session=B)]
+    for ticket in [*live, *slices]:
+        assert queue.take(2.0) is ticket
+        queue.finish(1.0)
+    assert queue.take(2.0) is None
+
+
+def test_what_waits_in_the_background_is_in_nobodys_way() -> None:
+    queue = queue_of(capacity=3)
+    for id in ("f1", "f2", "f3"):
+        put_behind(queue, id)
+    assert (queue.depth, queue.background_depth) == (0, 3)
+    first, second = admit(queue, "u1", now=0.0, max_wait_s=0.0), admit(queue, "u2", now=0.0)
+    assert (first.position, first.estimated_wait_s, second.position, second.estimated_wait_s) == (0, 0.0, 1, 1.0)
+
+
+def test_what_runs_in_the_background_is_waited_for() -> None:
+    queue = queue_of()
+    ticket = put_behind(queue, "f1")
+    put_behind(queue, "f2")
+    assert queue.take(0.0) is ticket
+    live = admit(queue, now=0.25)
+    assert (live.position, live.estimated_wait_s) == (1, 0.75)
+
+
+def test_background_is_told_of_all_that_is_ahead_as_things_are() -> None:
+    queue = queue_of()
+    begin(queue, 0.0)
+    admit(queue, now=0.0)
+    first, second = put_behind(queue, "f1"), put_behind(queue, "f2")
+    assert (first.background, first.deadline) == (True, math.inf)
+    assert (first.position, first.estimated_wait_s, first.estimated_final_s) == (2, 2.0, 3.0)
+    assert (second.position, second.estimated_wait_s, second.estimated_final_s) == (3, 3.0, 4.0)
+
+
+def test_background_is_refused_when_its_lane_is_full_and_that_is_not_remembered() -> None:
+    queue = AdmissionQueue(3, ServiceTime(prior_s=0.25), no_jitter, background_capacity=2)
+    queue.worker_changed(ServiceState.READY, now=0.0)
+    begin(queue, 0.0)
+    for session in (A, B):
+        admit(queue, now=0.0, session=session)
+    for id in ("f1", "f2"):
+        put_behind(queue, id)
+    refused = queue.offer_background(utterance("f3", D), now=0.0, max_wait_s=math.inf)
+    assert refused == Shed(RefusalReason.QUEUE_FULL, 0.75, 1.25, 2, 2)
+    queue.withdraw(B)
+    queue.withdraw(A)
+    for id in ("u1", "u2"):
+        admit(queue, id, now=0.0)
+
+
+def test_background_is_admitted_however_full_the_queue_is_and_long_the_wait() -> None:
+    queue = queue_of(capacity=1, state=ServiceState.RESTARTING, load_s=9.0)
+    admit(queue, now=0.0, max_wait_s=9.0)
+    assert put_behind(queue, "f1", max_wait_s=0.5).estimated_wait_s == 10.0
+
+
+@pytest.mark.parametrize("state", [ServiceState.STARTING, ServiceState.UNAVAILABLE, ServiceState.DRAINING])
+def test_background_is_refused_as_anybody_is(state: ServiceState) -> None:
+    queue = queue_of(state=ServiceState.READY if state is ServiceState.DRAINING else state)
+    queue.draining = state is ServiceState.DRAINING
+    refused = queue.offer_background(utterance(), now=0.0, max_wait_s=8.0)
+    assert isinstance(refused, Shed)
+    assert refused.reason == state.value
+
+
+def test_background_expires_like_any_other_or_never() -> None:
+    queue = queue_of()
+    put_behind(queue, "f1")
+    assert queue.next_deadline() is None, "inf is no moment"
+    late = put_behind(queue, "f2", max_wait_s=9.0)
+    live = admit(queue, now=1.0, max_wait_s=8.0)
+    assert queue.next_deadline() == 9.0
+    assert queue.expire(9.0) == [live, late]
+    assert ids(queue.expire(math.inf)) == ["f1"]
+
+
+def test_background_is_withdrawn_and_counts_deaths_like_any_other() -> None:
+    queue = queue_of()
+    for id in ("f1", "f2"):
+        put_behind(queue, id)
+    assert queue.count_death(D, "f2")
+    queue.withdraw(D, "f1")
+    ticket = queue.take(0.0)
+    assert ticket is not None
+    assert (ticket.utterance.id, ticket.utterance.deaths) == ("f2", 1)
+    queue.withdraw(D)
+    assert ticket.abandoned
+
+
+# ---------------------------------------------------------------- asking before
+
+
+def test_asking_changes_nothing() -> None:
+    queue = queue_of(capacity=1)
+    assert queue.would_refuse(A, now=0.0, max_wait_s=0.0) is None
+    begin(queue, 0.0)
+    admit(queue, now=0.0)
+    refused = queue.would_refuse(B, now=0.0, max_wait_s=8.0)
+    assert refused == Shed(RefusalReason.QUEUE_FULL, 1.0, 2.0, 1, 1)
+    assert queue.offer(utterance("u1", B), now=0.0, max_wait_s=8.0) == refused
+
+
+def test_asking_is_not_remembered_as_a_refusal() -> None:
+    queue = queue_of(capacity=3)
+    begin(queue, 0.0)
+    assert queue.would_refuse(B, now=0.0, max_wait_s=0.0) is not None
+    for id in ("u1", "u2"):
+        admit(queue, id, now=0.0)
+
+
+def test_who_asks_is_told_of_its_share() -> None:
+    queue = queue_of(capacity=3)
+    begin(queue, 0.0)
+    for id in ("u1", "u2"):
+        admit(queue, id, now=0.0)
+    assert queue.would_refuse(A, now=0.0, max_wait_s=8.0) == Shed(RefusalReason.FAIR_SHARE, 1.0, 3.0, 2, 3)
+
+
+@pytest.mark.parametrize("n_ahead", [0, 1, 2])
+def test_what_was_promised_a_place_has_it(n_ahead: int) -> None:
+    queue = queue_of(capacity=3)
+    begin(queue, 0.0)
+    admit(queue, now=0.0)
+    refused = queue.would_refuse(B, now=0.0, max_wait_s=8.0, n_ahead=n_ahead)
+    assert refused == (Shed(RefusalReason.QUEUE_FULL, 1.0, 4.0, 1, 3) if n_ahead == 2 else None)
+
+
+def test_what_was_promised_a_place_is_waited_for_with_its_doubt() -> None:
+    queue = unsure(capacity=4)  # 5 s of audio are expected to take 1 + 4/9 s
+    wait_s, doubt_s = 3 * (1 + 4 / 9), 0.75 * math.sqrt(3)
+    assert queue.would_refuse(A, now=0.0, max_wait_s=wait_s + doubt_s + 0.001, n_ahead=3) is None
+    refused = queue.would_refuse(A, now=0.0, max_wait_s=wait_s + doubt_s - 0.75, n_ahead=3)
+    assert refused is not None
+    assert (refused.reason, refused.queue_depth) == (RefusalReason.PREDICTED_WAIT, 0)
+    assert (refused.retry_after_s, refused.estimated_wait_s) == pytest.approx((0.75, wait_s))
+
+
 # ---------------------------------------------------------------- any schedule
 
 
@@ -774,9 +924,10 @@ class AnySchedule(RuleBasedStateMachine):
         self.now = 100.0
         self.service_time = ServiceTime()
         self.service_time.prime(1.0, 1.0)
-        self.queue = AdmissionQueue(3, self.service_time)
+        self.queue = AdmissionQueue(3, self.service_time, background_capacity=2)
         self.queue.worker_changed(ServiceState.READY, now=self.now)
         self.waiting: list[Ticket] = []  # the model: what must be in the queue, in order
+        self.background: list[Ticket] = []
         self.refused: dict[str, tuple[SessionId, float]] = {}  # and who was refused when
         self.n = 0
 
@@ -800,7 +951,9 @@ class AnySchedule(RuleBasedStateMachine):
 
     def receive_offer(self, offered: Utterance, max_wait_s: float) -> None:
         predicted_s, depth = self.queue.predicted_wait(self.now), self.queue.depth
+        asked = self.queue.would_refuse(offered.session, now=self.now, max_wait_s=max_wait_s)
         answer = self.queue.offer(offered, now=self.now, max_wait_s=max_wait_s)
+        assert (asked and asked.reason) == (answer.reason if isinstance(answer, Shed) else None)
         open = self.queue.state in (ServiceState.READY, ServiceState.RESTARTING)
         runs = self.queue.in_flight is not None or (
             self.queue.aside is not None and self.queue.worker_state is ServiceState.READY
@@ -822,14 +975,24 @@ class AnySchedule(RuleBasedStateMachine):
                 for id in own[:-2]:  # no more are held
                     del self.refused[id]
 
+    @rule(session=st.sampled_from([A, B, C]), max_wait_s=st.sampled_from([0.0, 0.5, 8.0, math.inf]))
+    def offer_background(self, session: SessionId, max_wait_s: float) -> None:
+        self.n += 1
+        answer = self.queue.offer_background(utterance(f"u{self.n}", session), now=self.now, max_wait_s=max_wait_s)
+        open = self.queue.state in (ServiceState.READY, ServiceState.RESTARTING)
+        assert isinstance(answer, Ticket) is (open and len(self.background) < 2)
+        if isinstance(answer, Ticket):
+            self.background.append(answer)
+
     @precondition(lambda self: self.queue.in_flight is None and self.queue.aside is None)
     @rule()
     def take(self) -> None:
         ticket = self.queue.take(self.now)
-        fresh = [ticket for ticket in self.waiting if ticket.deadline > self.now or ticket.accepted_at == self.now]
+        waiting = self.waiting + self.background
+        fresh = [ticket for ticket in waiting if ticket.deadline > self.now or ticket.accepted_at == self.now]
         assert ticket is (fresh[0] if fresh else None)
         if ticket is not None:
-            self.waiting.remove(ticket)
+            (self.background if ticket.background else self.waiting).remove(ticket)
 
     @precondition(lambda self: self.queue.in_flight is not None)
     @rule(decode_s=st.sampled_from([None, 0.25, 1.0, 3.0]))
@@ -853,14 +1016,18 @@ class AnySchedule(RuleBasedStateMachine):
     def expire(self) -> None:
         expired = self.queue.expire(self.now)
         assert expired == [
-            ticket for ticket in self.waiting if ticket.deadline <= self.now and ticket.accepted_at < self.now
+            ticket
+            for ticket in self.waiting + self.background
+            if ticket.deadline <= self.now and ticket.accepted_at < self.now
         ]
         self.waiting = [ticket for ticket in self.waiting if ticket not in expired]
+        self.background = [ticket for ticket in self.background if ticket not in expired]
 
     @rule(session=st.sampled_from([A, B, C]))
     def withdraw(self, session: SessionId) -> None:
         self.queue.withdraw(session)
         self.waiting = [ticket for ticket in self.waiting if ticket.utterance.session != session]
+        self.background = [ticket for ticket in self.background if ticket.utterance.session != session]
         self.refused = {id: refused for id, refused in self.refused.items() if refused[0] != session}
 
     @rule(state=st.sampled_from([*ServiceState][:4]), load_s=st.sampled_from([0.0, 1.0]))
@@ -870,7 +1037,9 @@ class AnySchedule(RuleBasedStateMachine):
     @invariant()
     def what_waits_is_what_was_admitted_and_never_more_than_the_capacity(self) -> None:
         assert self.queue.depth == len(self.waiting) <= 3
-        assert self.queue.next_deadline() == min((ticket.deadline for ticket in self.waiting), default=None)
+        assert self.queue.background_depth == len(self.background) <= 2
+        deadlines = {ticket.deadline for ticket in self.waiting + self.background} - {math.inf}
+        assert self.queue.next_deadline() == min(deadlines, default=None)
 
     @invariant()
     def no_session_has_the_whole_queue(self) -> None:
