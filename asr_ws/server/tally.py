@@ -1,4 +1,4 @@
-"""What all sessions came to: the closed ones, and the open ones as they stand. None of the totals ever decreases.
+"""What all sessions and files came to: the closed sessions, and the open ones as they stand. No total ever decreases.
 
 Whole nanoseconds, because a session's part must stay the same when it moves from the open ones to the closed:
 Prometheus takes a total that is smaller by a rounding error for a restart.
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from asr_ws.core.session import Session
+from asr_ws.core.types import SAMPLE_RATE
 
 NS_PER_S = 1_000_000_000
 OUTCOMES = ("final", "error", "dropped")
@@ -21,7 +22,7 @@ class Tally:
     def __init__(self) -> None:
         self.n_sessions = 0  # that were ever opened
         self._open: set[Session] = set()
-        self._outcomes = Counter[str]()  # of closed sessions
+        self._outcomes = Counter[str]()  # of closed sessions, and of files
         self._audio_ns = Counter[str]()
 
     @contextlib.contextmanager
@@ -37,6 +38,17 @@ class Tally:
             self._audio_ns.update(_audio_ns(session))
             # Before its end a session's audio is not lost, only not decided yet.
             self._audio_ns["lost"] += _ns(max(0, session.ledger.lost), session)
+
+    def add(self, outcome: str | None, *, decoded: int = 0, silence: int = 0, refused: int = 0) -> None:
+        """What came to its end outside of a session: an utterance, or some audio alone.
+
+        Args: decoded, silence, refused: samples at 16 kHz.
+        """
+        assert outcome is None or outcome in OUTCOMES
+        if outcome is not None:
+            self._outcomes[outcome] += 1
+        for fate, n_samples in (("decoded", decoded), ("silence", silence), ("refused", refused)):
+            self._audio_ns[fate] += n_samples * NS_PER_S // SAMPLE_RATE
 
     def outcomes(self) -> dict[str, int]:
         """Utterances that had their one outcome."""

@@ -41,6 +41,16 @@ def test_open_sessions_count_as_they_stand() -> None:
     assert tally.n_sessions == 2
 
 
+def test_files_count_once_they_are_added() -> None:
+    tally = Tally()
+    tally.add("final", decoded=16_000, silence=8_000)
+    tally.add("error", decoded=8_000)
+    tally.add(None, refused=4_000)
+    assert tally.audio_s() == {"decoded": 1.5, "silence": 0.5, "refused": 0.25, "lost": 0.0}
+    assert tally.outcomes() == {"final": 1, "error": 1, "dropped": 0}
+    assert tally.n_sessions == 0
+
+
 @given(
     st.lists(st.tuples(st.integers(8000, 192_000), st.lists(st.integers(0, 10**7), min_size=1, max_size=3)), max_size=6)
 )
@@ -55,6 +65,7 @@ def test_totals_never_decrease(sessions: list[tuple[int, list[int]]]) -> None:
                 (closing if n % 2 else still_open).enter_context(tally.counting(counted))
                 for n_frames in decoded:
                     counted.ledger.decoded += n_frames
+                    tally.add(None, decoded=n_frames)
                     seen.append(tally.audio_s()["decoded"])
             seen.append(tally.audio_s()["decoded"])
     seen.append(tally.audio_s()["decoded"])
