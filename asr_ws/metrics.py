@@ -27,7 +27,7 @@ class Histogram:
 class Metrics:
     def __init__(self) -> None:
         self.partials = 0
-        self.finals = 0
+        self.finals = 0  # without those of the background
         self.finals_speculated = 0
         self.refusals: Counter[str] = Counter()  # `busy`, by reason
         self.access_refused: Counter[str] = Counter()  # who may not come in, or finds no room, by why
@@ -35,7 +35,7 @@ class Metrics:
         self.unfinished: Counter[str] = Counter()  # `retry`, by reason
         self.decode_failures: Counter[str] = Counter()  # by the error's code
         self.wait_s = Histogram()
-        self.decode_s = {"final": Histogram(), "partial": Histogram()}
+        self.decode_s = {"final": Histogram(), "partial": Histogram(), "job": Histogram()}
         self.final_latency_s = Histogram()  # from the end of speech
         self.first_partial_s = Histogram()  # from the onset of speech
         self.loop_lag_s = Histogram()
@@ -43,12 +43,12 @@ class Metrics:
         self._decodes_failed: deque[bool] = deque(maxlen=WINDOW)
 
     def observe_wait(self, wait_s: float) -> None:
-        """One admitted attempt left the queue, for the worker or by its deadline."""
+        """One admitted attempt left the queue, for the worker or by its deadline; not of the background."""
         self._waits_s.append(wait_s)
         self.wait_s.observe(wait_s)
 
     def observe_decode(self, kind: str, decode_s: float) -> None:
-        """Args: kind: ``final``, a speculation included, or ``partial``."""
+        """Args: kind: ``final``, a speculation included, ``partial``, or ``job``, in the background."""
         self._decodes_failed.append(False)
         self.decode_s[kind].observe(decode_s)
 

@@ -10,7 +10,8 @@ Rules, beside those of `AdmissionQueue`, `Holds` and `Drafts`:
   attempt, makes the utterance poison. Under which the worker hung is not decoded again by itself: whoever waits has
   waited longer than anybody should.
 - What nobody wants any more is told nobody.
-- A draft is decoded only while the worker is ready and no ticket waits or is in flight.
+- A draft is decoded only while the worker is ready and no ticket waits or is in flight, of the background neither.
+- A background ticket has no privilege and no handicap once it is in flight: a live one that comes then waits for it.
 - An utterance that a speculation heard exactly is admitted past the queue, full or not, and needs no other decode.
 - A death under a draft's decode counts as its utterance's, wherever that has come meanwhile.
 
@@ -82,6 +83,17 @@ class Desk:
         answer = self.queue.offer(utterance, now=now, max_wait_s=max_wait_s)
         self.tick(now)
         return answer
+
+    def offer_background(self, utterance: Utterance, *, now: float, max_wait_s: float) -> Ticket | Shed:
+        """As `AdmissionQueue` does. `Unfinished` carries the deaths under it, and is what to offer again."""
+        self.tick(now)
+        answer = self.queue.offer_background(utterance, now=now, max_wait_s=max_wait_s)
+        self.tick(now)
+        return answer
+
+    def would_refuse(self, session: SessionId, *, now: float, max_wait_s: float, n_ahead: int = 0) -> Shed | None:
+        self.tick(now)
+        return self.queue.would_refuse(session, now=now, max_wait_s=max_wait_s, n_ahead=n_ahead)
 
     def _promote(self, speculation: DraftDecode, utterance: Utterance, now: float, max_wait_s: float) -> Ticket:
         """The utterance is decoded, or is being: its wait is over."""
@@ -179,7 +191,14 @@ class Desk:
             case Hypothesis():
                 assert ticket.decode_began_at is not None
                 self.queue.finish(now - ticket.decode_began_at)
-                self._tell(ticket, Decoded(ticket.utterance, result, ticket.waited_s, ticket.speculated))
+                decoded = Decoded(
+                    ticket.utterance,
+                    result,
+                    ticket.waited_s,
+                    speculated=ticket.speculated,
+                    background=ticket.background,
+                )
+                self._tell(ticket, decoded)
             case DecodeFailed():
                 self.drafts.n_wasted += ticket.speculated
                 self.queue.finish()
@@ -265,7 +284,7 @@ class Desk:
             self._pause_at(),
             self.drafts.next_moment(self._ticked_at) if self._idle else None,
         )
-        return min((moment for moment in moments if moment is not None), default=None)
+        return min((moment for moment in moments if moment is not None and moment < math.inf), default=None)
 
     def take_news(self) -> list[News]:
         """What is to be told since the last call: outcomes and partials to their sessions, the status to all."""
@@ -291,8 +310,8 @@ class Desk:
         self._tell_unfinished(ticket, reason, now)
 
     def _tell_unfinished(self, ticket: Ticket, reason: RefusalReason, now: float) -> None:
-        shed = self.queue.shed(reason, now=now, session=ticket.utterance.session)
-        self._tell(ticket, Unfinished(ticket.utterance, shed, now - ticket.accepted_at))
+        shed = self.queue.shed(reason, now=now, session=ticket.utterance.session, background=ticket.background)
+        self._tell(ticket, Unfinished(ticket.utterance, shed, now - ticket.accepted_at, ticket.background))
 
     def _tell(self, ticket: Ticket, outcome: Outcome) -> None:
         if not ticket.abandoned:

@@ -203,6 +203,7 @@ class Decoded:
     hypothesis: Hypothesis
     wait_s: float  # in the queue
     speculated: bool = False  # its decode began before its endpoint
+    background: bool = False  # it waited behind all that were not
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +213,7 @@ class Unfinished:
     utterance: Utterance
     shed: Shed
     waited_s: float
+    background: bool = False
 
 
 @dataclass(frozen=True, slots=True)

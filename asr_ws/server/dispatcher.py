@@ -89,6 +89,21 @@ class Dispatcher:
         self._settle()
         return answer
 
+    def offer_background(self, utterance: Utterance, *, now: float, max_wait_s: float) -> Ticket | Shed:
+        answer = self._desk.offer_background(utterance, now=now, max_wait_s=max_wait_s)
+        if isinstance(answer, Shed):
+            self._metrics.refusals[answer.reason] += 1
+        self._settle()
+        return answer
+
+    def would_refuse(self, session: SessionId, *, now: float, max_wait_s: float, n_ahead: int = 0) -> Shed | None:
+        """A refusal is counted: whoever asks before the audio is there tells it instead of offering."""
+        refused = self._desk.would_refuse(session, now=now, max_wait_s=max_wait_s, n_ahead=n_ahead)
+        if refused is not None:
+            self._metrics.refusals[refused.reason] += 1
+        self._settle()
+        return refused
+
     def shed(self, reason: RefusalReason, *, now: float) -> Shed:
         self._metrics.refusals[reason] += 1
         return self._desk.shed(reason, now=now)
@@ -157,7 +172,7 @@ class Dispatcher:
             self._settle()
             result = await self._decode(work)
             if isinstance(result, Hypothesis):
-                self._metrics.observe_decode("partial" if work.options.partial else "final", result.decode_s)
+                self._metrics.observe_decode(_kind(work), result.decode_s)
             else:
                 self._metrics.observe_failure(result.code)
             self._desk.end(result, now=self._loop.time())
@@ -204,7 +219,7 @@ class Dispatcher:
                         self._metrics.first_partial_s.observe(news.since_onset_s)
                     self._loop.call_soon(owner.partial, news)
                 return
-            case Decoded():
+            case Decoded(background=False):
                 self._metrics.finals += 1
                 self._metrics.finals_speculated += news.speculated
                 self._metrics.observe_wait(news.wait_s)
@@ -212,7 +227,14 @@ class Dispatcher:
                     self._metrics.final_latency_s.observe(self._loop.time() - ended_at)
             case Unfinished():
                 self._metrics.unfinished[news.shed.reason] += 1
-                if news.shed.reason is RefusalReason.DEADLINE:
+                if news.shed.reason is RefusalReason.DEADLINE and not news.background:
                     self._metrics.observe_wait(news.waited_s)
         if (owner := self._subscribers.get(news.utterance.session)) is not None:
             self._loop.call_soon(owner.outcome, news)
+
+
+def _kind(work: Work) -> str:
+    """As `Metrics.observe_decode` takes it."""
+    if isinstance(work.of, Ticket) and work.of.background:
+        return "job"
+    return "partial" if work.options.partial else "final"

@@ -59,7 +59,7 @@ class Decoding:
     work: Work
     spoken: Utterance | Draft
     began_at: float
-    n_waiting: int  # when it began
+    n_waiting: int  # when it began, in the background too
     ended_at: float = math.inf
     result: Hypothesis | DecodeFailed | WorkerDied | None = None
 
@@ -115,16 +115,16 @@ class ScriptedDesk(Desk):
         self.decodings: list[Decoding] = []
         self._script = iter(script)
         self._reload_s = reload_s
-        self._clients: dict[SessionId, DeskClient] = {}
+        self._clients: dict[SessionId, DeskClient | FileClient] = {}
         self._untold: deque[Callable[[], None]] = deque()
         self._step = Step()
         self._step_ends_at = math.inf  # finite while the worker decodes
         self._reloaded_at = math.inf
         self.worker_changed(state, load_s=load_s)
 
-    def attach(self, client: DeskClient) -> None:
+    def attach(self, client: DeskClient | FileClient) -> None:
         self._address_news()
-        self._clients[client.session.id] = client
+        self._clients[client.id] = client
 
     def detach(self, session: SessionId) -> None:
         self._address_news()
@@ -184,7 +184,8 @@ class ScriptedDesk(Desk):
             self._step = next(self._script, Step())
             self._step_ends_at = self.now + self._step.decode_s
             spoken = work.of.utterance if isinstance(work.of, Ticket) else work.of.draft
-            self.decodings.append(Decoding(work, spoken, self.now, self.queue.depth))
+            n_waiting = self.queue.depth + self.queue.background_depth
+            self.decodings.append(Decoding(work, spoken, self.now, n_waiting))
         self._address_news()
         while self._untold:
             self._untold.popleft()()
@@ -228,6 +229,7 @@ class DeskClient:
     """A client of one session at the desk, and everything that it was told, in order."""
 
     def __init__(self, desk: ScriptedDesk, session: Session) -> None:
+        self.id = session.id
         self.session = session
         self.events: list[messages.ServerEvent] = []
         self._desk = desk
@@ -262,3 +264,20 @@ class DeskClient:
 
     def receive_status(self, status: ServiceStatus) -> None:
         self.events += self.session.receive_status(status)
+
+
+class FileClient:
+    """Whoever offers utterances without a session, and the outcomes that it was told, in order."""
+
+    def __init__(self, desk: ScriptedDesk, id: SessionId) -> None:
+        self.id = id
+        self.outcomes: list[Outcome] = []
+        desk.attach(self)
+
+    def receive_outcome(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+
+    def receive_partial(self, text: Partial) -> None:
+        raise AssertionError("a partial of what is whole")
+
+    def receive_status(self, status: ServiceStatus) -> None: ...

@@ -1,14 +1,14 @@
 """Nothing is lost: over random schedules attempts and utterances have exactly one outcome each, audio a fate.
 
-Three sessions share the server's `Desk` in virtual time; what clients do, what the worker does, and when, is
-Hypothesis's choice, also whether the worker dies between a ticket's being taken and its decode, and whether there are
-partials and speculations beside the finals.
+Three sessions share the server's `Desk` in virtual time with the slices of a file; what clients do, what the worker
+does, and when, is Hypothesis's choice, also whether the worker dies between a ticket's being taken and its decode, and
+whether there are partials and speculations beside the finals.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,11 +17,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr_ws import messages
+from asr_ws.core.admission import Ticket
 from asr_ws.core.desk import MAX_DEATHS
 from asr_ws.core.drafts import Draft
 from asr_ws.core.holds import Holds
 from asr_ws.core.session import Close, Service, Session
-from asr_ws.core.types import Hypothesis, Resampler, ServiceState, SessionId, Utterance
+from asr_ws.core.types import (
+    DecodeOptions,
+    EndpointReason,
+    Hypothesis,
+    Resampler,
+    ServiceState,
+    SessionId,
+    Unfinished,
+    Utterance,
+)
 from asr_ws.errors import DecodeFailed, WorkerDied, WorkerHung
 from asr_ws.messages import (
     Cancel,
@@ -35,9 +45,10 @@ from asr_ws.messages import (
 )
 from asr_ws.testing import ScriptedDetector
 from asr_ws.testing.conservation import Conservation
-from asr_ws.testing.desk import Decoding, DeskClient, ScriptedDesk, Step
+from asr_ws.testing.desk import Decoding, DeskClient, FileClient, ScriptedDesk, Step
 
 N_SESSIONS = 3
+SECOND = np.zeros(16_000, np.float32)
 LIMITS = Limits(3, 8000, 30_000, 262_144, 64, 60_000)
 LONG_ENOUGH_S = 1000.0  # for every scripted decode, deadline and hold, one after the other
 
@@ -100,6 +111,9 @@ WORLD = [
     ("ready", None, 4),
     ("drain", None, 1),
     ("give_up", None, 1),
+    ("background", math.inf, 6),
+    ("background", 2.0, 2),
+    ("background again", math.inf, 3),
 ]
 acts = st.builds(
     lambda who, what_value: Act(who, *what_value),
@@ -130,6 +144,8 @@ class World:
         self.n_bytes = [0] * N_SESSIONS  # sent while audio was taken
         self.ended = [False] * N_SESSIONS  # `end` was heard
         self.gone = [False] * N_SESSIONS
+        self.file = FileClient(self.desk, SessionId("file"))
+        self.slices: list[Utterance] = []  # that were admitted, once for each attempt
         self._loud = np.full(16 * 1500, 29_491, "<i2").tobytes()
         service = Service("0", "m", ("en",), LIMITS, partials, speculation)
         for i, mode in enumerate(modes):
@@ -149,6 +165,16 @@ class World:
                 self.desk.worker_changed(ServiceState.UNAVAILABLE, load_s=5.0)
             case "ready":
                 self.desk.worker_changed(ServiceState.READY)
+            case "background":
+                slice = Utterance(
+                    self.file.id, f"f{len(self.slices)}", SECOND, 0, 16_000, EndpointReason.SILENCE, DecodeOptions(None)
+                )
+                self._offer_slice(slice, act.value)
+            case "background again":
+                if self.file.outcomes and isinstance(told := self.file.outcomes[-1], Unfinished):
+                    again = replace(told.utterance, attempt=told.utterance.attempt + 1)
+                    if again not in self.slices:
+                        self._offer_slice(again, act.value)
             case "drain":
                 self.desk.drain()
             case "give_up":
@@ -178,6 +204,10 @@ class World:
             case "disconnect":
                 self.gone[act.who] = True
                 client.disconnect()
+
+    def _offer_slice(self, utterance: Utterance, max_wait_s: float) -> None:
+        if isinstance(self.desk.offer_background(utterance, now=self.desk.now, max_wait_s=max_wait_s), Ticket):
+            self.slices.append(utterance)
 
     def end(self, who: int) -> None:
         self.ended[who] |= self.clients[who].session.takes_audio
@@ -233,7 +263,9 @@ def test_every_attempt_and_utterance_has_one_outcome_and_all_audio_a_fate(
         else:
             assert client.session.close in (Close(1012, "the server stops"), Close(1008, "bad_message"))
 
-    assert (desk.queue.depth, desk.queue.in_flight) == (0, None)
+    outcomes = [(outcome.utterance.id, outcome.utterance.attempt) for outcome in world.file.outcomes]
+    assert sorted(outcomes) == sorted((utterance.id, utterance.attempt) for utterance in world.slices)
+    assert (desk.queue.depth, desk.queue.background_depth, desk.queue.in_flight) == (0, 0, None)
     finals = [decoding for decoding in desk.decodings if isinstance(decoding.spoken, Utterance)]
     assert all(decoding.began_at <= decoding.deadline for decoding in finals)
     assert all(decoding.utterance.deaths < MAX_DEATHS for decoding in finals)
@@ -241,7 +273,17 @@ def test_every_attempt_and_utterance_has_one_outcome_and_all_audio_a_fate(
     assert all(decoding.ended_at < math.inf for decoding in desk.decodings)
     decoded = [(u.session, u.id, u.attempt, u.deaths) for u in (decoding.utterance for decoding in finals)]
     assert len(decoded) == len(set(decoded))  # again in the same attempt only after a death
+    check_background([decoding.work.of for decoding in finals if isinstance(decoding.work.of, Ticket)])
     check_drafts([decoding for decoding in desk.decodings if decoding not in finals])
+
+
+def check_background(tickets: list[Ticket]) -> None:
+    """None was taken while a live one waited which was taken after it."""
+    slices = [ticket.first_taken_at for ticket in tickets if ticket.background]
+    for live in tickets:
+        if not live.background:
+            assert live.first_taken_at is not None
+            assert not any(live.accepted_at < at < live.first_taken_at for at in slices if at is not None)
 
 
 def check_drafts(decodings: list[Decoding]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -683,3 +684,104 @@ def test_draft_has_its_moment_in_the_timer() -> None:
     desk.end(TEXT, now=0.25)
     desk.hear(replace(SPEAKING, session=SESSION), now=0.3)
     assert desk.next_deadline() == 0.55, "unless more is heard by then"
+
+
+# ---------------------------------------------------------------- background
+
+F1, F2 = (replace(U1, session=SessionId("file"), id=id) for id in ("f1", "f2"))
+
+
+def put_behind(desk: Desk, *utterances: Utterance, now: float = 0.0, max_wait_s: float = math.inf) -> None:
+    for utterance in utterances:
+        assert isinstance(desk.offer_background(utterance, now=now, max_wait_s=max_wait_s), Ticket)
+
+
+def behind(utterance: Utterance, wait_s: float) -> Decoded:
+    return Decoded(utterance, TEXT, wait_s, background=True)
+
+
+def test_live_utterance_waits_for_one_slice_at_most() -> None:
+    desk = desk_of()
+    put_behind(desk, F1, F2)
+    assert begun(desk) is F1
+    admit(desk, U1, U2, now=0.5)
+    for now, next_one in ((1.0, U1), (2.0, U2), (3.0, F2)):
+        desk.end(TEXT, now=now)
+        assert begun(desk, now) is next_one
+    desk.end(TEXT, now=4.0)
+    assert desk.take_news() == [behind(F1, 0.0), Decoded(U1, TEXT, 0.5), Decoded(U2, TEXT, 1.5), behind(F2, 3.0)]
+
+
+def test_slice_may_wait_for_ever_and_no_timer_is_set_for_that() -> None:
+    desk = desk_of()
+    put_behind(desk, F1, F2)
+    assert desk.next_deadline() is None
+    desk.receive_worker_state(RESTARTING, now=0.0, load_s=2.0)
+    assert desk.next_deadline() is None, "nor for the one that waits for the worker"
+    desk.tick(1e9)
+    desk.receive_worker_state(READY, now=1e9)
+    assert desk.take_news() == [told(RESTARTING), told(READY)]
+    assert begun(desk, 1e9) is F1
+
+
+def test_slice_with_a_deadline_is_told_at_it() -> None:
+    desk = desk_of()
+    put_behind(desk, F1, F2, max_wait_s=8.0)
+    begun(desk)
+    assert desk.next_deadline() == 8.0
+    desk.tick(8.0)
+    assert desk.take_news() == [Unfinished(F2, Shed(RefusalReason.DEADLINE, 1.0, 7.0, 0, 16), 8.0, background=True)]
+
+
+@pytest.mark.parametrize("draft", [SPEAKING, COMPLETE])
+def test_draft_is_not_decoded_while_a_slice_waits(draft: Draft) -> None:
+    desk = desk_of()
+    desk.hear(draft, now=0.0)
+    put_behind(desk, F1, F2)
+    for now, next_one in ((0.0, F1), (1.0, F2)):
+        assert begun(desk, now) is next_one
+        desk.end(TEXT, now=now + 1.0)
+    assert begun_draft(desk, 2.0) is not None
+
+
+def test_slice_is_replayed_handed_back_with_its_death_and_poison_the_second_time() -> None:
+    desk = desk_of()
+    put_behind(desk, F1)
+    begun(desk)
+    die(desk, 0.5)
+    desk.receive_worker_state(UNAVAILABLE, now=1.0, load_s=9.0)
+    once = replace(F1, deaths=1)
+    crash = Shed(RefusalReason.WORKER_CRASHED, 1.0, 9.0, 0, 16)
+    assert desk.take_news() == [Unfinished(once, crash, 1.0, background=True), told(UNAVAILABLE)]
+    desk.receive_worker_state(READY, now=10.0)
+    put_behind(desk, once, now=10.0)
+    assert (begun(desk, 10.0), desk.take_news()) == (once, [told(READY)])
+    die(desk, 10.5, death=WorkerHung())
+    poison = Failed(replace(F1, deaths=2), "poison_audio", "the recognizer died 2 times under this utterance")
+    assert desk.take_news() == [poison]
+
+
+def test_giving_up_drops_slices_too() -> None:
+    desk = desk_of()
+    put_behind(desk, F1, F2)
+    admit(desk, U1)
+    desk.give_up()
+    assert desk.take_news() == [dropped(F1), dropped(U1), dropped(F2)]
+    assert (desk.queue.background_depth, desk.queue.in_flight) == (0, None)
+
+
+def test_withdrawn_slices_are_told_nobody() -> None:
+    desk = desk_of()
+    put_behind(desk, F1, F2)
+    begun(desk)
+    desk.withdraw(SessionId("file"))
+    desk.end(TEXT, now=1.0)
+    assert (desk.take_news(), begun(desk, 1.0)) == ([], None)
+
+
+def test_who_asks_is_answered_after_what_is_due() -> None:
+    desk = desk_of(capacity=1)
+    admit(desk, U1, U2)
+    begun(desk)
+    assert desk.would_refuse(SESSION, now=7.0, max_wait_s=8.0) == Shed(RefusalReason.QUEUE_FULL, 1.0, 7.0, 1, 1)
+    assert desk.would_refuse(SESSION, now=8.0, max_wait_s=8.0) is None

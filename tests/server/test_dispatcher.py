@@ -7,6 +7,7 @@ deadline, and what must not has one that no machine is slow enough for.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -355,6 +356,35 @@ async def test_what_happens_is_counted() -> None:
         assert metrics.unfinished == {RefusalReason.DEADLINE: 1}
         assert metrics.decode_failures == {"worker_crashed": 1, "decode_failed": 1}
         assert (sum(metrics.decode_s["final"].counts), metrics.decode_s["final"].sum_s) == (1, 0.1)
+
+
+async def test_background_decodes_are_jobs_and_no_waits_or_finals() -> None:
+    async with desk() as at:
+        now = asyncio.get_running_loop().time()
+        for id, max_wait_s in (("f1", math.inf), ("f2", 0.2)):
+            spoken = replace(utterance(id), speech_ended_at=now)
+            assert isinstance(at.dispatcher.offer_background(spoken, now=now, max_wait_s=max_wait_s), Ticket)
+        assert isinstance(await at.told.get(), Unfinished)
+        await at.finish()
+        assert isinstance(await at.told.get(), Decoded)
+        metrics = at.metrics
+        assert {kind: sum(histogram.counts) for kind, histogram in metrics.decode_s.items()} == {
+            "final": 0,
+            "partial": 0,
+            "job": 1,
+        }
+        assert (metrics.finals, sum(metrics.wait_s.counts), sum(metrics.final_latency_s.counts)) == (0, 0, 0)
+        assert metrics.unfinished == {RefusalReason.DEADLINE: 1}
+
+
+async def test_refusals_of_the_background_and_of_who_asks_are_counted() -> None:
+    async with desk(capacity=1) as at:
+        now = asyncio.get_running_loop().time()
+        assert at.dispatcher.would_refuse(SESSION, now=now, max_wait_s=WAIT_S) is None
+        assert isinstance(at.dispatcher.would_refuse(SESSION, now=now, max_wait_s=WAIT_S, n_ahead=1), Shed)
+        at.dispatcher.drain()
+        assert isinstance(at.dispatcher.offer_background(utterance("f1"), now=now, max_wait_s=WAIT_S), Shed)
+        assert at.metrics.refusals == {RefusalReason.QUEUE_FULL: 1, RefusalReason.DRAINING: 1}
 
 
 async def test_latencies_are_counted_where_they_are_known() -> None:

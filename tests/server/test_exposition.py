@@ -63,7 +63,7 @@ async def test_what_happened_is_exposed(scripted: WorkerSpec) -> None:
     assert seen["asr_ws_refusals_total"] == {(reason,): 0 for reason in RefusalReason}
     assert seen["asr_ws_access_refused_total"] == {(reason,): 0 for reason in AccessRefusal}
     assert seen["asr_ws_decode_failures_total"] == {("worker_crashed",): 2, ("worker_hung",): 0, ("decode_failed",): 0}
-    assert seen["asr_ws_decode_seconds_count"] == {("final",): 2, ("partial",): 0}
+    assert seen["asr_ws_decode_seconds_count"] == {("final",): 2, ("partial",): 0, ("job",): 0}
     assert seen["asr_ws_queue_wait_seconds_count"] == {(): 2}
     assert seen["asr_ws_final_latency_seconds_count"] == {(): 2}
     assert seen["asr_ws_worker_restarts_total"] == {(cause,): 2 if cause == "segv" else 0 for cause in Cause}
