@@ -50,7 +50,7 @@ MIN_HINT_S, MAX_HINT_S, HINT_SPREAD_S = 0.5, 1.0, 0.5  # the wire's 500..1500 ms
 LEAST_LEFT_S = 0.001  # the wire's grain: what is not over yet must not round to a wait of 0
 SURE = 3.0  # mean absolute errors: 2.4 standard deviations of a normal one. Who is refused comes back just when wait
 # and doubt fit, so under load most of what gets in is borderline: at 1 of these too much of it expires
-PROMISED_AUDIO_S = 5.0  # what an utterance is taken to last that is not here yet: people's are mostly 2-8 s
+EXPECTED_AUDIO_S = 5.0  # what an utterance is taken to last that is not here yet: people's are mostly 2-8 s
 BACKGROUND_CAPACITY = 16  # slices, 31 MB: whoever has more offers the next when one is done
 FAIR_SHARE_MEMORY_S = 2.0  # the longest hint, 1.5 s, and time to follow it: who does is back before it is forgotten
 
@@ -172,17 +172,18 @@ class AdmissionQueue:
         self._waiting.append(ticket)
         return ticket
 
-    def would_refuse(self, session: SessionId, *, now: float, max_wait_s: float, n_ahead: int = 0) -> Shed | None:
+    def would_refuse(
+        self, session: SessionId, *, now: float, max_wait_s: float, expected: Collection[SessionId] = ()
+    ) -> Shed | None:
         """What `offer` would say to another utterance of ``session`` now; None: it would admit it. Nothing changes.
 
         Args:
-            n_ahead: utterances which are not here yet, and have been told that they will be admitted: they count as
-                if they waited.
+            expected: whose utterances are on their way, each once: they count as if they waited.
         """
-        reason = self._refusal(session, now=now, max_wait_s=max_wait_s, n_ahead=n_ahead)
+        reason = self._refusal(session, now=now, max_wait_s=max_wait_s, expected=expected)
         if reason is None:
             return None
-        return self.shed(reason, now=now, session=session, max_wait_s=max_wait_s, n_ahead=n_ahead)
+        return self.shed(reason, now=now, session=session, max_wait_s=max_wait_s, n_expected=len(expected))
 
     def offer_background(self, utterance: Utterance, *, now: float, max_wait_s: float) -> Ticket | Shed:
         """Admit it behind everything else, or refuse: there is no worker, or no room in the lane.
@@ -223,25 +224,29 @@ class AdmissionQueue:
         """What refuses anybody, whatever waits."""
         return RefusalReason.DRAINING if self.draining else _CLOSED.get(self.worker_state)
 
-    def _refusal(self, session: SessionId, *, now: float, max_wait_s: float, n_ahead: int) -> RefusalReason | None:
+    def _refusal(
+        self, session: SessionId, *, now: float, max_wait_s: float, expected: Collection[SessionId]
+    ) -> RefusalReason | None:
         """The admission rules, in their order."""
         if self._closed is not None:
             return self._closed
-        if len(self._waiting_of(session)) >= self._share(session, now) < self.capacity:
+        n_own = len(self._waiting_of(session)) + sum(each == session for each in expected)
+        if n_own >= self._share(session, now, expected) < self.capacity:
             return RefusalReason.FAIR_SHARE
-        if self.depth + n_ahead >= self.capacity:
+        if self.depth + len(expected) >= self.capacity:
             reason = RefusalReason.QUEUE_FULL
-        elif self.predicted_wait(now, n_ahead) + self._doubt(now, n_ahead) > max_wait_s:
+        elif self.predicted_wait(now, len(expected)) + self._doubt(now, len(expected)) > max_wait_s:
             reason = RefusalReason.PREDICTED_WAIT
         else:
             return None
         return RefusalReason.RESTARTING if self.worker_state is ServiceState.RESTARTING else reason
 
-    def _share(self, session: SessionId, now: float) -> int:
+    def _share(self, session: SessionId, now: float, expected: Collection[SessionId] = ()) -> int:
         """How many utterances of ``session`` may wait now."""
         if not self._fair:
             return self.capacity
-        others = chain((ticket.utterance.session for ticket in self._waiting), self._recently_refused(now))
+        waiting = (ticket.utterance.session for ticket in self._waiting)
+        others = chain(waiting, expected, self._recently_refused(now))
         return 1 if any(other != session for other in others) else max(self.capacity - 1, 1)
 
     def _recently_refused(self, now: float) -> Iterator[SessionId]:
@@ -262,7 +267,7 @@ class AdmissionQueue:
         now: float,
         session: SessionId | None = None,
         max_wait_s: float | None = None,
-        n_ahead: int = 0,
+        n_expected: int = 0,
         background: bool = False,
     ) -> Shed:
         """A refusal for ``reason``, with the hint and the numbers of this moment.
@@ -270,21 +275,21 @@ class AdmissionQueue:
         Args:
             session: whose utterance it is, for `fair_share`.
             max_wait_s: what it may wait, for `predicted_wait`. Without these the hint is for anybody.
-            n_ahead: as `would_refuse` takes it.
+            n_expected: as many as `would_refuse` takes them.
             background: whether it is of that lane, whose depth and capacity are told then.
         """
         if background:
             hint_s = self._hint(self._wait_behind(self._waiting, now))
             wait_s = self._wait_behind(self._all_waiting, now)
             return Shed(reason, hint_s, wait_s, self.background_depth, self._background_capacity)
-        wait_s = self.predicted_wait(now, n_ahead)
+        wait_s = self.predicted_wait(now, n_expected)
         frees_in_s = self._wait_behind([], now)
         if reason is RefusalReason.FAIR_SHARE and session is not None:
             # With the oldest of a full share taken, the session has less than that.
             for ticket in self._waiting_of(session)[-self._share(session, now) :][:1]:
                 frees_in_s = self._wait_behind(self._waiting[: self._waiting.index(ticket)], now)
         elif reason is RefusalReason.PREDICTED_WAIT and max_wait_s is not None:
-            frees_in_s = wait_s - max(max_wait_s - self._doubt(now, n_ahead), 0.0)
+            frees_in_s = wait_s - max(max_wait_s - self._doubt(now, n_expected), 0.0)
         return Shed(reason, self._hint(frees_in_s), wait_s, self.depth, self.capacity)
 
     def _hint(self, frees_in_s: float) -> float:
@@ -355,20 +360,20 @@ class AdmissionQueue:
                 return True
         return False
 
-    def predicted_wait(self, now: float, n_ahead: int = 0) -> float:
+    def predicted_wait(self, now: float, n_expected: int = 0) -> float:
         """Seconds that an utterance offered now would wait; 0 when it would go to the worker at once.
 
-        Args: n_ahead: as `would_refuse` takes it.
+        Args: n_expected: as many as `would_refuse` takes them.
         """
-        return self._wait_behind(self._waiting, now) + n_ahead * self._service_time.estimate(PROMISED_AUDIO_S)
+        return self._wait_behind(self._waiting, now) + n_expected * self._service_time.estimate(EXPECTED_AUDIO_S)
 
     def _wait_behind(self, ahead: Iterable[Ticket], now: float) -> float:
         estimates_s = sum(self.expected_decode(ticket.utterance) for ticket in ahead)
         return self._load_left(now) + self._running_left(now) + estimates_s
 
-    def _doubt(self, now: float, n_ahead: int) -> float:
+    def _doubt(self, now: float, n_expected: int) -> float:
         """Seconds by which the predicted wait may well be exceeded; 0 when there is none."""
-        return SURE * self._service_time.sigma * math.sqrt(self.depth + n_ahead + self._runs(now))
+        return SURE * self._service_time.sigma * math.sqrt(self.depth + n_expected + self._runs(now))
 
     def _runs(self, now: float) -> bool:
         """Whether a decode is ahead of all that wait."""

@@ -22,6 +22,7 @@ caller sets a timer by `next_deadline`, at which it calls `tick`. ``now`` is mon
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from asr_ws.core.admission import AdmissionQueue, Aside, Ticket, overrun
@@ -91,9 +92,11 @@ class Desk:
         self.tick(now)
         return answer
 
-    def would_refuse(self, session: SessionId, *, now: float, max_wait_s: float, n_ahead: int = 0) -> Shed | None:
+    def would_refuse(
+        self, session: SessionId, *, now: float, max_wait_s: float, expected: Collection[SessionId] = ()
+    ) -> Shed | None:
         self.tick(now)
-        return self.queue.would_refuse(session, now=now, max_wait_s=max_wait_s, n_ahead=n_ahead)
+        return self.queue.would_refuse(session, now=now, max_wait_s=max_wait_s, expected=expected)
 
     def _promote(self, speculation: DraftDecode, utterance: Utterance, now: float, max_wait_s: float) -> Ticket:
         """The utterance is decoded, or is being: its wait is over."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -96,9 +96,11 @@ class Dispatcher:
         self._settle()
         return answer
 
-    def would_refuse(self, session: SessionId, *, now: float, max_wait_s: float, n_ahead: int = 0) -> Shed | None:
+    def would_refuse(
+        self, session: SessionId, *, now: float, max_wait_s: float, expected: Collection[SessionId] = ()
+    ) -> Shed | None:
         """A refusal is counted: whoever asks before the audio is there tells it instead of offering."""
-        refused = self._desk.would_refuse(session, now=now, max_wait_s=max_wait_s, n_ahead=n_ahead)
+        refused = self._desk.would_refuse(session, now=now, max_wait_s=max_wait_s, expected=expected)
         if refused is not None:
             self._metrics.refusals[refused.reason] += 1
         self._settle()

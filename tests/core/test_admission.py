@@ -870,20 +870,31 @@ def test_who_asks_is_told_of_its_share() -> None:
     assert queue.would_refuse(A, now=0.0, max_wait_s=8.0) == Shed(RefusalReason.FAIR_SHARE, 1.0, 3.0, 2, 3)
 
 
-@pytest.mark.parametrize("n_ahead", [0, 1, 2])
-def test_what_was_promised_a_place_has_it(n_ahead: int) -> None:
+@pytest.mark.parametrize("n_expected", [0, 1, 2])
+def test_what_is_on_its_way_counts_as_if_it_waited(n_expected: int) -> None:
     queue = queue_of(capacity=3)
     begin(queue, 0.0)
     admit(queue, now=0.0)
-    refused = queue.would_refuse(B, now=0.0, max_wait_s=8.0, n_ahead=n_ahead)
-    assert refused == (Shed(RefusalReason.QUEUE_FULL, 1.0, 4.0, 1, 3) if n_ahead == 2 else None)
+    refused = queue.would_refuse(B, now=0.0, max_wait_s=8.0, expected=[C] * n_expected)
+    assert refused == (Shed(RefusalReason.QUEUE_FULL, 1.0, 4.0, 1, 3) if n_expected == 2 else None)
 
 
-def test_what_was_promised_a_place_is_waited_for_with_its_doubt() -> None:
+def test_what_is_on_its_way_counts_for_the_share() -> None:
+    queue = queue_of(capacity=3)
+    begin(queue, 0.0)
+    assert queue.would_refuse(A, now=0.0, max_wait_s=8.0, expected=[A]) is None
+    for expected in ([A, A], [A, B]):
+        refused = queue.would_refuse(A, now=0.0, max_wait_s=8.0, expected=expected)
+        assert refused == Shed(RefusalReason.FAIR_SHARE, 1.0, 3.0, 0, 3)
+    admit(queue, now=0.0)
+    assert queue.would_refuse(B, now=0.0, max_wait_s=8.0, expected=[A]) is None
+
+
+def test_what_is_on_its_way_is_waited_for_with_its_doubt() -> None:
     queue = unsure(capacity=4)  # 5 s of audio are expected to take 1 + 4/9 s
     wait_s, doubt_s = 3 * (1 + 4 / 9), 0.75 * math.sqrt(3)
-    assert queue.would_refuse(A, now=0.0, max_wait_s=wait_s + doubt_s + 0.001, n_ahead=3) is None
-    refused = queue.would_refuse(A, now=0.0, max_wait_s=wait_s + doubt_s - 0.75, n_ahead=3)
+    assert queue.would_refuse(A, now=0.0, max_wait_s=wait_s + doubt_s + 0.001, expected=[B, B, C]) is None
+    refused = queue.would_refuse(A, now=0.0, max_wait_s=wait_s + doubt_s - 0.75, expected=[B, B, C])
     assert refused is not None
     assert (refused.reason, refused.queue_depth) == (RefusalReason.PREDICTED_WAIT, 0)
     assert (refused.retry_after_s, refused.estimated_wait_s) == pytest.approx((0.75, wait_s))

@@ -381,7 +381,7 @@ async def test_refusals_of_the_background_and_of_who_asks_are_counted() -> None:
     async with desk(capacity=1) as at:
         now = asyncio.get_running_loop().time()
         assert at.dispatcher.would_refuse(SESSION, now=now, max_wait_s=WAIT_S) is None
-        assert isinstance(at.dispatcher.would_refuse(SESSION, now=now, max_wait_s=WAIT_S, n_ahead=1), Shed)
+        assert isinstance(at.dispatcher.would_refuse(SESSION, now=now, max_wait_s=WAIT_S, expected=[SESSION]), Shed)
         at.dispatcher.drain()
         assert isinstance(at.dispatcher.offer_background(utterance("f1"), now=now, max_wait_s=WAIT_S), Shed)
         assert at.metrics.refusals == {RefusalReason.QUEUE_FULL: 1, RefusalReason.DRAINING: 1}
