@@ -1,0 +1,48 @@
+"""What who asks by HTTP is told when it cannot be done: status, body and headers of each kind of failure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Final
+
+from asr_ws.core.types import Shed
+from asr_ws.errors import AsrError, RequestError
+from asr_ws.server.shapes import error_body, refusal_headers
+
+# Of what is wrong with a file or the disk, by code: else 422, which no repetition of the same file would change.
+STATUS_BY_CODE: Final = {
+    "unsupported_media": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    "too_long": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    "no_space": HTTPStatus.INSUFFICIENT_STORAGE,
+    "storage_full": HTTPStatus.INSUFFICIENT_STORAGE,
+    "storage_unavailable": HTTPStatus.INSUFFICIENT_STORAGE,
+    "storage_in_use": HTTPStatus.INSUFFICIENT_STORAGE,
+}
+
+
+class Refused(Exception):
+    """Not admitted, or not finished: overload, as it is told to who asked by HTTP."""
+
+    def __init__(self, shed: Shed) -> None:
+        super().__init__(shed.reason)
+        self.shed = shed
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    status: int
+    body: Mapping[str, Any]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def failure(error: AsrError | Refused) -> Failure:
+    if isinstance(error, Refused):
+        shed = error.shed
+        return Failure(shed.reason.status, refusal_body(shed), refusal_headers(shed))
+    message = f"{error.message} ({error.hint})" if error.hint else error.message
+    if isinstance(error, RequestError):
+        return Failure(error.status, error_body(error.status, error.code, message, error.param))
+    status = STATUS_BY_CODE.get(error.code, HTTPStatus.UNPROCESSABLE_ENTITY)
+    return Failure(status, error_body(status, error.code, message))

@@ -1,0 +1,109 @@
+"""OpenAI's speech-to-text routes: a file in, its text out, as a whole or as server-sent events while it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from functools import partial
+from typing import Final
+
+from aiohttp import web
+
+from asr_ws.core.files import FileRequest, FileSlice
+from asr_ws.errors import AsrError
+from asr_ws.server.files import File, Files, Refused
+from asr_ws.server.form import BodyLimits, Form, parse_fields
+from asr_ws.server.http import Route, Visit, error_of
+from asr_ws.server.media import Media, MediaLimits
+from asr_ws.server.shapes import body, delta_event, done_event, models_body, sse
+
+BEAT_S: Final = 15.0  # between signs of life of a stream: proxies end what is silent for 60 s
+BEAT: Final = b": still at it\n\n"
+
+
+class Transcriptions:
+    """Args:
+    model: the one that is served, whatever name is asked for.
+    languages: that it can be told.
+    model_created: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        limits: MediaLimits,
+        model: str,
+        languages: tuple[str, ...],
+        model_created: int,
+    ) -> None:
+        self._files = files
+        self._limits = limits
+        self._languages = languages
+        self._models = json.dumps(models_body(model, model_created))
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("POST", "/v1/audio/transcriptions", partial(self._transcribe, "transcribe")),
+            Route("POST", "/v1/audio/translations", partial(self._transcribe, "translate")),
+            Route("GET", "/v1/models", self._list_models),
+        ]
+
+    async def _list_models(self, visit: Visit, _: str) -> web.StreamResponse:
+        return visit.respond(200, self._models)
+
+    async def _transcribe(self, task: str, visit: Visit, _: str) -> web.StreamResponse:
+        with self._files.admitted(visit.caller) as file:
+            await visit.want_body()
+            async with Media(self._limits) as media:
+
+                async def on_file(_: str) -> Media:
+                    return media
+
+                form = await Form.read(visit.request, limits=BodyLimits(self._limits.max_bytes), on_file=on_file)
+                await media.end()
+                request = parse_fields(form.fields, task=task, languages=self._languages)
+                async with aclosing(self._files.transcribe(media, file, request)) as parts:
+                    respond = _stream if request.stream else _respond
+                    return await respond(visit, file, request, parts)
+
+
+async def _respond(
+    visit: Visit, file: File, request: FileRequest, parts: AsyncIterator[FileSlice]
+) -> web.StreamResponse:
+    async for _ in parts:
+        pass
+    content_type, text = body(file.transcript, request)
+    return visit.respond(200, text, content_type)
+
+
+async def _stream(visit: Visit, file: File, request: FileRequest, parts: AsyncIterator[FileSlice]) -> web.StreamResponse:
+    """Its head waits for the first part: what goes wrong before has a status of its own."""
+    stream: web.StreamResponse | None = None
+    beating: asyncio.Task[None] | None = None
+    try:
+        async for part in parts:
+            if stream is None:
+                stream = await visit.stream("text/event-stream")
+                beating = asyncio.create_task(_beat(stream), name="beat")
+            await stream.write(sse(delta_event(part, file.duration_s)))
+        last = done_event(file.transcript, request)
+    except (AsrError, Refused) as error:
+        if stream is None:
+            raise
+        last = error_of(error)[1]
+    finally:
+        if beating is not None:
+            beating.cancel()
+    if stream is None:  # nothing was said in it
+        stream = await visit.stream("text/event-stream")
+    await stream.write(sse(last))
+    await stream.write_eof()
+    return stream
+
+
+async def _beat(stream: web.StreamResponse) -> None:
+    while True:
+        await asyncio.sleep(BEAT_S)
+        await stream.write(BEAT)
