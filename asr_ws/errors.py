@@ -2,6 +2,7 @@
 
     AsrError
     ├── ProtocolError      the peer's: a message or frame that breaks asr-ws.v1
+    ├── IdempotencyMismatch  the peer's: an Idempotency-Key that it gave to something else before
     ├── UsageError         the user's: a setting, a file or an extra that is wrong or missing
     │   ├── ConfigError    a flag, environment variable or TOML value
     │   └── MissingExtra   a command whose optional dependencies are not installed
@@ -13,6 +14,7 @@
     │   ├── WorkerDied     it ended under this decode
     │   │   └── WorkerHung it took far too long over this decode, and was ended
     │   └── DecodeFailed   it lives, this one decode raised
+    ├── StorageError       the world's: the folder that keeps jobs is full, out of reach or another server's
     └── ClientError        seen by a client program: the server refused, vanished, or broke the protocol
 
 Ours are assertions. Overload is none of these: it is a value (`asr_ws.core.admission.Shed`).
@@ -129,6 +131,29 @@ class WorkerHung(WorkerDied):
 
 class DecodeFailed(WorkerError):
     code = "decode_failed"
+
+
+class StorageError(AsrError):
+    """What was to be kept is not, or what is kept cannot be read. Its message is for who runs the server.
+
+    Args:
+        code: ``storage_full``, ``storage_unavailable`` or ``storage_in_use``.
+    """
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.code = code
+
+
+class IdempotencyMismatch(AsrError):
+    """A key was sent again with another request or other content."""
+
+    code = "idempotency_mismatch"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this Idempotency-Key was sent with another file or other settings", "take a new key for each job"
+        )
 
 
 class ClientError(AsrError):

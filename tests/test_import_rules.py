@@ -100,6 +100,7 @@ TABLE = {
     "asr_ws.server.door": Row(("asr_ws.core.access",)),
     "asr_ws.server.tls": Row(("asr_ws.errors",)),
     "asr_ws.server.self_signed": Row((*SERVER, "asr_ws.server", "cryptography")),
+    "asr_ws.server.disk": Row(("asr_ws.errors", "structlog")),
     "asr_ws.server.entrance": Row((*SERVER, "asr_ws.server", "psutil")),
     "asr_ws.server.reload": Row(("asr_ws.errors", "structlog")),
     "asr_ws.server.tally": Row(("asr_ws.core",)),
