@@ -22,6 +22,7 @@ ROOT = Path(asr_ws.__file__).parent
 RECOGNIZER = ("faster_whisper", "ctranslate2", "torch")
 ANYTHING = ("",)
 CALENDAR = {"asr_ws.server.self_signed": {"datetime"}}  # a certificate is valid from one day to another
+WALL_CLOCK = {"asr_ws.server.app": {"time.time"}}  # a job's result expires while the server does not run
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ TABLE = {
     "asr_ws.server.tally": Row(("asr_ws.core",)),
     "asr_ws.server.watch": Row(("asr_ws.core.types", "asr_ws.metrics", "structlog")),
     "asr_ws.server.exposition": Row((*SERVER, "asr_ws.server", "prometheus_client")),
+    "asr_ws.server.job_store": Row(("asr_ws.core.files", "asr_ws.core.types", "asr_ws.errors", "msgspec"), NO_CLOCK),
     "asr_ws.server.media": Row((*SERVER, "asr_ws.server", "aiohttp", "av")),
     # /v1/stats tells the worker's pid and restarts.
     "asr_ws.server.pages": Row((*SERVER, "asr_ws.server", "asr_ws.schema")),
@@ -236,7 +238,9 @@ def test_nothing_that_arrives_can_run_code_and_no_clock_that_jumps_is_read() -> 
         assert imports(source).isdisjoint({"pickle", "marshal", "shelve", "multiprocessing"} | calendar), name
         nodes = list(ast.walk(ast.parse(source)))
         calls = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
-        assert calls.isdisjoint({"time.time", "time.time_ns", "eval", "exec"}), name
+        assert calls.isdisjoint({"eval", "exec"}), name
+        named = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}  # also to be called elsewhere
+        assert named.isdisjoint({"time.time", "time.time_ns"} - WALL_CLOCK.get(name, set())), name
         assert not any(isinstance(node, ast.ImportFrom) and node.module == "time" for node in nodes), name
 
 
