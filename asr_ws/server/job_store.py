@@ -57,7 +57,7 @@ PRAGMAS: Final = (
     "fullfsync = ON",  # macOS: through the drive's cache
     "checkpoint_fullfsync = ON",
     "journal_mode = WAL",
-    "secure_delete = ON",  # what somebody said is overwritten when it is deleted
+    "secure_delete = ON",  # what somebody said is overwritten when it is deleted; in the log, by what comes next
 )
 TABLES: Final = (
     """
