@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
 
-from asr_ws.core.types import Shed
-from asr_ws.errors import AsrError, RequestError
+from asr_ws.core.types import RefusalReason, Shed
+from asr_ws.errors import AsrError, RequestError, StorageError
 from asr_ws.server.shapes import error_body, refusal_headers
 
 # Of what is wrong with a file or the disk, by code: else 422, which no repetition of the same file would change.
@@ -16,9 +16,22 @@ STATUS_BY_CODE: Final = {
     "unsupported_media": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     "too_long": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "no_space": HTTPStatus.INSUFFICIENT_STORAGE,
-    "storage_full": HTTPStatus.INSUFFICIENT_STORAGE,
-    "storage_unavailable": HTTPStatus.INSUFFICIENT_STORAGE,
-    "storage_in_use": HTTPStatus.INSUFFICIENT_STORAGE,
+}
+
+
+MESSAGES: Final = {
+    RefusalReason.QUEUE_FULL: "there is no room now",
+    RefusalReason.PREDICTED_WAIT: "it would have to wait for longer than it may",
+    RefusalReason.FAIR_SHARE: "you have your share of the room",
+    RefusalReason.RETRY_EARLY: "it is too early",
+    RefusalReason.STARTING: "the model is being loaded",
+    RefusalReason.RESTARTING: "the model is being loaded again",
+    RefusalReason.UNAVAILABLE: "the model cannot be loaded",
+    RefusalReason.DRAINING: "the server is stopping",
+    RefusalReason.MAX_SESSIONS: "there are too many sessions",
+    RefusalReason.DEADLINE: "it waited for as long as it may",
+    RefusalReason.WORKER_CRASHED: "the recognizer crashed",
+    RefusalReason.WORKER_HUNG: "the recognizer hung",
 }
 
 
@@ -39,10 +52,13 @@ class Failure:
 
 def failure(error: AsrError | Refused) -> Failure:
     if isinstance(error, Refused):
-        shed = error.shed
-        return Failure(shed.reason.status, refusal_body(shed), refusal_headers(shed))
+        shed, status = error.shed, error.shed.reason.status
+        return Failure(shed.reason.status, error_body(status, shed.reason, MESSAGES[shed.reason], shed=shed), refusal_headers(shed))
     message = f"{error.message} ({error.hint})" if error.hint else error.message
     if isinstance(error, RequestError):
         return Failure(error.status, error_body(error.status, error.code, message, error.param))
+    if isinstance(error, StorageError):  # whose message has paths, for who runs the server
+        status = HTTPStatus.INSUFFICIENT_STORAGE
+        return Failure(status, error_body(status, error.code, "the server cannot keep jobs now; its log says why"))
     status = STATUS_BY_CODE.get(error.code, HTTPStatus.UNPROCESSABLE_ENTITY)
     return Failure(status, error_body(status, error.code, message))

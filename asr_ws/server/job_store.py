@@ -125,6 +125,12 @@ _HINTS = {
 }
 
 
+_BURY = (
+    "UPDATE jobs SET is_tombstone = 1, idempotency_key = NULL, request = '{}', file_name = '', sha256 = '', "
+    "result = NULL, error_code = NULL, error_message = NULL WHERE NOT is_tombstone"
+)
+
+
 class JobStatus(StrEnum):
     """The values are the wire's."""
 
@@ -349,9 +355,9 @@ class JobStore:
         job = self._find("owner = ? AND idempotency_key = ?", owner, idempotency_key)
         return None if job is None or job.is_expired else job
 
-    def next_queued(self) -> Job | None:
-        """What was begun in an earlier life comes first, then the oldest."""
-        return self._find("status = 'queued' ORDER BY has_started DESC, seq LIMIT 1")
+    def next_unfinished(self) -> Job | None:
+        """What was begun comes first, then the oldest. For the one that does them, while it does none."""
+        return self._find(f"{UNFINISHED} ORDER BY has_started DESC, seq LIMIT 1")
 
     def slices(self, id: JobId) -> list[FileSlice]:
         """What is decoded already of an unfinished job, in order."""
@@ -414,17 +420,17 @@ class JobStore:
         """
         now = self._now()
         with self._transaction() as db:
-            n_expired = db.execute(
-                "UPDATE jobs SET is_tombstone = 1, idempotency_key = NULL, request = '{}', file_name = '', "
-                "sha256 = '', result = NULL, error_code = NULL, error_message = NULL "
-                "WHERE NOT is_tombstone AND finished_at <= ?",
-                (now - self._ttl_s,),
-            ).rowcount
+            n_expired = db.execute(f"{_BURY} AND finished_at <= ?", (now - self._ttl_s,)).rowcount
             db.execute(
                 "DELETE FROM jobs WHERE is_tombstone AND finished_at <= ?", (now - TOMBSTONE_TTLS * self._ttl_s,)
             )
         self._sweep()
         return n_expired
+
+    def forget(self, id: JobId) -> bool:
+        """Let a job that has ended expire now. Returns: whether it was there."""
+        with self._transaction() as db:
+            return db.execute(f"{_BURY} AND finished_at IS NOT NULL AND id = ?", (id,)).rowcount == 1
 
     def next_expiry(self) -> float | None:
         """When `expire` has something to do next, by the wall clock, s."""
@@ -512,15 +518,14 @@ class JobStore:
     def _find(self, where: str, *values: object) -> Job | None:
         rows = self._read(
             "SELECT id, status, owner, request, file_name, created_at, finished_at, result, error_code, error_message, "
-            f"done_samples, n_samples, deaths FROM jobs WHERE {where}",
+            f"done_samples, n_samples, deaths, is_tombstone FROM jobs WHERE {where}",
             *values,
         )
         if not rows:
             return None
-        [(id, status, owner, request, file_name, created_at, finished_at, *said, done_samples, n_samples, deaths)] = (
-            rows
-        )
-        is_expired = finished_at is not None and finished_at + self._ttl_s <= self._now()
+        [row] = rows
+        id, status, owner, request, file_name, created_at, finished_at, *said, done_samples, n_samples, deaths, dead = row
+        is_expired = bool(dead) or (finished_at is not None and finished_at + self._ttl_s <= self._now())
         result, error_code, error_message = (None, None, None) if is_expired else said
         return Job(
             id,

@@ -78,7 +78,9 @@ async def _respond(
     return visit.respond(200, text, content_type)
 
 
-async def _stream(visit: Visit, file: File, request: FileRequest, parts: AsyncIterator[FileSlice]) -> web.StreamResponse:
+async def _stream(
+    visit: Visit, file: File, request: FileRequest, parts: AsyncIterator[FileSlice]
+) -> web.StreamResponse:
     """Its head waits for the first part: what goes wrong before has a status of its own."""
     stream: web.StreamResponse | None = None
     beating: asyncio.Task[None] | None = None

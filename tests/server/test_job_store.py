@@ -138,7 +138,7 @@ def test_job_is_what_was_added(store: JobStore) -> None:
         is_expired=False,
     )
     assert re.fullmatch(r"job-[A-Za-z0-9_-]{22}", job.id)
-    assert store.get(job.id) == store.next_queued() == job
+    assert store.get(job.id) == store.next_unfinished() == job
     assert store.path(job.id).read_bytes() == b"RIFFmore"
     upload.discard()  # as its caller does in any case
     assert store.path(job.id).read_bytes() == b"RIFFmore"
@@ -164,7 +164,7 @@ def test_discarded_upload_leaves_nothing_and_none_is_made_before_it_is_written(s
 def test_job_that_runs_tells_how_far_it_is_and_succeeds(store: JobStore, folder: Path, clock: Clock) -> None:
     job = add(store)
     assert store.start(job.id) is True
-    assert store.next_queued() is None
+    assert store.next_unfinished() is None
     assert store.set_duration(job.id, 48_000) is True
     words = (Word("Hi", 0.1, 0.4, 0.9),)
     heard = Hypothesis(" Hi", "en", 0.98, (Segment(" Hi", 0.0, 0.5, -0.2, 0.01, 1.1, words),), None, 0.2)
@@ -213,9 +213,9 @@ def test_jobs_come_in_order_of_arrival_whatever_the_clock_does(store: JobStore, 
     first = add(store)
     clock.now = 10.0
     second = add(store, owner="bob")
-    assert store.next_queued() == first
+    assert store.next_unfinished() == first
     store.start(first.id)
-    assert store.next_queued() == second
+    assert store.next_unfinished() == second
     assert store.counts() == {"queued": 1, "running": 1, "succeeded": 0, "failed": 0, "cancelled": 0}
 
 
@@ -309,7 +309,7 @@ def test_string_that_is_no_unicode_leaves_nothing(store: JobStore, folder: Path)
         offer(store, owner="\udce4")
     with pytest.raises(ValueError, match="surrogates not allowed"):
         store.add(uploaded(store), FileRequest(), owner="", file_name="\udce4", idempotency_key=None)
-    assert (files(folder), store.next_queued()) == ([], None)
+    assert (files(folder), store.next_unfinished()) == ([], None)
 
 
 # Forgotten.
@@ -376,10 +376,10 @@ def test_restart_goes_on_where_the_last_life_ended(folder: Path) -> None:
         shutil.copy(folder / "spool" / unfinished.id, folder / "spool" / "stray")  # as a SIGKILL leaves one
     with closing(opened(folder)) as store:
         assert store.recovery == replace(NOTHING_FOUND, n_resumed=1, n_strays=1)
-        assert store.next_queued() == replace(second, done_s=1.0)
+        assert store.next_unfinished() == replace(second, done_s=1.0)
         assert store.slices(second.id) == [part(0, 16_000)]
         store.start(second.id)
-        assert store.next_queued() == first
+        assert store.next_unfinished() == first
         assert files(folder) == sorted([first.id, second.id])
 
 
@@ -440,7 +440,7 @@ def test_database_of_another_version_is_refused_and_left_as_it_is(folder: Path, 
     with database(folder) as db:
         db.execute("PRAGMA user_version = 1")
     with closing(opened(folder)) as store:
-        assert store.next_queued() == job
+        assert store.next_unfinished() == job
 
 
 # One server.
@@ -549,7 +549,7 @@ def test_room_that_runs_out_at_the_last_flush_leaves_neither_file_nor_job(
         with pytest.raises(StorageError) as raised:
             store.add(upload, FileRequest(), owner="", file_name="", idempotency_key=None)
     assert raised.value.code == "storage_full"
-    assert (files(folder), store.next_queued()) == ([], None)
+    assert (files(folder), store.next_unfinished()) == ([], None)
     add(store)
 
 
@@ -562,7 +562,7 @@ def test_flush_that_fails_leaves_neither_file_nor_job(
         with pytest.raises(StorageError) as raised:
             add(store, key="k-1")
     assert raised.value.code == "storage_full"
-    assert (files(folder), store.next_queued(), store.find_key("ann", "k-1")) == ([], None, None)
+    assert (files(folder), store.next_unfinished(), store.find_key("ann", "k-1")) == ([], None, None)
     add(store, key="k-1")
 
 
@@ -862,7 +862,7 @@ class AnyLife(RuleBasedStateMachine):
     def next_is_what_began_earlier_then_what_came_first(self) -> None:
         queued = [job for job in self.unfinished() if job.status is JobStatus.QUEUED]
         queued.sort(key=lambda job: job.id not in self.first)
-        assert self.store.next_queued() == (queued[0] if queued else None)
+        assert self.store.next_unfinished() == (queued[0] if queued else None)
 
 
 AnyLife.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)

@@ -1,0 +1,331 @@
+"""Jobs: files whose caller does not wait. They are kept on disk, and done one after the other in the background.
+
+Rules:
+
+- A job that was answered with 202 is on the disk (`asr_ws.server.job_store`). It ends once, whatever dies meanwhile:
+  what is decoded of it is kept slice by slice, and the server's next life goes on from there.
+- Its slices wait behind all that is spoken live, for as long as it takes; nothing else is waited for.
+- Two deaths of the worker under a slice, or two of the process that decodes the file, end it as failed.
+- A disk that does not take what is to be kept costs new jobs a 507. One that is being done is tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from aiohttp import web
+
+from asr_ws.core.types import SAMPLE_RATE, RefusalReason, ServiceState, SessionId
+from asr_ws.errors import MediaError, RequestError, StorageError
+from asr_ws.server.disk import Disk
+from asr_ws.server.dispatcher import Dispatcher
+from asr_ws.server.failures import Refused
+from asr_ws.server.files import File, Files
+from asr_ws.server.form import BodyLimits, Form, parse_fields
+from asr_ws.server.http import Route, Visit
+from asr_ws.server.job_store import Full, Job, JobStatus, JobStore, Upload
+from asr_ws.server.media import Media, MediaLimits
+from asr_ws.server.shapes import error_body, result
+
+PATH: Final = "/v1/jobs"
+MAX_UPLOADS: Final = 8  # at once; half of them of one caller
+MAX_KEY_CHARS: Final = 255
+MAX_DEATHS: Final = 2
+RETRY_S: Final = 5.0  # after the disk, or the system, failed a job that is being done
+LOOK_EVERY_S: Final = 60.0  # for what has expired
+CLOSE_TIMEOUT_S: Final = 2.0
+
+
+class Jobs:
+    """Args:
+    folder: theirs alone; made with the first job.
+    languages: that the model can be told.
+    capacity: of the backlog; half of it for one caller.
+    ttl_s: from a job's end until its result is gone.
+    now: the wall clock, s, which goes on while there is no server.
+    root_path: what a proxy has before each path.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        files: Files,
+        dispatcher: Dispatcher,
+        limits: MediaLimits,
+        languages: tuple[str, ...],
+        *,
+        capacity: int,
+        ttl_s: float,
+        now: Callable[[], float],
+        root_path: str = "",
+    ) -> None:
+        self._folder = folder
+        self._files = files
+        self._dispatcher = dispatcher
+        self._limits = limits
+        self._languages = languages
+        self._capacity = capacity
+        self._ttl_s = ttl_s
+        self._now = now
+        self._root_path = root_path
+        self._log = structlog.get_logger()
+        self._disk = Disk()
+        self._store: JobStore | None = None  # of the disk's thread
+        self._touched = asyncio.Event()
+        self._uploading: list[tuple[SessionId, str | None]] = []  # whose, and the Idempotency-Key
+        self._doing: tuple[str, asyncio.Task[None]] | None = None
+        self.counts: Mapping[JobStatus, int] = dict.fromkeys(JobStatus, 0)
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("POST", PATH, self._create),
+            Route("GET", f"{PATH}/{{job_id}}", self._show),
+            Route("DELETE", f"{PATH}/{{job_id}}", self._delete),
+        ]
+
+    # ------------------------------------------------------------ the API
+
+    async def _create(self, visit: Visit, _: str) -> web.StreamResponse:
+        key = _key(visit)
+        store = await self._opened()
+        self._refuse_while_draining()
+        if key is not None and (visit.caller, key) in self._uploading:
+            raise RequestError(
+                409, "idempotency_in_progress", "another request with this Idempotency-Key is on its way"
+            )
+        if sum(caller == visit.caller for caller, _ in self._uploading) >= MAX_UPLOADS // 2:
+            raise self._refused(RefusalReason.FAIR_SHARE)
+        if len(self._uploading) >= MAX_UPLOADS:
+            raise self._refused(RefusalReason.QUEUE_FULL)
+        here = (visit.caller, key)
+        self._uploading.append(here)
+        try:
+            known = key and await self._disk.run(store.find_key, visit.caller, key)
+            if not known and (full := await self._disk.run(store.full, visit.caller)) is not None:
+                raise self._refused(REASONS[full])
+            await visit.want_body()
+            job = await self._receive(visit, store, key)
+        finally:
+            self._uploading.remove(here)
+            self._touched.set()
+        where = {"Location": f"{self._root_path}{PATH}/{job.id}"}
+        return visit.respond(202, json.dumps({"job_id": job.id, "status": job.status}), headers=where)
+
+    async def _receive(self, visit: Visit, store: JobStore, key: str | None) -> Job:
+        upload = store.new_upload()
+
+        async def on_file(_: str) -> _Spool:
+            return _Spool(self._disk, upload)
+
+        try:
+            form = await Form.read(visit.request, limits=BodyLimits(self._limits.max_bytes), on_file=on_file)
+            request = parse_fields(form.fields, task="transcribe", languages=self._languages)
+            self._refuse_while_draining()
+            job = await self._disk.run(
+                store.add, upload, request, owner=visit.caller, file_name=form.file_name, idempotency_key=key
+            )
+        except StorageError as error:
+            self._log.warning("job.not_kept", code=error.code, error=str(error))
+            raise
+        finally:
+            await self._disk.run(upload.discard)
+        if isinstance(job, Full):
+            raise self._refused(REASONS[job])
+        return job
+
+    async def _show(self, visit: Visit, id: str) -> web.StreamResponse:
+        return visit.respond(200, json.dumps(_shown(await self._found(visit, id)), ensure_ascii=False))
+
+    async def _delete(self, visit: Visit, id: str) -> web.StreamResponse:
+        """Of one that has ended the result is gone, as when it expires."""
+        job = await self._found(visit, id)
+        store = await self._opened()
+        if await self._disk.run(store.cancel, job.id):
+            if self._doing is not None and self._doing[0] == job.id:
+                self._doing[1].cancel()
+        else:
+            await self._disk.run(store.forget, job.id)
+        self._touched.set()
+        return visit.respond(204)
+
+    async def _found(self, visit: Visit, id: str) -> Job:
+        """Whoever has a token sees his own; where nobody needs one, the id is as good as that."""
+        store = await self._opened()
+        job = await self._disk.run(store.get, id)
+        if job is None or (visit.is_known and job.owner != visit.caller):
+            raise RequestError(404, "not_found", "there is no such job")
+        if job.is_expired:
+            raise RequestError(410, "expired", "the job's result has expired")
+        return job
+
+    def _refuse_while_draining(self) -> None:
+        if self._dispatcher.status.state is ServiceState.DRAINING:
+            raise self._refused(RefusalReason.DRAINING)
+
+    def _refused(self, reason: RefusalReason) -> Refused:
+        shed = self._dispatcher.shed(reason, now=asyncio.get_running_loop().time())
+        n_unfinished = self.counts[JobStatus.QUEUED] + self.counts[JobStatus.RUNNING]
+        return Refused(replace(shed, queue_depth=n_unfinished, queue_capacity=self._capacity))
+
+    # ------------------------------------------------------------ the store
+
+    async def _opened(self) -> JobStore:
+        """Raises: StorageError."""
+        try:
+            return await self._disk.run(self._open)
+        except StorageError as error:
+            self._log.warning("jobs.not_opened", code=error.code, error=str(error))
+            raise
+
+    def _open(self) -> JobStore:
+        """In the disk's thread."""
+        if self._store is None:
+            self._store = JobStore(
+                self._folder,
+                capacity=self._capacity,
+                owner_capacity=max(1, self._capacity // 2),
+                ttl_s=self._ttl_s,
+                now=self._now,
+            )
+            found = self._store.recovery
+            log = self._log.warning if found.put_aside or found.n_lost else self._log.info
+            put_aside = {"put_aside": str(found.put_aside)} if found.put_aside else {}
+            log("jobs.opened", resumed=found.n_resumed, lost=found.n_lost, strays=found.n_strays, **put_aside)
+        return self._store
+
+    def _close(self) -> None:
+        """In the disk's thread."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def _look(self) -> tuple[Job | None, Mapping[JobStatus, int]]:
+        """In the disk's thread: what is to be done next, and how many there are; what has expired is gone."""
+        if self._store is None:
+            return None, self.counts
+        expiry = self._store.next_expiry()
+        if expiry is not None and expiry <= self._now():
+            self._store.expire()
+        return self._store.next_queued(), self._store.counts()
+
+    # ------------------------------------------------------------ the one that does them
+
+    async def run(self) -> None:
+        """Do what is there, one job after the other, until cancelled."""
+        try:
+            if await self._disk.run(self._folder.exists):
+                await self._opened_at_last()
+            while True:
+                self._touched.clear()
+                try:
+                    job, self.counts = await self._disk.run(self._look)
+                    if job is not None:
+                        await self._do(job)
+                        continue
+                except (StorageError, OSError, RuntimeError) as error:  # the latter two: no process for the file
+                    self._log.warning("job.postponed", error=str(error))
+                    await asyncio.sleep(RETRY_S)
+                    continue
+                try:
+                    async with asyncio.timeout(LOOK_EVERY_S):
+                        await self._touched.wait()
+                except TimeoutError:
+                    pass
+        finally:
+            await self._disk.run(self._close)
+            await self._disk.aclose(CLOSE_TIMEOUT_S)
+
+    async def _opened_at_last(self) -> None:
+        """There may be jobs of an earlier life, which wait for the folder to be usable."""
+        while True:
+            try:
+                await self._opened()
+                return
+            except StorageError:
+                await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _do(self, job: Job) -> None:
+        """Raises: StorageError, OSError, RuntimeError: it could not be done now."""
+        store = await self._opened()
+        if not await self._disk.run(store.start, job.id):
+            return  # cancelled meanwhile
+        self.counts = await self._disk.run(store.counts)
+        doing = asyncio.create_task(self._decode(job, store), name=f"job {job.id}")
+        self._doing = job.id, doing
+        try:
+            await asyncio.wait([doing])
+            if not doing.cancelled():
+                doing.result()
+        finally:
+            self._doing = None
+            doing.cancel()
+            await asyncio.wait([doing])
+
+    async def _decode(self, job: Job, store: JobStore) -> None:
+        try:
+            file = File(SessionId(job.owner))
+            known = {part.start_sample: part for part in await self._disk.run(store.slices, job.id)}
+            async with (
+                Media(self._limits, store.path(job.id)) as media,
+                aclosing(self._files.transcribe(media, file, job.request, is_job=True, known=known)) as parts,
+            ):
+                async for part in parts:
+                    if part.start_sample in known:
+                        continue
+                    if file.duration_s is not None:
+                        await self._disk.run(store.set_duration, job.id, round(file.duration_s * SAMPLE_RATE))
+                    await self._disk.run(store.save_slice, job.id, part)
+            text = json.dumps(result(file.transcript, job.request), ensure_ascii=False, allow_nan=False)
+            await self._disk.run(store.set_duration, job.id, file.n_samples)
+            await self._disk.run(store.succeed, job.id, text)
+        except MediaError as error:
+            is_accident = error.code in ("media_crashed", "media_hung", "no_space")
+            if is_accident and await self._disk.run(store.add_death, job.id) < MAX_DEATHS:
+                self._log.warning("job.tried_again", job=job.id, code=error.code)
+                raise StorageError("storage_unavailable", str(error)) from error
+            await self._disk.run(store.fail, job.id, error.code, str(error))
+        except RequestError as error:
+            await self._disk.run(store.fail, job.id, error.code, str(error))
+        self._log.info("job.ended", job=job.id, audio_s=round(file.n_samples / SAMPLE_RATE, 1))
+
+
+REASONS: Final = {Full.BACKLOG: RefusalReason.QUEUE_FULL, Full.OWNER: RefusalReason.FAIR_SHARE}
+
+
+class _Spool:
+    """What a job's file is written to as it comes."""
+
+    def __init__(self, disk: Disk, upload: Upload) -> None:
+        self._disk = disk
+        self._upload = upload
+
+    async def write(self, data: bytes) -> None:
+        await self._disk.run(self._upload.write, data)
+
+
+def _key(visit: Visit) -> str | None:
+    """Raises: RequestError."""
+    keys = visit.request.headers.getall("Idempotency-Key", ())
+    if not keys:
+        return None
+    if len(keys) > 1 or not 0 < len(keys[0]) <= MAX_KEY_CHARS or not keys[0].isprintable():
+        message = f"Idempotency-Key is one text of 1 to {MAX_KEY_CHARS} characters"
+        raise RequestError(400, "invalid_value", message, param="Idempotency-Key")
+    return keys[0]
+
+
+def _shown(job: Job) -> dict[str, Any]:
+    progress = {"seconds": round(job.done_s, 3), "duration": job.duration_s and round(job.duration_s, 3)}
+    shown: dict[str, Any] = {"job_id": job.id, "status": job.status, "progress": progress}
+    if job.result is not None:
+        shown["result"] = json.loads(job.result)
+    if job.error_code is not None:
+        shown |= error_body(422, job.error_code, job.error_message or "")
+    return shown
