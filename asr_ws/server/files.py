@@ -1,4 +1,4 @@
-"""Files at the desk: whole ones as utterances, long ones slice by slice, for whoever asks and waits, or asked for a job.
+"""Files at the desk: short ones as utterances, long ones slice by slice; for who waits, and for who asked for a job.
 
 Rules:
 
@@ -46,6 +46,7 @@ from asr_ws.core.types import (
 )
 from asr_ws.errors import RequestError
 from asr_ws.server.dispatcher import Dispatcher, Subscriber
+from asr_ws.server.failures import Refused
 from asr_ws.server.media import Media
 from asr_ws.server.tally import Tally
 
@@ -53,14 +54,6 @@ MAX_FILES: Final = 8
 EXPECTED_FOR_S: Final = 10.0
 PIECE: Final = 8 * FRAME  # samples that are looked at before the loop sees to other things: 0.7 ms
 READ: Final = 8 * PIECE
-
-
-class Refused(Exception):
-    """Not admitted, or not finished: overload, as it is told to who asked by HTTP."""
-
-    def __init__(self, shed: Shed) -> None:
-        super().__init__(shed.reason)
-        self.shed = shed
 
 
 @dataclass(slots=True)

@@ -24,12 +24,13 @@ from aiohttp import web
 
 from asr_ws import messages
 from asr_ws.core.access import owner
-from asr_ws.core.types import SessionId, Shed
-from asr_ws.errors import RequestError
+from asr_ws.core.types import SessionId
+from asr_ws.errors import AsrError
 from asr_ws.server.answer import HEADERS, Answer, Page
+from asr_ws.server.failures import Refused, failure
 from asr_ws.server.front import Polite
 from asr_ws.server.reception import REFUSALS, Asked, Guard, Reception
-from asr_ws.server.shapes import error_body, refusal_headers, refusal_message
+from asr_ws.server.shapes import error_body
 
 EOF_GRACE_S: Final = 1.0
 STUCK_S: Final = 10.0  # for who does not read his answer
@@ -44,14 +45,6 @@ NUMBERS: Final = ("/metrics", "/v1/stats")
 
 PARAMETER: Final = re.compile(r"[\w-]{1,64}", re.ASCII)
 NONE: Final[Mapping[str, str]] = {}
-
-
-class Refused(Exception):
-    """Not admitted, or not finished: overload, as it is told to who asked by HTTP."""
-
-    def __init__(self, shed: Shed) -> None:
-        super().__init__(shed.reason)
-        self.shed = shed
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +87,6 @@ class Visit:
         self, status: int, code: str, message: str, *, param: str | None = None, headers: Mapping[str, str] = NONE
     ) -> web.Response:
         return self.respond(status, json.dumps(error_body(status, code, message, param)), headers=headers)
-
-    def refuse(self, shed: Shed) -> web.Response:
-        status = shed.reason.status
-        body = error_body(status, shed.reason, refusal_message(shed), shed=shed)
-        return self.respond(status, json.dumps(body), headers=refusal_headers(shed))
 
 
 Handler = Callable[[Visit, str], Awaitable[web.StreamResponse]]  # the path's parameter, or nothing
@@ -238,11 +226,9 @@ class Http:
         self._empty.clear()
         try:
             return await route.handler(visit, route.matches(path) or "")
-        except RequestError as error:
-            message = f"{error.message} ({error.hint})" if error.hint else error.message
-            return visit.fail(error.status, error.code, message, param=error.param)
-        except Refused as refused:
-            return visit.refuse(refused.shed)
+        except (AsrError, Refused) as error:
+            said = failure(error)
+            return visit.respond(said.status, json.dumps(said.body), headers=said.headers)
         finally:
             self._n_open -= 1
             if not self._n_open:

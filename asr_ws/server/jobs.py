@@ -213,7 +213,7 @@ class Jobs:
         expiry = self._store.next_expiry()
         if expiry is not None and expiry <= self._now():
             self._store.expire()
-        return self._store.next_queued(), self._store.counts()
+        return self._store.next_unfinished(), self._store.counts()
 
     # ------------------------------------------------------------ the one that does them
 
@@ -229,7 +229,7 @@ class Jobs:
                     if job is not None:
                         await self._do(job)
                         continue
-                except (StorageError, OSError, RuntimeError) as error:  # the latter two: no process for the file
+                except (Postponed, StorageError, OSError, RuntimeError) as error:  # the last two: no process for the file
                     self._log.warning("job.postponed", error=str(error))
                     await asyncio.sleep(RETRY_S)
                     continue
@@ -252,7 +252,7 @@ class Jobs:
                 await asyncio.sleep(LOOK_EVERY_S)
 
     async def _do(self, job: Job) -> None:
-        """Raises: StorageError, OSError, RuntimeError: it could not be done now."""
+        """Raises: Postponed, StorageError, OSError, RuntimeError: it could not be done now."""
         store = await self._opened()
         if not await self._disk.run(store.start, job.id):
             return  # cancelled meanwhile
@@ -289,11 +289,15 @@ class Jobs:
             is_accident = error.code in ("media_crashed", "media_hung", "no_space")
             if is_accident and await self._disk.run(store.add_death, job.id) < MAX_DEATHS:
                 self._log.warning("job.tried_again", job=job.id, code=error.code)
-                raise StorageError("storage_unavailable", str(error)) from error
+                raise Postponed(str(error)) from error
             await self._disk.run(store.fail, job.id, error.code, str(error))
         except RequestError as error:
             await self._disk.run(store.fail, job.id, error.code, str(error))
         self._log.info("job.ended", job=job.id, audio_s=round(file.n_samples / SAMPLE_RATE, 1))
+
+
+class Postponed(Exception):
+    """A job is to be tried once more."""
 
 
 REASONS: Final = {Full.BACKLOG: RefusalReason.QUEUE_FULL, Full.OWNER: RefusalReason.FAIR_SHARE}

@@ -12,10 +12,12 @@ from typing import Final
 from aiohttp import web
 
 from asr_ws.core.files import FileRequest, FileSlice
+from asr_ws.core.types import SAMPLE_RATE
 from asr_ws.errors import AsrError
-from asr_ws.server.files import File, Files, Refused
+from asr_ws.server.failures import Refused, failure
+from asr_ws.server.files import File, Files
 from asr_ws.server.form import BodyLimits, Form, parse_fields
-from asr_ws.server.http import Route, Visit, error_of
+from asr_ws.server.http import Route, Visit
 from asr_ws.server.media import Media, MediaLimits
 from asr_ws.server.shapes import body, delta_event, done_event, models_body, sse
 
@@ -89,12 +91,14 @@ async def _stream(
             if stream is None:
                 stream = await visit.stream("text/event-stream")
                 beating = asyncio.create_task(_beat(stream), name="beat")
-            await stream.write(sse(delta_event(part, file.duration_s)))
+            done_s = part.end_sample / SAMPLE_RATE
+            is_first = len(file.parts) == 1
+            await stream.write(sse(delta_event(part, is_first=is_first, done_s=done_s, duration_s=file.duration_s)))
         last = done_event(file.transcript, request)
     except (AsrError, Refused) as error:
         if stream is None:
             raise
-        last = error_of(error)[1]
+        last = dict(failure(error).body)
     finally:
         if beating is not None:
             beating.cancel()
