@@ -67,6 +67,7 @@ TABLE = {
     "asr_ws.config": Row(("asr_ws.errors",), ("asyncio",)),
     "asr_ws.models": Row(("asr_ws.models", "asr_ws.errors", "huggingface_hub"), ("asyncio",)),
     "asr_ws.log": Row(("structlog",)),
+    "asr_ws.subtitles": Row((), NO_CLOCK),
     "asr_ws.metrics": Row(()),
     "asr_ws.core": Row(CORE, NO_CLOCK),
     "asr_ws.core.session": Row((*CORE, "asr_ws.messages"), NO_CLOCK),

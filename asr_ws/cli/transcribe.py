@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import click
 import msgspec
 
-from asr_ws import messages
+from asr_ws import messages, subtitles
 from asr_ws.cli.client_options import for_clients
 from asr_ws.client import (
     CONNECTION_LOST,
@@ -29,10 +29,9 @@ from asr_ws.client import (
 )
 from asr_ws.client.sources import open_source
 from asr_ws.errors import ClientError, UsageError
+from asr_ws.subtitles import Said, clock
 
 LONG_MS = 600_000  # a wait that a server names when it does not expect to decode anything: no restart takes so long
-MAX_CUE_CHARS = 84  # two lines of 42, as broadcasters have it
-SENTENCE_ENDS = (".", "?", "!", "。", "？", "！")
 
 
 @click.command()
@@ -182,7 +181,7 @@ def _transcribe_one(file: Path, name: str, url: str, fields: dict[str, Any], rea
     finally:
         output.close()
         if transcript.done is None and transcript.finals:
-            _say(f"warning: {file}: the text ends at {_clock(transcript.finals[-1].audio_end_ms, '.')}")
+            _say(f"warning: {file}: the text ends at {clock(transcript.finals[-1].audio_end_ms)}")
     if transcript.done is not None and not transcript.text and not transcript.unfinished:
         _say(f"note: no speech was heard in {file}")
     return int(transcript.done is None or bool(transcript.done.refused_ms))
@@ -225,7 +224,7 @@ def complain(event: Event, where: str = "") -> None:
     """Say on stderr what came to no text, or was wrong; not what ends the session, which is raised too."""
     match event:
         case messages.Dropped() | Gap() if is_lost(event):
-            span = " to ".join(_clock(ms, ".") for ms in (event.audio_start_ms, event.audio_end_ms))
+            span = " to ".join(clock(ms) for ms in (event.audio_start_ms, event.audio_end_ms))
             reason = f": {event.reason}" if isinstance(event, messages.Dropped) else ""
             _say(f"warning: {where}no text from {span}{reason}")
         case messages.Error(fatal=False):
@@ -270,38 +269,16 @@ def as_text(transcript: Transcript) -> str:
 
 
 def as_srt(transcript: Transcript) -> str:
-    return "".join(
-        f"{number}\n{_clock(start_ms, ',')} --> {_clock(end_ms, ',')}\n{text}\n\n"
-        for number, (start_ms, end_ms, text) in enumerate(_cues(transcript), 1)
-    )
+    return subtitles.srt(_cues(transcript))
 
 
 def as_vtt(transcript: Transcript) -> str:
-    cues = (f"{_clock(start, '.')} --> {_clock(end, '.')}\n{text}\n\n" for start, end, text in _cues(transcript))
-    return "".join(["WEBVTT\n\n", *cues])
+    return subtitles.vtt(_cues(transcript))
 
 
-def _cues(transcript: Transcript) -> Iterable[tuple[int, int, str]]:
-    """Start, end and text: an utterance, cut at its sentences and where it is too long to be read at a glance."""
+def _cues(transcript: Transcript) -> Iterator[Said]:
     for final in transcript.finals:
-        cue: list[messages.FinalWord] = []
-        for word in final.words or ():
-            text = "".join(said.word for said in [*cue, word]).strip()
-            if cue and (len(text) > MAX_CUE_CHARS or cue[-1].word.endswith(SENTENCE_ENDS)):
-                yield _cue(cue)
-                cue = []
-            cue.append(word)
-        if cue:
-            yield _cue(cue)
-
-
-def _cue(words: list[messages.FinalWord]) -> tuple[int, int, str]:
-    return words[0].start_ms, words[-1].end_ms, "".join(word.word for word in words).strip()
-
-
-def _clock(total_ms: int, decimal: str) -> str:
-    seconds, ms = divmod(total_ms, 1000)
-    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{decimal}{ms:03}"
+        yield from subtitles.cues(Said(word.word, word.start_ms, word.end_ms) for word in final.words or ())
 
 
 FORMATS: dict[str, tuple[str, Callable[[Transcript], str]]] = {  # suffix, content of the file

@@ -24,8 +24,8 @@ from websockets.sync.server import ServerConnection, serve
 
 from asr_ws import messages
 from asr_ws.cli import main
-from asr_ws.cli.transcribe import MAX_CUE_CHARS, _Output, as_srt
-from asr_ws.client import Event, Transcript, session
+from asr_ws.cli.transcribe import _Output
+from asr_ws.client import Event, session
 from asr_ws.messages import Done, Dropped, Error, Final, FinalSegment, FinalWord, ServerEvent
 from tests.client import recorded
 from tests.server.running import HANG_S
@@ -187,15 +187,6 @@ def test_json_prints_every_event_as_it_came(server: ScriptedServer, run: Run, wa
     told = [json.loads(messages.encode(event)) for event in (recorded.READY, recorded.STARTED, *HELLO)]
     expected = [{**event, "file": str(wav)} for event in told]
     assert (code, [json.loads(line) for line in out.splitlines()], err) == (0, expected, "")
-
-
-def test_cues_are_short_enough_to_read() -> None:
-    words = [(n * 100, n * 100 + 100, f" word{n}.." if n == 3 else f" word{n}") for n in range(25)]
-    transcript = Transcript([final("u1", "", *words)])
-    cues = [line for line in as_srt(transcript).splitlines() if line.startswith("word")]
-    assert cues[0] == "word0 word1 word2 word3..", "a cue ends with its sentence"
-    assert [len(cue) <= MAX_CUE_CHARS for cue in cues] == [True] * 3
-    assert " ".join(cues) == "".join(word for _, _, word in words).strip()
 
 
 def test_srt(server: ScriptedServer, run: Run, wav: Path) -> None:
