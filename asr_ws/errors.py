@@ -2,7 +2,8 @@
 
     AsrError
     ├── ProtocolError      the peer's: a message or frame that breaks asr-ws.v1
-    ├── IdempotencyMismatch  the peer's: an Idempotency-Key that it gave to something else before
+    ├── RequestError       the peer's: an HTTP request that cannot be done as it is
+    │   └── IdempotencyMismatch  a key that it gave to something else before
     ├── UsageError         the user's: a setting, a file or an extra that is wrong or missing
     │   ├── ConfigError    a flag, environment variable or TOML value
     │   └── MissingExtra   a command whose optional dependencies are not installed
@@ -53,13 +54,26 @@ class ProtocolError(AsrError):
 
 
 class RequestError(AsrError):
-    """Of who asked by HTTP: becomes a response in the shape of every error. ``param``: the field that it is about."""
+    """An HTTP request cannot be done as it is; becomes an answer with an `error` object.
+
+    Args:
+        status: of the answer, 4xx.
+        param: the form's field that is wrong, where it is one.
+    """
 
     def __init__(self, status: int, code: str, message: str, hint: str = "", *, param: str | None = None) -> None:
         super().__init__(message, hint)
         self.status = status
         self.code = code
         self.param = param
+
+
+class IdempotencyMismatch(RequestError):
+    """A key was sent again with another request or other content."""
+
+    def __init__(self) -> None:
+        message = "this Idempotency-Key was sent with another file or other settings"
+        super().__init__(422, "idempotency_mismatch", message, "take a new key for each job")
 
 
 class UsageError(AsrError):
@@ -143,17 +157,6 @@ class StorageError(AsrError):
     def __init__(self, code: str, message: str, hint: str = "") -> None:
         super().__init__(message, hint)
         self.code = code
-
-
-class IdempotencyMismatch(AsrError):
-    """A key was sent again with another request or other content."""
-
-    code = "idempotency_mismatch"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "this Idempotency-Key was sent with another file or other settings", "take a new key for each job"
-        )
 
 
 class ClientError(AsrError):

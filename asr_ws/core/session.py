@@ -19,6 +19,7 @@ from enum import Enum, auto
 from typing import Any, Protocol
 
 from asr_ws import messages
+from asr_ws.core import languages
 from asr_ws.core.admission import Ticket
 from asr_ws.core.audio import FormatProbe, PcmDecoder
 from asr_ws.core.drafts import Draft
@@ -324,21 +325,8 @@ class Session:
         if start.max_wait_ms is not None and start.max_wait_ms > limit_ms:
             raise ProtocolError("bad_message", f"Expected `int` <= {limit_ms} - at `$.max_wait_ms`", "see ready.limits")
         start.audio.check()
-        languages = self._service.languages
-        if start.language is not None and start.language not in languages:
-            raise ProtocolError(
-                "unsupported_language",
-                f"this model does not know {start.language!r}",
-                f"it knows {', '.join(languages)}" + ("; without one it is detected" if len(languages) > 1 else ""),
-                close_code=1008,
-            )
-        if start.task == "translate" and languages == ("en",):
-            raise ProtocolError(
-                "unsupported_language",
-                "an English-only model cannot translate",
-                "serve a multilingual model",
-                close_code=1008,
-            )
+        if objection := languages.objection(start.language, start.task, self._service.languages):
+            raise ProtocolError("unsupported_language", *objection, close_code=1008)
         self._configure(start)
         self._phase = _Phase.STREAMING
         self._emit(
@@ -355,10 +343,10 @@ class Session:
 
     def _configure(self, start: messages.Start) -> None:
         """Put a start's settings in force."""
-        languages, audio, endpointing = self._service.languages, start.audio, start.endpointing
+        known, audio, endpointing = self._service.languages, start.audio, start.endpointing
         self._start = start
         self._options = DecodeOptions(
-            language=start.language if len(languages) > 1 else languages[0],
+            language=start.language if len(known) > 1 else known[0],
             task=start.task,
             prompt=start.prompt,
             hotwords=start.hotwords,
