@@ -283,10 +283,10 @@ class _Body:
 def _check_head(request: web.BaseRequest, limits: BodyLimits) -> None:
     if request.content_type != "multipart/form-data":
         hint = "send multipart/form-data, as curl -F does"
-        raise RequestError(415, "unsupported_media_type", f"the body is {request.content_type}", hint)
+        raise RequestError(415, "unsupported_media_type", f"the body is {_utf8(request.content_type)[:40]}", hint)
     if (encoding := request.headers.get("Content-Encoding", "identity").lower()) != "identity":
         hint = "send it as it is; audio hardly gets smaller"
-        raise RequestError(415, "unsupported_media_type", f"the body's encoding is {encoding[:40]!r}", hint)
+        raise RequestError(415, "unsupported_media_type", f"the body's encoding is {_utf8(encoding)[:40]!r}", hint)
     if request.content_length is not None and request.content_length > limits.max_bytes:
         raise _too_large(limits)
 
@@ -349,7 +349,7 @@ def _as_bad_multipart() -> Iterator[None]:
         yield
     # Those of its parser; it asserts where a field `_charset_` meets a long boundary.
     except (ValueError, RuntimeError, AssertionError, HttpProcessingError) as error:
-        raise _bad_multipart(str(error)[:200]) from error
+        raise _bad_multipart(_utf8(str(error))[:200]) from error
 
 
 def _bad_multipart(message: str, hint: str = "") -> RequestError:

@@ -259,7 +259,7 @@ def head(*headers: str, length: int | None = None, content_type: str = "multipar
     lines = ["POST / HTTP/1.1", "Host: here", f"Content-Type: {content_type}", *headers]
     if length is not None:
         lines.append(f"Content-Length: {length}")
-    return "\r\n".join([*lines, "", ""]).encode()
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 def whole(data: bytes) -> Iterator[bytes]:
@@ -302,6 +302,9 @@ FORM = part("model", "whisper-1") + part("file", SOUND, "a b.wav") + part("promp
 FIELDS = (("model", "whisper-1"), ("prompt", "Ä, 水"))
 
 
+@pytest.mark.filterwarnings(
+    "ignore::aiohttp.BadContentDispositionHeader"
+)  # the module's own filter is undone by pytest
 @pytest.mark.parametrize("cut", [whole, bytewise])
 @pytest.mark.parametrize(
     ("body", "expected"),
@@ -388,6 +391,7 @@ NESTED = b'--sea\r\nContent-Disposition: form-data; name="file"\r\nContent-Type:
         (b"--sea\r\nno header\r\n\r\nRIFF\r\n" + END, 400, "bad_multipart", None),
         (part("file", "UklGRg==", "a", "Content-Transfer-Encoding: base64") + END, 400, "bad_multipart", None),
         (part("file", "RIFF", "a", "Content-Transfer-Encoding: quoted-printable") + END, 400, "bad_multipart", None),
+        (NESTED.replace(b"; boundary=x", b"; b\xffoundary=x") + END, 400, "bad_multipart", None),
         (part("_charset_", "utf-8") + SMALL + END, 400, "bad_multipart", None),
         (part("file", "RIFF", "a", f"X: {'x' * 9000}") + END, 400, "bad_multipart", None),
         (part("file", "RIFF", "a", *["X: x"] * 200) + END, 400, "bad_multipart", None),
@@ -401,6 +405,7 @@ async def test_broken_form_is_refused(
     [error] = taker.outcomes
     assert isinstance(error, RequestError)
     assert (error.status, error.code, error.param) == (status, code, param)
+    assert str(error).encode(), "it goes into answers and logs"
 
 
 @pytest.mark.parametrize(
@@ -408,6 +413,7 @@ async def test_broken_form_is_refused(
     [
         ("application/json", [], 415, "unsupported_media_type"),
         ("audio/wav", [], 415, "unsupported_media_type"),
+        ("audio/w\xffv", [], 415, "unsupported_media_type"),
         ("multipart/mixed; boundary=sea", [], 415, "unsupported_media_type"),
         ("multipart/form-data; boundary=sea", ["Content-Encoding: gzip"], 415, "unsupported_media_type"),
         ("multipart/form-data; boundary=sea", ["Content-Encoding: br"], 415, "unsupported_media_type"),
@@ -421,6 +427,7 @@ async def test_head_that_is_no_forms_is_refused(content_type: str, headers: list
     request = head(*headers, length=len(FORM), content_type=content_type)
     assert await send(taker, whole(request + FORM)) == status
     assert [getattr(outcome, "code", outcome) for outcome in taker.outcomes] == [code]
+    assert str(taker.outcomes[0]).encode(), "it goes into answers and logs"
 
 
 async def test_identity_is_no_encoding() -> None:
@@ -440,19 +447,15 @@ async def test_body_of_unknown_length_is_counted(max_bytes: int, status: int) ->
     assert await send(taker, whole(head("Transfer-Encoding: chunked") + chunked(FORM, 1000))) == status
 
 
-@pytest.mark.parametrize("endless", [b"\r\n", SMALL, part("keywords[]", "k"), b"x" * 1000])
+@pytest.mark.parametrize(
+    "endless", [b"a preamble\r\n", b"x" * 1000, part("keywords[]", "k"), part("file", "RIFF" * 10_000)]
+)
 async def test_body_without_end_ends_at_the_limit(endless: bytes) -> None:
     """Also before the first boundary, where nothing is handed on."""
-    taker = Taker(BodyLimits(max_bytes=50_000, max_fields=10_000))
+    taker = Taker(BodyLimits(max_bytes=39_000, max_fields=10_000))
     body = chunked(endless * (100_000 // len(endless)), 10_000)
-    assert await send(taker, whole(head("Transfer-Encoding: chunked") + body)) in (400, 413)
-    assert sum(map(len, taker.written)) <= 50_000
-
-
-async def test_preamble_without_end_ends_at_the_limit() -> None:
-    taker = Taker(BodyLimits(max_bytes=50_000))
-    body = chunked(b"x\r\n" * 30_000, 10_000)
     assert await send(taker, whole(head("Transfer-Encoding: chunked") + body)) == 413
+    assert sum(map(len, taker.written)) <= 39_000
 
 
 async def test_broken_chunks_are_the_clients_fault() -> None:
