@@ -7,6 +7,7 @@ import re
 import ssl
 from http import HTTPStatus
 from pathlib import Path
+from socket import gaierror
 from urllib.parse import urlsplit
 
 from websockets.exceptions import ConnectionClosed
@@ -22,6 +23,7 @@ PROXY_HINT = "the environment names that proxy, by http_proxy, https_proxy, sock
 TOKEN_HINT = "give it a token: --token-file FILE, or ASR_WS_TOKEN; in Python connect(url, token=...)"
 OTHER_TOKEN_HINT = "the token that was given is none of the server's: ask whoever runs it"
 OTHER_NAME = (62, 64)  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH, _IP_ADDRESS_MISMATCH
+NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")  # OpenSSL's reasons for a plain answer
 
 
 class Unreachable(ClientError):
@@ -74,6 +76,20 @@ def not_let_in(url: str, response: Response, token: str | None) -> ClientError:
         case status:
             kind = Unreachable if status >= HTTPStatus.INTERNAL_SERVER_ERROR else ClientError
             return kind(message, ADDRESS_HINTS.get(status, WHERE))
+
+
+def not_reached(what: str, error: OSError) -> ClientError:
+    """Why no connection came about. ``what``: there is not, such as "no session at URL"."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return ClientError(f"{what}: {error.verify_message}", trust_hint(error))
+    hint = "is the server running? asr-ws serve"
+    if isinstance(error, gaierror):
+        hint = "is the name right, and the network there?"
+    elif getattr(error, "reason", None) in NO_TLS:
+        hint = "it may speak no TLS: http:// or ws://"
+    elif isinstance(error, ConnectionResetError):
+        hint = "it may have too many connections, or speak no TLS"
+    return Unreachable(f"{what}: {str(error) or 'the connection was cut off'}", hint)
 
 
 def trust_hint(error: ssl.SSLCertVerificationError) -> str:

@@ -71,7 +71,8 @@ def open_source(source: AudioSource, declared: AudioFormat) -> Opened:
     return Opened(None, _from_thread(source))
 
 
-def _open_file(path: Path) -> Opened:
+def check_file(path: Path) -> None:
+    """Raises: ClientError: it is none that can be read from its beginning, as often as need be."""
     if str(path) == "-":  # which libsndfile takes for standard input, and closes
         raise ClientError("-: no file", PIPE_HINT)
     if os.path.isdir(path):  # those of `Path` raise for a name that is too long
@@ -80,6 +81,10 @@ def _open_file(path: Path) -> Opened:
         raise ClientError(f"{path}: no such file")
     if not os.path.isfile(path):  # a pipe is read once, and may never begin
         raise ClientError(f"{path}: no regular file", PIPE_HINT)
+
+
+def _open_file(path: Path) -> Opened:
+    check_file(path)
     try:
         file = soundfile.SoundFile(path)
     # The last two: a name that is not UTF-8, and one that ends with .raw.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
-from socket import gaierror
 
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as open_socket
@@ -31,8 +29,8 @@ from asr_ws.client.address import (
     Unreachable,
     no_address,
     not_let_in,
+    not_reached,
     session_url,
-    trust_hint,
 )
 from asr_ws.client.events import OWN
 from asr_ws.errors import ClientError, ProtocolError
@@ -42,7 +40,6 @@ LAST_WORD_S = 2.0  # for the close behind a refusal, which has the limit's name
 OPEN_S = 10.0  # to `ready`
 MAX_EVENT_BYTES = 1 << 20  # the longest `final` has a tenth; 64 of them may be waiting
 CLOSE_S = 2.0  # for the other side's part of the close
-NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")  # OpenSSL's reasons for a plain answer
 
 
 async def open_wire(url: str, start: messages.Start, *, introduce: bool = False) -> Wire:
@@ -86,17 +83,8 @@ async def _open(url: str, user: str, start: messages.Start, *, introduce: bool) 
         raise Unreachable(
             f"no session at {url}: {error}", "it may want TLS: https:// or wss://" if maybe_tls else WHERE
         ) from error
-    except ssl.SSLCertVerificationError as error:
-        raise ClientError(f"no session at {url}: {error.verify_message}", trust_hint(error)) from error
     except OSError as error:
-        hint = "is the server running? asr-ws serve"
-        if isinstance(error, gaierror):
-            hint = "is the name right, and the network there?"
-        elif getattr(error, "reason", None) in NO_TLS:
-            hint = "it may speak no TLS: http:// or ws://"
-        elif isinstance(error, ConnectionResetError):
-            hint = "it may have too many connections, or speak no TLS"
-        raise Unreachable(f"no session at {url}: {str(error) or 'the connection was cut off'}", hint) from error
+        raise not_reached(f"no session at {url}", error) from error
     except (InvalidProxy, ImportError) as error:  # the latter: of what a SOCKS proxy needs
         raise ClientError(f"no session at {url}: {error}", PROXY_HINT) from error
     except ValueError as error:  # no name of a host, in it or where it leads to
