@@ -79,6 +79,7 @@ TABLE = {
     "asr_ws.client.connection": Row(SANS_IO, NO_CLOCK),
     "asr_ws.client.recording": Row(SANS_IO, NO_CLOCK),
     "asr_ws.client.ring": Row(SANS_IO, NO_CLOCK),
+    "asr_ws.client.http_frames": Row(("asr_ws.errors",), NO_CLOCK),
     "asr_ws.client.microphone": Row(("asr_ws.errors", "asr_ws.messages", "numpy", "sounddevice")),
     "asr_ws.worker": Row(WORKER, ("asyncio",)),
     "asr_ws.worker.__main__": Row(("asr_ws.worker.system", "asr_ws.worker.child"), ("asyncio",)),
