@@ -7,7 +7,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import msgspec
 
 from asr_ws import messages, subtitles
 from asr_ws.cli.client_options import for_clients
+from asr_ws.cli.files import LONG_MS, NO_RECOGNIZER, Bar, Output, bar, complaining, say, say_end, writing
 from asr_ws.client import (
     CONNECTION_LOST,
     Event,
@@ -30,8 +30,6 @@ from asr_ws.client import (
 from asr_ws.client.sources import open_source
 from asr_ws.errors import ClientError, UsageError
 from asr_ws.subtitles import Said, clock
-
-LONG_MS = 600_000  # a wait that a server names when it does not expect to decode anything: no restart takes so long
 
 
 @click.command()
@@ -80,44 +78,36 @@ def transcribe(
             str(inputs[it]) for path in paths if path and os.path.exists(path) and (it := _identity(path)) in inputs
         ]:
             raise UsageError(f"--output-dir {output_dir}: {' and '.join(lost)} would be overwritten")
-        with _writing(output_dir):
+        with writing(output_dir):
             output_dir.mkdir(parents=True, exist_ok=True)
     fields = {"token": token, "language": language, "words": format_ != "text"}
     fields["partials"] = as_json and realtime
     codes = []
     for n, (file, path) in enumerate(zip(files, paths, strict=True), 1):
         name = f"{file.name} ({n} of {len(files)})" if len(files) > 1 else file.name
-        output = _Output(file, as_json, format_, path, has_heading=len(files) > 1)
         try:
+            output = _Output(file, as_json, format_, path, has_heading=len(files) > 1)
             codes.append(_transcribe_one(file, name, url, fields, realtime, output))
         except Unreachable:  # nor will it be there for the next file
             codes.append(1)
             for other in files[n:]:
-                _say(f"error: {other}: not tried")
+                say(f"error: {other}: not tried")
             break
     sys.exit(max(codes))
 
 
-class _Output:
-    """What is printed of a file, or written for it.
-
-    A line of text is printed as soon as all that began before it has its outcome: a refused utterance comes late.
-    """
+class _Output(Output):
+    """A line of text is printed as soon as all that began before it has its outcome: a refused one comes late."""
 
     def __init__(self, file: Path, as_json: bool, format_: str, path: Path | None, *, has_heading: bool) -> None:
+        super().__init__(file, as_json, format_, path, has_heading=has_heading)
         self.transcript = Transcript()
-        self.as_json = as_json
-        self._file = file
-        self._whole = FORMATS[format_][1]
-        self._path = path
-        self._is_by_line = format_ == "text" and path is None and not as_json
-        self._has_heading = has_heading
         self._begun: dict[str, messages.Final | None] = {}  # in the order of the audio; None: no outcome yet
 
     def receive(self, event: Event) -> None:
         self.transcript.receive(event)
         if self.as_json:
-            print_event(event, file=str(self._file))
+            print_event(event, file=str(self.file))
         match event:
             case messages.SpeechStarted():
                 self._begun[event.utterance] = None
@@ -129,26 +119,14 @@ class _Output:
                 self._begun.pop(str(event.utterance), None)
         while self._begun and (final := self._begun[first := next(iter(self._begun))]) is not None:
             del self._begun[first]
-            self._print(final)
-
-    def _print(self, final: messages.Final) -> None:
-        if self._is_by_line and final.text:
-            heading = f"==> {self._file} <==\n" if self._has_heading else ""
-            self._has_heading = False
-            print(heading + final.text, flush=True)  # not by click, which goes around a bar on Windows
+            self.print_line(final.text)
 
     def close(self) -> None:
         """What came before an error, or before Ctrl-C, is text all the same."""
         for final in filter(None, self._begun.values()):
-            self._print(final)
-        if self._is_by_line or self.as_json or not (self.transcript.done or self.transcript.finals):
-            return
-        whole = self._whole(self.transcript)
-        if self._path is None:
-            click.echo(whole, nl=False)
-            return
-        with _writing(self._path):
-            self._path.write_text(whole, "utf-8")
+            self.print_line(final.text)
+        if self.transcript.done or self.transcript.finals:
+            self.give(FORMATS[self.format][1](self.transcript))
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -157,33 +135,22 @@ def _identity(path: Path) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"--output-dir: cannot write {path}: {error.strerror}") from error
-
-
 def _transcribe_one(file: Path, name: str, url: str, fields: dict[str, Any], realtime: bool, output: _Output) -> int:
     """Returns: the exit code. Raises: Unreachable: no server is there, which was said."""
     transcript = output.transcript
     try:
-        # Before the session, so that a wrong file is said even where no server is.
-        duration_s = open_source(file, messages.AudioFormat()).duration_s
-        with _bar(name, duration_s, shown=sys.stderr.isatty() and not output.as_json) as advance:
-            asyncio.run(_run(file, url, fields, realtime, advance, output))
-    except ClientError as error:
-        where = "" if isinstance(error, Unreachable) or error.message.startswith(f"{file}: ") else f"{file}: "
-        _say(f"error: {where}{error.message}", error.hint)
-        if isinstance(error, Unreachable):
-            raise
+        with complaining(file):
+            # Before the session, so that a wrong file is said even where no server is.
+            duration_s = open_source(file, messages.AudioFormat()).duration_s
+            with bar(shown=sys.stderr.isatty() and not output.as_json) as progress:
+                progress.begin(name, duration_s)
+                asyncio.run(_run(file, url, fields, realtime, progress, output))
     finally:
         output.close()
         if transcript.done is None and transcript.finals:
-            _say(f"warning: {file}: the text ends at {clock(transcript.finals[-1].audio_end_ms)}")
+            say_end(file, transcript.finals[-1].audio_end_ms)
     if transcript.done is not None and not transcript.text and not transcript.unfinished:
-        _say(f"note: no speech was heard in {file}")
+        say(f"note: no speech was heard in {file}")
     return int(transcript.done is None or bool(transcript.done.refused_ms))
 
 
@@ -192,28 +159,29 @@ async def _run(
     url: str,
     fields: dict[str, Any],
     realtime: bool,
-    advance: Callable[[Event], None],
+    progress: Bar,
     output: _Output,
 ) -> None:
     was_busy = was_away = has_failed = False
     async with connect(url, **fields) as session:
         async for event in session.stream(file, realtime=realtime):
-            advance(event)
+            if isinstance(event, messages.Final | messages.Dropped | Gap):
+                progress.advance(event.audio_end_ms / 1000)
             output.receive(event)
             match event:
                 case messages.Busy(reason="unavailable") if event.estimated_wait_ms > LONG_MS:
-                    raise ClientError("the server has no recognizer, and does not expect one", "its log says why")
+                    raise ClientError(*NO_RECOGNIZER)
                 case messages.Busy() | messages.Retry() if not was_busy and event.reason != CONNECTION_LOST:
                     was_busy = True
                     why = "the file is ahead of the server" if event.reason == "fair_share" else "the server is busy"
-                    _say(f"note: {file}: {why} ({event.reason}); it is asked again by itself")
+                    say(f"note: {file}: {why} ({event.reason}); it is asked again by itself")
                 case Reconnecting(attempt=1 | 4 as attempt):
                     again = "what has no text is sent again" if attempt == 1 else "still tried again"
-                    _say(f"note: {file}: the connection is gone ({event.reason}); {again}")
+                    say(f"note: {file}: the connection is gone ({event.reason}); {again}")
                     was_away = True
                 case Reconnected() if was_away:
                     was_away = False
-                    _say(f"note: {file}: connected again")
+                    say(f"note: {file}: connected again")
                 case messages.Error(fatal=True):
                     has_failed = True  # it is raised; what comes to no text by it needs no word of its own
                 case _ if not has_failed:
@@ -226,36 +194,9 @@ def complain(event: Event, where: str = "") -> None:
         case messages.Dropped() | Gap() if is_lost(event):
             span = " to ".join(clock(ms) for ms in (event.audio_start_ms, event.audio_end_ms))
             reason = f": {event.reason}" if isinstance(event, messages.Dropped) else ""
-            _say(f"warning: {where}no text from {span}{reason}")
+            say(f"warning: {where}no text from {span}{reason}")
         case messages.Error(fatal=False):
-            _say(f"warning: {where}{event.utterance or 'session'}: {event.code}: {event.message}", event.hint)
-
-
-def _say(line: str, hint: str = "") -> None:
-    click.echo(line + (f"\nhint: {hint}" if hint else ""), err=True)
-
-
-@contextmanager
-def _bar(name: str, duration_s: float | None, *, shown: bool) -> Iterator[Callable[[Event], None]]:
-    """A bar on stderr, by the seconds of audio whose fate the events tell."""
-    if not shown:
-        yield lambda event: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    # What a terminal shows goes above the bar, by its way, and a line remains one; what a pipe waits for must not.
-    above, console = sys.stdout.isatty(), Console(stderr=True, soft_wrap=True)
-    with Progress(*columns, console=console, transient=True, redirect_stdout=above) as progress:
-        task = progress.add_task(name, total=duration_s)
-
-        def advance(event: Event) -> None:
-            if isinstance(event, messages.Final | messages.Dropped | Gap):
-                done_s = max(progress.tasks[task].completed, event.audio_end_ms / 1000)  # those retried come late
-                progress.update(task, completed=done_s)
-
-        yield advance
+            say(f"warning: {where}{event.utterance or 'session'}: {event.code}: {event.message}", event.hint)
 
 
 def print_event(event: Event, **context: str) -> None:
