@@ -130,7 +130,8 @@ def refuses(code: str, **more: object) -> Script:
 def serving(wrap: Callable[[socket.socket], socket.socket] = lambda peer: peer) -> Iterator[Server]:
     """Args: wrap: makes TLS of a connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = Server(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        port = listener.getsockname()[1]
+        server = Server(f"http://127.0.0.1:{port}")
 
         is_over = threading.Event()
 
@@ -140,8 +141,12 @@ def serving(wrap: Callable[[socket.socket], socket.socket] = lambda peer: peer) 
                 if is_over.is_set():
                     peer.close()
                     return
-                with suppress(OSError), wrap(peer) as peer:  # the client went away
-                    server.scripts.pop(0)(peer, server)
+                try:
+                    with suppress(OSError), wrap(peer) as peer:  # the client went away
+                        server.scripts.pop(0)(peer, server)
+                except BaseException:
+                    listener.close()  # or the client would come again, and wait
+                    raise
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -149,5 +154,6 @@ def serving(wrap: Callable[[socket.socket], socket.socket] = lambda peer: peer) 
             yield server
         finally:
             is_over.set()
-            socket.create_connection(listener.getsockname()).close()  # which wakes it on each platform
+            with suppress(OSError):
+                socket.create_connection(("127.0.0.1", port)).close()  # which wakes it on each platform
             thread.join()
