@@ -66,6 +66,7 @@ def test_there_is_nothing_of_the_server(installed: Path) -> None:
     "module",
     [
         "asr_ws.client",
+        "asr_ws.client.http",
         "asr_ws.client.sync",
         "asr_ws.testing.bare",
         "asr_ws.testing.conformance.__main__",

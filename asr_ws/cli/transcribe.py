@@ -16,6 +16,7 @@ import msgspec
 from asr_ws import messages, subtitles
 from asr_ws.cli.client_options import for_clients
 from asr_ws.cli.files import LONG_MS, NO_RECOGNIZER, Bar, Output, bar, complaining, say, say_end, writing
+from asr_ws.cli.upload import upload
 from asr_ws.client import (
     CONNECTION_LOST,
     Event,
@@ -35,6 +36,7 @@ from asr_ws.subtitles import Said, clock
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @for_clients
+@click.option("--http", "by_http", is_flag=True, help="Send the file itself: any format that the server reads.")
 @click.option("--realtime", is_flag=True, help="Send as fast as it was spoken, not as fast as the server takes it.")
 @click.option("--json", "as_json", is_flag=True, help="Print every event, one JSON object a line.")
 @click.option(
@@ -55,6 +57,7 @@ def transcribe(
     url: str,
     token: str | None,
     language: str | None,
+    by_http: bool,
     realtime: bool,
     as_json: bool,
     format_: str,
@@ -66,6 +69,8 @@ def transcribe(
     """
     if as_json and (format_ != "text" or output_dir is not None):
         raise click.UsageError("--json prints events; --format and --output-dir do not go with it")
+    if by_http and realtime:
+        raise click.UsageError("--http sends the whole file; --realtime does not go with it")
     if output_dir is None and format_ != "text" and len(files) > 1:
         raise UsageError(f"--format {format_} of several files", "--output-dir DIR writes one for each of them")
     paths = [output_dir and output_dir / f"{file.stem}.{FORMATS[format_][0]}" for file in files]
@@ -86,8 +91,12 @@ def transcribe(
     for n, (file, path) in enumerate(zip(files, paths, strict=True), 1):
         name = f"{file.name} ({n} of {len(files)})" if len(files) > 1 else file.name
         try:
-            output = _Output(file, as_json, format_, path, has_heading=len(files) > 1)
-            codes.append(_transcribe_one(file, name, url, fields, realtime, output))
+            if by_http:
+                output = Output(file, as_json, format_, path, has_heading=len(files) > 1)
+                codes.append(upload(name, url, token, language, output))
+            else:
+                heard = _Output(file, as_json, format_, path, has_heading=len(files) > 1)
+                codes.append(_transcribe_one(file, name, url, fields, realtime, heard))
         except Unreachable:  # nor will it be there for the next file
             codes.append(1)
             for other in files[n:]:

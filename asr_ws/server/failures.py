@@ -53,7 +53,8 @@ class Failure:
 def failure(error: AsrError | Refused) -> Failure:
     if isinstance(error, Refused):
         shed, status = error.shed, error.shed.reason.status
-        return Failure(shed.reason.status, error_body(status, shed.reason, MESSAGES[shed.reason], shed=shed), refusal_headers(shed))
+        body = error_body(status, shed.reason, MESSAGES[shed.reason], shed=shed)
+        return Failure(status, body, refusal_headers(shed))
     message = f"{error.message} ({error.hint})" if error.hint else error.message
     if isinstance(error, RequestError):
         return Failure(error.status, error_body(error.status, error.code, message, error.param))

@@ -523,8 +523,8 @@ class JobStore:
         )
         if not rows:
             return None
-        [row] = rows
-        id, status, owner, request, file_name, created_at, finished_at, *said, done_samples, n_samples, deaths, dead = row
+        id, status, owner, request, file_name, created_at, finished_at, *rest = rows[0]
+        *said, done_samples, n_samples, deaths, dead = rest
         is_expired = bool(dead) or (finished_at is not None and finished_at + self._ttl_s <= self._now())
         result, error_code, error_message = (None, None, None) if is_expired else said
         return Job(

@@ -229,7 +229,7 @@ class Jobs:
                     if job is not None:
                         await self._do(job)
                         continue
-                except (Postponed, StorageError, OSError, RuntimeError) as error:  # the last two: no process for the file
+                except (Postponed, StorageError, OSError, RuntimeError) as error:  # the last two: no process
                     self._log.warning("job.postponed", error=str(error))
                     await asyncio.sleep(RETRY_S)
                     continue
