@@ -69,6 +69,7 @@ TABLE = {
     "asr_ws.log": Row(("structlog",)),
     "asr_ws.subtitles": Row((), NO_CLOCK),
     "asr_ws.metrics": Row(()),
+    "asr_ws.processes": Row(("asr_ws.worker.system",)),
     "asr_ws.core": Row(CORE, NO_CLOCK),
     "asr_ws.core.session": Row((*CORE, "asr_ws.messages"), NO_CLOCK),
     "asr_ws.detector": Row(("asr_ws.core.types", "asr_ws.errors", "numpy", "onnxruntime"), ("asyncio",)),
@@ -84,13 +85,16 @@ TABLE = {
     "asr_ws.worker": Row(WORKER, ("asyncio",)),
     "asr_ws.worker.__main__": Row(("asr_ws.worker.system", "asr_ws.worker.child"), ("asyncio",)),
     "asr_ws.worker.system": Row((), ("asyncio",)),
-    "asr_ws.worker.process": Row((*WORKER, "asr_ws.worker.system", "psutil")),
+    "asr_ws.worker.process": Row((*WORKER, "asr_ws.processes", "psutil")),
     "asr_ws.worker.recognizer": Row((*WORKER, "asr_ws.models", *RECOGNIZER), ("asyncio",)),
     "asr_ws.worker.child": Row(
         (*WORKER, "asr_ws.models", "asr_ws.worker.recognizer", "asr_ws.worker.system", *RECOGNIZER), ("asyncio",)
     ),
     # The child is spawned by its module's name, so that nothing here can load the recognizer.
     "asr_ws.worker.supervisor": Row((*WORKER, "asr_ws.worker.process", "asr_ws.worker.system", "structlog")),
+    "asr_ws.media": Row(("asr_ws.media", "asr_ws.core.types", "asr_ws.worker.system", "msgspec"), ("asyncio",)),
+    "asr_ws.media.wire": Row(("msgspec",), ("asyncio",)),
+    "asr_ws.media.decoder": Row(("asr_ws.media", "asr_ws.core.types", "asr_ws.resampler", "av", "numpy"), ("asyncio",)),
     "asr_ws.server": Row((*SERVER, "asr_ws.server", "aiohttp")),
     "asr_ws.server.dispatcher": Row(("asr_ws.core", "asr_ws.errors", "asr_ws.metrics")),
     "asr_ws.server.pacing": Row(()),

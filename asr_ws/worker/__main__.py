@@ -5,10 +5,10 @@ What `asr_ws.worker.child` imports takes a fifth of a second, in which the serve
 
 import sys
 
-from asr_ws.worker.system import become_worker
+from asr_ws.worker.system import become_child
 
 if __name__ == "__main__":
-    become_worker(int(sys.argv.pop(1)))
+    become_child(int(sys.argv.pop(1)))
     from asr_ws.worker.child import main
 
     main()

@@ -31,7 +31,7 @@ import numpy as np
 from asr_ws.core.types import SAMPLE_RATE, DecodeOptions, Samples, Segment
 from asr_ws.worker import ipc
 from asr_ws.worker.recognizer import Recognizer, RecognizerFactory, Transcription, pick_device
-from asr_ws.worker.system import EXIT_CANNOT_LOAD, EXIT_CUDA
+from asr_ws.worker.system import EXIT_CANNOT_LOAD, EXIT_CUDA, claim_stdio
 
 SELF_TEST_WORD = "country"  # said twice in the clip
 # What libraries say of a model's file that is cut short, or something else.
@@ -40,7 +40,7 @@ BROKEN_MODEL = ("is incomplete", "invalid payload size", "model binary version",
 
 def main() -> NoReturn:
     args = _arguments()
-    requests, replies = _claim_stdio()
+    requests, replies = claim_stdio()
     faulthandler.enable()
     inbox: queue.Queue[bytes] = queue.Queue(maxsize=1)
     threading.Thread(target=_read, args=(requests, inbox), name="requests", daemon=True).start()
@@ -60,20 +60,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--encoder-window", default="auto", choices=("auto", "full"))
     parser.add_argument("--recognizer", default="asr_ws.worker.recognizer:FasterWhisperRecognizer")
     return parser.parse_args()
-
-
-def _claim_stdio() -> tuple[BinaryIO, BinaryIO]:
-    requests, replies = os.dup(0), os.dup(1)
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.setmode(requests, os.O_BINARY)
-        msvcrt.setmode(replies, os.O_BINARY)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    os.dup2(2, 1)
-    return os.fdopen(requests, "rb"), os.fdopen(replies, "wb")
 
 
 def _read(requests: BinaryIO, inbox: queue.Queue[bytes]) -> None:

@@ -317,7 +317,7 @@ class Supervisor:
             "--dump-after-s": spec.limits.dump_share * start_limit_s,
         }
         flags = [str(each) for argument in arguments.items() for each in argument]
-        process = await WorkerProcess.start([str(spec.model), *flags])
+        process = await WorkerProcess.launch([str(spec.model), *flags])
         try:
             self._leash.hold(process.pid)
         except OSError as error:

@@ -1,4 +1,6 @@
-"""What the worker asks of the operating system, and how it tells why a process ended: the same on each, by other means.
+"""What a child process asks of the operating system, and how one tells why it ended: the same on each, by other means.
+
+The worker is one, and so is what decodes an upload.
 
 | | Linux | macOS | Windows |
 |---|---|---|---|
@@ -17,8 +19,9 @@ import os
 import signal
 import sys
 from enum import StrEnum
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 NICE = 5  # of 19: gives way to the server, and still gets what an idle machine has
 OOM_SCORE_ADJ = 500  # of 1000
@@ -166,10 +169,25 @@ class _ExtendedLimits(ctypes.Structure):
     )
 
 
-# ---------------------------------------------------------------- the worker's side
+# ---------------------------------------------------------------- the child's side
 
 
-def become_worker(server_pid: int) -> None:
+def claim_stdio() -> tuple[BufferedReader, BinaryIO]:
+    """Standard input and output for ourselves: native libraries print to fd 1, which becomes standard error."""
+    source, sink = os.dup(0), os.dup(1)
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.setmode(source, os.O_BINARY)
+        msvcrt.setmode(sink, os.O_BINARY)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return os.fdopen(source, "rb"), os.fdopen(sink, "wb")
+
+
+def become_child(server_pid: int, *, nice: int = NICE, oom_score_adj: int = OOM_SCORE_ADJ) -> None:
     """Give this process the manners of the table above; ends it if its server is gone already."""
     # The server decides when it ends: systemd and terminals signal all processes at once, and there is work to finish.
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -180,10 +198,10 @@ def become_worker(server_pid: int) -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.nice(NICE)
+    os.nice(nice)
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
+            Path("/proc/self/oom_score_adj").write_text(str(oom_score_adj))
         # When the thread that started this process ends, not before: that is the server's main thread.
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != server_pid:  # it was too late for the signal

@@ -289,7 +289,7 @@ async def test_worker_ends_when_its_input_does_even_in_mid_decode(scripted: Work
         decode = asyncio.create_task(watched.decode(gate.script))
         await gate.entered()
         assert watched.supervisor._process is not None
-        watched.supervisor._process._stdin.close()  # as when the server is killed
+        watched.supervisor._process.stdin.close()  # as when the server is killed
         with pytest.raises(WorkerDied):
             await decode
         await watched.until(ServiceState.READY)
@@ -762,7 +762,7 @@ async def test_worker_that_has_just_been_started_ends_with_its_server_too(tmp_pa
         "import asyncio, sys\n"
         "from asr_ws.worker.process import WorkerProcess\n"
         "async def main():\n"
-        "    worker = await WorkerProcess.start([sys.argv[1]])\n"
+        "    worker = await WorkerProcess.launch([sys.argv[1]])\n"
         "    print(worker.pid, flush=True)\n"
         "    await asyncio.sleep(600)\n"
         "asyncio.run(main())"
