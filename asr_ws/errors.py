@@ -16,6 +16,7 @@
     │   │   └── WorkerHung it took far too long over this decode, and was ended
     │   └── DecodeFailed   it lives, this one decode raised
     ├── StorageError       the world's: the folder that keeps jobs is full, out of reach or another server's
+    ├── MediaError         a file from which there is no audio, or no more: its own fault, but for lack of space
     └── ClientError        seen by a client program: the server refused, vanished, or broke the protocol
 
 Ours are assertions. Overload is none of these: it is a value (`asr_ws.core.admission.Shed`).
@@ -152,6 +153,18 @@ class StorageError(AsrError):
 
     Args:
         code: ``storage_full``, ``storage_unavailable`` or ``storage_in_use``.
+    """
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.code = code
+
+
+class MediaError(AsrError):
+    """Of an uploaded file there is no audio, or no more.
+
+    Args:
+        code: one of `asr_ws.media.wire.Reason`, ``media_crashed`` or ``media_hung``.
     """
 
     def __init__(self, code: str, message: str, hint: str = "") -> None:

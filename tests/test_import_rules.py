@@ -116,7 +116,10 @@ TABLE = {
     "asr_ws.server.watch": Row(("asr_ws.core.types", "asr_ws.metrics", "structlog")),
     "asr_ws.server.exposition": Row((*SERVER, "asr_ws.server", "prometheus_client")),
     "asr_ws.server.job_store": Row(("asr_ws.core.files", "asr_ws.core.types", "asr_ws.errors", "msgspec"), NO_CLOCK),
-    "asr_ws.server.media": Row((*SERVER, "asr_ws.server", "aiohttp", "av")),
+    # What decodes is spawned by its module's name: neither FFmpeg nor a file's bytes are in the server.
+    "asr_ws.server.media": Row(
+        (*SERVER, "asr_ws.media.wire", "asr_ws.processes", "asr_ws.worker.system", *("msgspec", "numpy"))
+    ),
     # /v1/stats tells the worker's pid and restarts.
     "asr_ws.server.pages": Row((*SERVER, "asr_ws.server", "asr_ws.schema")),
     "asr_ws.server.app": Row(ANYTHING),
