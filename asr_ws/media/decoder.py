@@ -1,8 +1,8 @@
 """A media file -> mono samples at 16 kHz, by FFmpeg through PyAV.
 
 Rules:
-- FFmpeg opens nothing but the given bytes: no playlist is among the formats, no protocol is allowed, and what a format
-  would open besides is refused.
+- FFmpeg opens nothing but the given bytes: no playlist is among the formats, and no protocol is allowed. Either is
+  enough.
 - Of a file that is damaged, or ends too early, comes what can be decoded.
 - Samples are made as those of a live session are (`asr_ws.core.audio`, `asr_ws.resampler`), so that a recording gives
   the same text by either way.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import chain, groupby
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -30,9 +30,11 @@ CODECS = (  # of audio: what is beside it, a film's picture say, is not so much 
     "pcm_alaw,pcm_mulaw,pcm_s8,pcm_u8,pcm_s16le,pcm_s16be,pcm_s24le,pcm_s24be,pcm_s32le,pcm_s32be,"
     "pcm_f32le,pcm_f32be,pcm_f64le,pcm_f64be"
 )
+PROTOCOLS = ""  # none: a playlist of files was played where this was left out, and was not where it is empty
 # How those begin: that of a broken one is told from what is none. (AAC and MP3 begin with any packet.)
 BEGINNINGS = re.compile(
-    rb"RIFF|RF64|riff|FORM|caff|fLaC|OggS|ID3|....(ftyp|moov|mdat|free|skip|wide)|\x1a\x45\xdf\xa3|#!AMR", re.DOTALL
+    rb"(RIFF|RF64)....WAVE|riff|FORM....AIF|caff|fLaC|OggS|ID3|....(ftyp|moov|mdat|free|skip|wide)|\x1a\x45\xdf\xa3|#!AMR",
+    re.DOTALL,
 )
 ESTIMATED = frozenset(("mp3", "aac", "amr"))  # whose durations are guessed from the first packets, unless they say it
 LEAST_BITS_PER_S = 1000  # of a file whose duration is believed: coded speech has more; silence is counted as it comes
@@ -61,10 +63,9 @@ def decode(file: BinaryIO, n_bytes: int, max_audio_s: float) -> tuple[wire.Opene
             container_options={
                 "format_whitelist": FORMATS,
                 "codec_whitelist": CODECS,
-                "protocol_whitelist": "",
+                "protocol_whitelist": PROTOCOLS,
             },
             metadata_errors="replace",
-            io_open=_refuse_to_open,
         )
     except MemoryError:
         raise
@@ -89,10 +90,6 @@ def decode(file: BinaryIO, n_bytes: int, max_audio_s: float) -> tuple[wire.Opene
     if duration_s is not None and duration_s > max_audio_s and name not in ESTIMATED:
         raise _too_long(max_audio_s)
     return wire.Opened(duration_s, f"{name} {codec}"), _limited(_resampled(_mono(container, stream)), max_audio_s)
-
-
-def _refuse_to_open(url: str, flags: int, options: dict[str, Any]) -> NoReturn:
-    raise PermissionError("a media file may not open another")
 
 
 def _duration_s(container: Any, stream: Any) -> float | None:
