@@ -134,6 +134,13 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
+class Files:
+    max_upload_mb: int = _setting(100, "MB of an uploaded file, its form included", low=1)
+    max_jobs: int = _setting(100, "jobs that may wait for their turn, half of them of one caller", low=1)
+    job_ttl_s: float = _setting(86_400.0, "seconds for which a job's result is kept", low=1)
+
+
+@dataclass(frozen=True, slots=True)
 class Texts:
     partials: str = _setting("on", "text while somebody speaks", choices=("on", "off"))
     speculation: str = _setting(
@@ -215,6 +222,7 @@ class Settings:
     access: Access = Access()
     session: Session = Session()
     admission: Admission = Admission()
+    files: Files = Files()
     texts: Texts = Texts()
     model: Model = Model()
     worker: Worker = Worker()

@@ -14,6 +14,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -37,10 +38,15 @@ from asr_ws.server import entrance, tls
 from asr_ws.server.connection import ConnectionLimits
 from asr_ws.server.dispatcher import Dispatcher
 from asr_ws.server.exposition import Exposition
+from asr_ws.server.files import Files
 from asr_ws.server.http import Http
+from asr_ws.server.jobs import Jobs
 from asr_ws.server.listener import Listener, SessionLimits
+from asr_ws.server.media import MediaLimits
 from asr_ws.server.memory import give_back
 from asr_ws.server.pages import Pages
+from asr_ws.server.tally import Tally
+from asr_ws.server.transcriptions import Transcriptions
 from asr_ws.server.watch import Watch
 from asr_ws.worker.supervisor import Supervisor, WorkerSpec
 
@@ -49,6 +55,10 @@ INTERRUPTED = 1  # exit code where a visitor was not let finish
 CRASH_LOOP = 70  # exit code where the worker cannot be kept alive: sysexits.h, EX_SOFTWARE
 LAST_WORDS_S = 1.0  # for what was given up to be told
 MAX_UTTERANCE_MS = 30_000  # Whisper's window
+MAX_AUDIO_S = 4 * 3600  # of a file
+MEDIA_CPU_S = 600.0
+MEDIA_MEMORY_BYTES = 1_500_000_000
+MEDIA_STALL_S = 30.0  # also on a busy machine, on which it goes last
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,7 @@ class App:
     supervisor: Supervisor
     metrics: Metrics
     listener: Listener
+    jobs: Jobs
     certificate: tls.Certificate | None = None
     reloads: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)  # of files that change
 
@@ -135,10 +146,32 @@ def build(settings: Settings, spec: WorkerSpec, *, fair: bool = True) -> App:
     reception = entrance.reception(settings, metrics, tokens.value if tokens is not None else None)
     certificate = entrance.certificate(settings)
     encryption = entrance.encryption(certificate)
+    tally = Tally()
+    files = Files(dispatcher, silero.detector, tally, admission.max_wait_ms / 1000)
+    media = MediaLimits(
+        max_bytes=settings.files.max_upload_mb * 1_000_000,
+        max_audio_s=MAX_AUDIO_S,
+        cpu_s=MEDIA_CPU_S,
+        memory_bytes=MEDIA_MEMORY_BYTES,
+        stall_s=MEDIA_STALL_S,
+    )
+    model_created = int(spec.model.stat().st_mtime)
+    transcriptions = Transcriptions(files, media, name, service.languages, model_created)
+    jobs = Jobs(
+        entrance.state_dir(settings) / "jobs",
+        files,
+        dispatcher,
+        media,
+        service.languages,
+        capacity=settings.files.max_jobs,
+        ttl_s=settings.files.job_ttl_s,
+        now=time.time,
+        root_path=listen.root_path,
+    )
     has_two_ports = listen.http_port >= 0
     http = Http(
         pages.by_path(),
-        [],
+        [*transcriptions.routes(), *jobs.routes()],
         reception,
         listen.root_path,
         (lambda: listener.sessions_at(entrance.hosts(listen.host)[0])) if has_two_ports else None,
@@ -151,13 +184,14 @@ def build(settings: Settings, spec: WorkerSpec, *, fair: bool = True) -> App:
         make_session=make_session,
         http=http,
         reception=reception,
+        tally=tally,
         max_sessions=SessionLimits(
             session.max_sessions, settings.access.max_sessions_per_address, settings.access.max_sessions_per_token
         ),
         limits=ConnectionLimits(session.idle_timeout_s, session.ingest_speed),
         tls=encryption.value if encryption is not None else None,
     )
-    app = App(settings, dispatcher, supervisor, metrics, listener, certificate)
+    app = App(settings, dispatcher, supervisor, metrics, listener, jobs, certificate)
 
     def use_tokens(valid: Tokens) -> None:
         reception.tokens = valid
@@ -186,6 +220,7 @@ async def running(settings: Settings, spec: WorkerSpec | None = None, *, fair: b
         running_tasks = [
             tasks.create_task(app.supervisor.run(), name="supervisor"),
             tasks.create_task(app.dispatcher.run(), name="dispatcher"),
+            tasks.create_task(app.jobs.run(), name="jobs"),
             tasks.create_task(Watch(app.metrics).run(), name="watch"),
             tasks.create_task(give_back(), name="memory"),
             *(tasks.create_task(reload(), name="reload") for reload in app.reloads),

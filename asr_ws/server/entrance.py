@@ -79,13 +79,13 @@ def certificate(settings: Settings) -> Certificate | None:
         from asr_ws.server.self_signed import self_signed  # only then is the library needed
 
         try:
-            return self_signed(_state_dir(settings))
+            return self_signed(state_dir(settings))
         except RuntimeError as error:  # of pathlib
             raise UsageError(f"no folder to keep a certificate in: {error}", "choose a --state-dir") from error
     return Certificate(Path(listen.tls_cert), Path(listen.tls_key)) if listen.tls_cert else None
 
 
-def _state_dir(settings: Settings) -> Path:
+def state_dir(settings: Settings) -> Path:
     if settings.storage.state_dir:
         return Path(settings.storage.state_dir).expanduser()
     if sys.platform == "win32":

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -129,7 +129,7 @@ class Files:
         *,
         is_job: bool = False,
         known: Mapping[int, FileSlice] = MappingProxyType({}),
-    ) -> AsyncIterator[FileSlice]:
+    ) -> AsyncGenerator[FileSlice, None]:
         """Its parts in order, each as soon as it is decoded; they are also put into ``file``.
 
         Args:
@@ -231,7 +231,8 @@ class Files:
         waiting = self._waiting.setdefault(caller, {})
         if not waiting:
             self._dispatcher.attach(caller, Subscriber(self._tell, _ignore, _ignore))
-        waiting[utterance.id] = told = self._loop.create_future()
+        told: asyncio.Future[Outcome] = self._loop.create_future()
+        waiting[utterance.id] = told
         offer = self._dispatcher.offer_background if wait.in_background else self._dispatcher.offer
         try:
             answer = offer(utterance, now=self._loop.time(), max_wait_s=wait.max_s)

@@ -107,8 +107,8 @@ class Jobs:
         here = (visit.caller, key)
         self._uploading.append(here)
         try:
-            known = key and await self._disk.run(store.find_key, visit.caller, key)
-            if not known and (full := await self._disk.run(store.full, visit.caller)) is not None:
+            known = await self._disk.run(store.find_key, visit.caller, key) if key is not None else None
+            if known is None and (full := await self._disk.run(store.full, visit.caller)) is not None:
                 raise self._refused(REASONS[full])
             await visit.want_body()
             job = await self._receive(visit, store, key)

@@ -94,6 +94,7 @@ class Listener:
         make_session: Callable[[SessionId], Session],
         http: Http,
         reception: Reception,
+        tally: Tally,
         max_sessions: SessionLimits,
         limits: ConnectionLimits,
         tls: ssl.SSLContext | None = None,
@@ -121,7 +122,7 @@ class Listener:
         self._beside: Counter[Hashable] = Counter()  # connections that are no sessions, by address
         self._empty = asyncio.Event()
         self._empty.set()
-        self.tally = Tally()
+        self.tally = tally
 
     @property
     def n_sessions(self) -> int:
