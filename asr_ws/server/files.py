@@ -204,6 +204,8 @@ class Files:
             request.options,
         )
         while True:
+            if wait.for_ever:
+                await self._dispatcher.wait_ready()
             try:
                 outcome = await self._outcome(utterance, wait)
             except Refused as refused:
