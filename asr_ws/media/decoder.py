@@ -31,6 +31,8 @@ CODECS = (  # of audio: what is beside it, a film's picture say, is not so much 
     "pcm_f32le,pcm_f32be,pcm_f64le,pcm_f64be"
 )
 PROTOCOLS = ""  # none: a playlist of files was played where this was left out, and was not where it is empty
+# Of titles that are not UTF-8: PyAV 19 takes them as they are, and knows no such word; before, it raised.
+LENIENT: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 # How those begin: that of a broken one is told from what is none. (AAC and MP3 begin with any packet.)
 BEGINNINGS = re.compile(
     rb"(RIFF|RF64)....WAVE|riff|FORM....AIF|caff|fLaC|OggS|ID3|....(ftyp|moov|mdat|free|skip|wide)|\x1a\x45\xdf\xa3|#!AMR",
@@ -65,7 +67,7 @@ def decode(file: BinaryIO, n_bytes: int, max_audio_s: float) -> tuple[wire.Opene
                 "codec_whitelist": CODECS,
                 "protocol_whitelist": PROTOCOLS,
             },
-            metadata_errors="replace",
+            **LENIENT,
         )
     except MemoryError:
         raise
@@ -152,7 +154,7 @@ def _mono(container: Any, stream: Any) -> Iterator[tuple[int, Samples]]:
             frames = stream.codec_context.decode(packet)
         except MemoryError:
             raise
-        except av.FFmpegError:
+        except (av.FFmpegError, ValueError):  # the latter is PyAV 19's, of a header with which no codec starts
             n_bad += 1
             continue
         for frame in frames:

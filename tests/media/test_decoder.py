@@ -69,6 +69,13 @@ def test_what_is_no_number_or_too_loud_is_made_harmless() -> None:
     assert np.abs(samples).max() <= 1
 
 
+def test_title_in_latin_1_does_no_harm() -> None:
+    wav = encoded(KIND["wav-s16-16k"], tone(1.0, 16_000))
+    at = wav.index(b"data")
+    title = b"LIST\x10\0\0\0INFOINAM\x04\0\0\0\xe4\xf6\xfc\xff"
+    assert len(decoded(wav[:at] + title + wav[at:])[1]) == 16_000
+
+
 def test_sound_of_a_film_is_decoded() -> None:
     opened, samples = decoded(film("mp4", sound=True))
     assert opened.format == "mov,mp4,m4a,3gp,3g2,mj2 aac"
