@@ -41,6 +41,7 @@ BEGINNINGS = re.compile(
 ESTIMATED = frozenset(("mp3", "aac", "amr"))  # whose durations are guessed from the first packets, unless they say it
 LEAST_BITS_PER_S = 1000  # of a file whose duration is believed: coded speech has more; silence is counted as it comes
 RATES = range(4_000, 384_001)  # Hz: what recorders and sound cards have; a filter for less or more takes any memory
+MAX_PLANES = 7  # one a channel: of AV_NUM_DATA_POINTERS and more, PyAV 18 and 19 look for one too many; 18 dies of it
 BATCH_S = 0.25  # of audio in one pass of the resampler
 MAX_FAILED_READS = 100  # in a row: most formats find the next packet behind a damaged one
 
@@ -158,7 +159,8 @@ def _mono(container: Any, stream: Any) -> Iterator[tuple[int, Samples]]:
             n_bad += 1
             continue
         for frame in frames:
-            if frame.sample_rate not in RATES:
+            n_planes = frame.layout.nb_channels if frame.format.is_planar else 1
+            if frame.sample_rate not in RATES or n_planes > MAX_PLANES:
                 n_bad += 1
             elif frame.samples:
                 n_decoded += 1

@@ -76,6 +76,19 @@ def test_title_in_latin_1_does_no_harm() -> None:
     assert len(decoded(wav[:at] + title + wav[at:])[1]) == 16_000
 
 
+@pytest.mark.parametrize(("codec", "layout"), [("aac", "6.1"), ("pcm_s16le", "7.1"), ("flac", "7.1")])
+def test_many_channels_are_averaged(codec: str, layout: str) -> None:
+    container = {"aac": "mp4", "pcm_s16le": "wav", "flac": "flac"}[codec]
+    _, samples = decoded(encoded(Kind("", container, codec, 48_000, layout), tone(1.0, 48_000)))
+    assert pitch_hz(samples) == pytest.approx(TONE_HZ, abs=0.2)
+
+
+def test_channels_that_would_crash_pyav_are_not_decoded() -> None:
+    """Regression: a film's 7.1 channels as AAC were a segmentation fault."""
+    file = encoded(Kind("", "mp4", "aac", 48_000, "7.1"), tone(1.0, 48_000))
+    assert refused(file) is wire.Reason.UNDECODABLE_MEDIA
+
+
 def test_sound_of_a_film_is_decoded() -> None:
     opened, samples = decoded(film("mp4", sound=True))
     assert opened.format == "mov,mp4,m4a,3gp,3g2,mj2 aac"
