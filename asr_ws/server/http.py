@@ -173,9 +173,10 @@ class Http:
 
     def count(self, path: str, status: int) -> None:
         """An answer, by its route; those that we have not are all the same."""
-        route = next((route.path for route in self._routes if route.matches(path) is not None), path)
-        is_ours = route != path or path in self._pages or path == messages.PATH
-        self.requests[route if is_ours else "other", int(status)] += 1
+        route = next((route.path for route in self._routes if route.matches(path) is not None), None)
+        if route is None:
+            route = path if path in self._pages or path == messages.PATH else "other"
+        self.requests[route, int(status)] += 1
 
     async def _plain(self, request: web.BaseRequest, path: str) -> web.Response:
         asked = _asked(request)
