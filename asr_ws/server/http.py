@@ -20,7 +20,7 @@ from http import HTTPStatus
 from typing import Final, cast
 
 import structlog
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 from asr_ws import messages
 from asr_ws.core.access import owner
@@ -239,7 +239,7 @@ class Http:
 class _Connection(web.RequestHandler):
     """One request's, as the library has it, but for what it says of what is wrong."""
 
-    __slots__ = ("_http", "_stuck")
+    __slots__ = ("_body", "_http", "_stuck")
 
     def __init__(self, http: Http, server: web.Server) -> None:
         super().__init__(
@@ -252,6 +252,16 @@ class _Connection(web.RequestHandler):
         )
         self._http = http
         self._stuck: asyncio.TimerHandle | None = None
+        self._body: StreamReader | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """What cannot be the body's end is told to who waits for it: the library does so only once he has answered."""
+        n_before = len(self._messages)
+        super().data_received(data)
+        if self._body is None:
+            self._body = self._messages[0][1] if self._messages else None
+        elif len(self._messages) > n_before and not self._body.is_eof():
+            self._body.set_exception(ValueError("it is not encoded as its head says"))
 
     def pause_writing(self) -> None:
         super().pause_writing()
