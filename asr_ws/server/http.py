@@ -10,6 +10,7 @@ errors in OpenAI's one shape.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import re
@@ -34,7 +35,8 @@ from asr_ws.server.shapes import error_body
 
 EOF_GRACE_S: Final = 1.0
 STUCK_S: Final = 10.0  # for who does not read his answer
-STOP_TIMEOUT_S: Final = 2.0
+WHOLE_BYTES: Final = 64 * 1024  # of an answer, written at once: more, not everybody has read within that
+STOP_TIMEOUT_S: Final = 0.5  # and as much once they are cancelled: `App.drain` has waited already
 GONE: Final = 499  # nginx' status of who did not wait for the answer: for the count alone
 CORS_HEADERS: Final = {
     "Access-Control-Expose-Headers": "Location, Retry-After, retry-after-ms, x-should-retry",
@@ -73,7 +75,9 @@ class Visit:
     ) -> web.Response:
         kind = {"Content-Type": f"{content_type}; charset=utf-8"} if body else {}
         every = {**HEADERS, **self.headers, **kind, **headers}
-        return web.Response(status=status, body=body.encode() if body else None, headers=every)
+        content = body.encode()
+        whole = io.BytesIO(content) if len(content) > WHOLE_BYTES else content or None  # a file's is written bit by bit
+        return web.Response(status=status, body=whole, headers=every)
 
     async def stream(self, content_type: str) -> web.StreamResponse:
         """Its head is sent; the rest is to be written."""
