@@ -31,6 +31,7 @@ from asr_ws.server.intake import Intake, Turns
 HEAD_BYTES: Final = 64 * 1024
 END: Final = b"\r\n\r\n"
 LINGER_S: Final = 10.0  # for what a peer still sends, and for the response to be read
+QUIET_S: Final = 0.5  # without a byte: the peer, over TLS, sends no more
 
 HandOff = Callable[[asyncio.Transport, bytes], None]  # takes the connection, and what was read of it
 
@@ -176,13 +177,14 @@ class Head(asyncio.Protocol):
 class Polite:
     """A transport whose closing waits for the peer's; ``protocol`` is told of the end."""
 
-    __slots__ = ("_has_left", "_protocol", "_transport", "peer_has_left")
+    __slots__ = ("_has_left", "_protocol", "_transport", "is_heard_out", "peer_has_left")
 
     def __init__(self, transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> None:
         self._transport = transport
         self._protocol = protocol
         self._has_left = False
         self.peer_has_left = False  # to be set once its end has come
+        self.is_heard_out = False  # to be set once its request has
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -194,24 +196,46 @@ class Polite:
         if self.is_closing():
             return
         self._has_left = True
-        if self.peer_has_left or not self._transport.can_write_eof():  # TLS has no half of a connection
+        leaving = _Leaving(self._transport, self._protocol)
+        self._transport.set_protocol(leaving)
+        if self.peer_has_left:
             self._transport.close()
-            return
-        self._transport.set_protocol(_Leaving(self._transport, self._protocol))
-        self._transport.write_eof()
+        elif self._transport.can_write_eof():
+            self._transport.write_eof()
+        elif self.is_heard_out:
+            self._transport.close()
+        else:  # TLS has no half of a connection, and who still sends may not be told by a reset
+            leaving.close_when_quiet()
         self._transport.resume_reading()
+
+    def give_up(self) -> None:
+        """Who has gone gets no answer any more, if it has not begun to leave."""
+        if not self.is_closing():
+            self._transport.abort()
 
 
 class _Leaving(asyncio.Protocol):
     """Of a connection whose last word has been said."""
 
     def __init__(self, transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> None:
+        self._transport = transport
         self._protocol = protocol
-        self._timer = asyncio.get_running_loop().call_later(LINGER_S, transport.abort)
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(LINGER_S, transport.abort)
+        self._quiet: asyncio.TimerHandle | None = None
+
+    def close_when_quiet(self) -> None:
+        if self._quiet is not None:
+            self._quiet.cancel()
+        self._quiet = self._loop.call_later(QUIET_S, self._transport.close)
 
     def data_received(self, data: bytes) -> None:
         """It has been read, which is all."""
+        if self._quiet is not None and not self._transport.is_closing():
+            self.close_when_quiet()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
+        if self._quiet is not None:
+            self._quiet.cancel()
         self._protocol.connection_lost(exc)

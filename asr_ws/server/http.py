@@ -172,6 +172,8 @@ class Http:
             raise
         finally:
             self.count(path, status)
+            if isinstance(transport := request.transport, Polite):
+                transport.is_heard_out = request.content.is_eof()
         response.force_close()
         return response
 
@@ -283,7 +285,7 @@ class _Connection(web.RequestHandler):
         if transport is None or not transport.can_write_eof():
             return None
         transport.peer_has_left = True
-        asyncio.get_running_loop().call_later(EOF_GRACE_S, transport.abort)
+        asyncio.get_running_loop().call_later(EOF_GRACE_S, transport.give_up)
         return True
 
     def handle_error(
