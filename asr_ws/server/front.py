@@ -6,7 +6,7 @@ Rules:
   nothing that stands behind the first can be taken for something else.
 - The head is held back until its end is there, for some seconds and `HEAD_BYTES` at most; else 408 and 431. So
   nobody occupies either library with a head that does not come, and the one decision is made in one place: by the
-  path alone, as the client wrote it.
+  path alone, as the client wrote it. What is not HTTP/1.0 or 1.1 is for neither: 505.
 - Whoever is still in his head when the server stops is told 503.
 
 - After the response our side is closed, and what still comes is thrown away for a while. Closed with something unread,
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import weakref
 from collections.abc import Callable
 from http import HTTPStatus
@@ -30,6 +31,7 @@ from asr_ws.server.intake import Intake, Turns
 
 HEAD_BYTES: Final = 64 * 1024
 END: Final = b"\r\n\r\n"
+OTHER_VERSION: Final = re.compile(rb"[A-Z]+ [^ \r\n]+(?: HTTP/(?!1\.[01]\r)\d\.\d)?\r")  # of HTTP/0.9 there is none
 LINGER_S: Final = 10.0  # for what a peer still sends, and for the response to be read
 QUIET_S: Final = 0.5  # without a byte: the peer, over TLS, sends no more
 
@@ -140,6 +142,8 @@ class Head(asyncio.Protocol):
         end = self._data.find(END, looked_at)
         if (len(self._data) if end < 0 else end) > HEAD_BYTES:
             self.refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        elif end >= 0 and OTHER_VERSION.match(self._data):
+            self.refuse(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
         elif end >= 0:
             transport = self._leave()
             self._hand_off(transport, bytes(self._data))
