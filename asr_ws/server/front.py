@@ -60,6 +60,7 @@ class Front:
         self._on_refused = on_refused
         self._timeout_s = timeout_s
         self._pending = weakref.WeakSet[Head]()
+        self._is_open = True
 
     def http_only(self) -> Head:
         """The protocol of a connection to a port where there are no sessions."""
@@ -82,12 +83,13 @@ class Front:
         head.connection_made(transport)
 
     def close(self) -> None:
-        """Turn away who is still in his head."""
+        """Turn away who is still in his head, and who comes now: a handshake of TLS may only just have ended."""
+        self._is_open = False
         for head in list(self._pending):
             head.refuse(HTTPStatus.SERVICE_UNAVAILABLE)
 
     def _head(self, hand_off: HandOff) -> Head:
-        head = Head(hand_off, self._on_refused, self._timeout_s)
+        head = Head(hand_off, self._on_refused, self._timeout_s if self._is_open else None)
         self._pending.add(head)
         return head
 
@@ -118,9 +120,9 @@ class OnePort(Intake):
 
 
 class Head(asyncio.Protocol):
-    """A connection until its first request's head is there."""
+    """A connection until its first request's head is there. Args: timeout_s: None: it is not waited for."""
 
-    def __init__(self, hand_off: HandOff, on_refused: Callable[[HTTPStatus], None], timeout_s: float) -> None:
+    def __init__(self, hand_off: HandOff, on_refused: Callable[[HTTPStatus], None], timeout_s: float | None) -> None:
         self._hand_off = hand_off
         self._on_refused = on_refused
         self._timeout_s = timeout_s
@@ -130,6 +132,9 @@ class Head(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if self._timeout_s is None:
+            self.refuse(HTTPStatus.SERVICE_UNAVAILABLE)
+            return
         self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self.refuse, HTTPStatus.REQUEST_TIMEOUT)
 
     def data_received(self, data: bytes) -> None:
