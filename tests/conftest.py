@@ -20,6 +20,10 @@ from asr_ws.worker.supervisor import WorkerSpec
 SPEECH = Path(str(files("asr_ws"))) / "assets" / "speech"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-ports", action="store_true", help="one port and two, plain and TLS: each with each")
+
+
 def one_at_a_time(what: str, folders: pytest.TempPathFactory) -> FileLock:
     """For what is fetched once: pytest-xdist's workers have a session each, and would all fetch it."""
     return FileLock(folders.getbasetemp().parent / f"{what}.lock")

@@ -110,11 +110,13 @@ class Origins:
     allowed: as `asr_ws.config.origin` writes them.
     own_names: of this machine, lower case.
     any_name: whether whoever asks needs a token anyway, so that no name of the host is suspicious.
+    own_ports: where sessions have one and pages another: by the same name, the one's pages may use the other.
     """
 
     allowed: tuple[str, ...]
     own_names: frozenset[str]
     any_name: bool
+    own_ports: frozenset[int] = frozenset()
 
     def admit(self, sent: Sequence[str], host: str | None) -> bool:
         """Whether the page may open a session.
@@ -135,11 +137,22 @@ class Origins:
         return False
 
     def _is_own(self, page: str, host: str) -> bool:
-        scheme, _, own = page.partition("://")
-        if scheme not in DEFAULT_PORTS or page != origin(f"{scheme}://{host}"):
+        scheme = page.partition("://")[0]
+        if scheme not in DEFAULT_PORTS:
             return False
-        name = re.sub(r":\d+$", "", own).strip("[]")
+        name, port = _name_and_port(page)
+        asked_name, asked_port = _name_and_port(origin(f"{scheme}://{host}"))
+        if name != asked_name or (port != asked_port and not {port, asked_port} <= self.own_ports):
+            return False
         return self.any_name or _is_address(name) or is_loopback(name) or name in self.own_names
+
+
+def _name_and_port(page: str) -> tuple[str, int]:
+    """Of an origin of http or https."""
+    scheme, _, host = page.partition("://")
+    match = re.fullmatch(r"\[?(.*?)\]?(?::(\d+))?", host)
+    assert match is not None
+    return match[1], int(match[2] or DEFAULT_PORTS[scheme])
 
 
 def _is_address(name: str) -> bool:

@@ -168,13 +168,13 @@ def build(settings: Settings, spec: WorkerSpec, *, fair: bool = True) -> App:
         now=time.time,
         root_path=listen.root_path,
     )
-    has_two_ports = listen.http_port >= 0
+    has_two_ports = listen.http_port == 0 or listen.http_port not in (-1, listen.port)
     http = Http(
         pages.by_path(),
         [*transcriptions.routes(), *jobs.routes()],
         reception,
         listen.root_path,
-        (lambda: listener.sessions_at(entrance.hosts(listen.host)[0])) if has_two_ports else None,
+        (lambda name: listener.sessions_at(name)) if has_two_ports else None,
     )
     listener = pages.listener = exposition.listener = Listener(
         listen.host,

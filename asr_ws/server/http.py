@@ -15,7 +15,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final, cast
@@ -27,7 +27,7 @@ from asr_ws import messages
 from asr_ws.core.access import owner
 from asr_ws.core.types import SessionId
 from asr_ws.errors import AsrError
-from asr_ws.server.answer import HEADERS, Answer, Page
+from asr_ws.server.answer import HEADERS, POLICY, Answer, Page
 from asr_ws.server.failures import Refused, failure
 from asr_ws.server.front import Polite
 from asr_ws.server.reception import REFUSALS, Asked, Guard, Reception
@@ -43,8 +43,7 @@ CORS_HEADERS: Final = {
     "Vary": "Origin",
 }
 NUMBERS: Final = ("/metrics", "/v1/stats")
-
-
+HOST: Final = re.compile(r"(?:\[([\da-f:.]{2,45})\]|([\w.-]{1,253}))(?::\d{1,5})?", re.ASCII | re.IGNORECASE)
 PARAMETER: Final = re.compile(r"[\w-]{1,64}", re.ASCII)
 NONE: Final[Mapping[str, str]] = {}
 
@@ -118,7 +117,7 @@ class Http:
     pages: what a plain GET of a path answers.
     routes: the API.
     root_path: what a proxy may leave before each path.
-    sessions_at: where sessions are opened, if they are not opened on this port.
+    sessions_at: where sessions are opened, by that name of this machine, if they are not opened on this port.
     """
 
     def __init__(
@@ -127,7 +126,7 @@ class Http:
         routes: Iterable[Route],
         reception: Reception,
         root_path: str = "",
-        sessions_at: Callable[[], str] | None = None,
+        sessions_at: Callable[[str], str] | None = None,
     ) -> None:
         self._pages = pages
         self._routes = tuple(routes)
@@ -194,12 +193,10 @@ class Http:
         return _plain_response(answer, asked)
 
     def _page(self, request: web.BaseRequest, path: str) -> Answer:
+        name = name_asked_for(request.headers.getall("Host", ()))
         if path == messages.PATH and self._sessions_at is not None:
-            return Answer(
-                HTTPStatus.UPGRADE_REQUIRED,
-                f"sessions are at {self._sessions_at()}\n",
-                (("Upgrade", "websocket"),),
-            )
+            where = self._sessions_at(name)
+            return Answer(HTTPStatus.UPGRADE_REQUIRED, f"sessions are at {where}\n", (("Upgrade", "websocket"),))
         if request.method not in ("GET", "HEAD"):
             return Answer(HTTPStatus.METHOD_NOT_ALLOWED, "GET only\n", (("Allow", "GET, HEAD"),))
         if path == self._root_path:  # its links are relative
@@ -208,7 +205,8 @@ class Http:
         if (page := self._pages.get(path)) is None:
             return Answer(HTTPStatus.NOT_FOUND, f"nothing here; sessions are at {messages.PATH}\n")
         status, content_type, body = page()
-        return Answer(status, body, content_type=content_type)
+        policy = [] if path != "/" or self._sessions_at is None else [_policy(self._sessions_at(name))]
+        return Answer(status, body, (*policy,), content_type)
 
     async def _api(self, request: web.BaseRequest, path: str, routes: list[Route]) -> web.StreamResponse:
         asked = _asked(request)
@@ -313,6 +311,18 @@ class _Connection(web.RequestHandler):
 def _asked(request: web.BaseRequest) -> Asked:
     peer = (request.get_extra_info("peername") or ("unknown",))[0]
     return Asked(str(peer), lambda name: request.headers.getall(name, ()))
+
+
+def name_asked_for(hosts: Sequence[str]) -> str:
+    """This machine's, as the client calls it. Args: hosts: the ``Host`` headers."""
+    match = HOST.fullmatch("".join(hosts))
+    return (match[1] or match[2]) if match is not None else "localhost"
+
+
+def _policy(sessions: str) -> tuple[str, str]:
+    """Of a page that opens sessions there; the policy's language has no words for an address of IPv6."""
+    address = re.sub(r"\[.*\]", "*", sessions.removesuffix(messages.PATH))
+    return "Content-Security-Policy", f"{POLICY}; connect-src 'self' {address}"
 
 
 def _cors_headers(asked: Asked) -> dict[str, str]:

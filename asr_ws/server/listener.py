@@ -38,7 +38,7 @@ from asr_ws.server.connection import Connection, ConnectionLimits
 from asr_ws.server.dispatcher import Dispatcher
 from asr_ws.server.door import Door
 from asr_ws.server.front import Front
-from asr_ws.server.http import Http
+from asr_ws.server.http import Http, name_asked_for
 from asr_ws.server.intake import Intake, Turns
 from asr_ws.server.reception import REFUSALS, Asked, Guard, Reception, revoked
 from asr_ws.server.tally import Tally
@@ -147,6 +147,8 @@ class Listener:
                 raise
         self.servers = [await self._serve(listening) for listening in for_sessions]
         self._http_servers = [await self._serve_http(listening) for listening in for_http]
+        if self.has_two_ports:
+            self._reception.use_ports(self.port, self.http_port)
         if door.max_connections < limits.in_all or door.max_per_address < limits.per_address:
             hint = "allow the process more open files, or lower --max-sessions"
             self._log.warning("server.few_descriptors", max_connections=door.max_connections, hint=hint)
@@ -213,6 +215,10 @@ class Listener:
     @property
     def port(self) -> int:
         return _port_of(self.servers[0])
+
+    @property
+    def has_two_ports(self) -> bool:
+        return self._asked_http_port is not None
 
     @property
     def http_port(self) -> int:
@@ -336,7 +342,7 @@ class Listener:
     def _answer(self, connection: ServerConnection, request: Request) -> Response | None:
         """None: the handshake goes on."""
         if not self._is_session(request.path):
-            where = f"HTTP has a port of its own: {self.url}\n"
+            where = f"HTTP has a port of its own: {self.url_at(name_asked_for(request.headers.get_all('Host')))}\n"
             return _response(Answer(HTTPStatus.NOT_FOUND, where))
         asked = Asked.of_session(connection)
         client = self._reception.client(asked)

@@ -73,8 +73,11 @@ class Pages:
         self._schema_text = schema.FILE.read_text("utf-8")
 
     def by_path(self) -> dict[str, Page]:
+        browser_files = _browser_files()
+        self._page = browser_files["/"]
         return {
-            **_browser_files(),
+            **browser_files,
+            "/": self._page_with_ports,
             "/livez": self._live,
             "/healthz": self._live,
             "/readyz": self._ready,
@@ -82,6 +85,15 @@ class Pages:
             "/v1/stats": self._stats,
             "/v1/schema.json": self._schema,
         }
+
+    def _page_with_ports(self) -> tuple[HTTPStatus, str, str | Packed]:
+        """Sessions may have another: page/address.js reads it."""
+        if not self.listener.has_two_ports:
+            return self._page()
+        status, content_type, body = self._page()
+        assert isinstance(body, Packed)
+        ports = f'<meta name="asr-ws-ports" content="{self.listener.http_port} {self.listener.port}">'
+        return status, content_type, body.plain.decode().replace("</title>\n", f"</title>\n{ports}\n", 1)
 
     def _live(self) -> tuple[HTTPStatus, str, str]:
         return HTTPStatus.OK, "text/plain", "alive\n"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import Final
@@ -94,6 +94,10 @@ class Reception:
         self._proxies = proxies
         self._open_stats = open_stats
         self._metrics = metrics
+
+    def use_ports(self, *ports: int) -> None:
+        """Of this server, if there are several: a page of the one may use what is at the other."""
+        self._origins = replace(self._origins, own_ports=frozenset(ports))
 
     def client(self, asked: Asked) -> Client:
         return client_of(asked.peer, asked.headers("X-Forwarded-For"), self._proxies)

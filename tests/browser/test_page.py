@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import wave
 from collections.abc import AsyncIterator
@@ -535,6 +536,41 @@ async def test_server_that_is_away_is_told_and_comes_back_by_itself(scripted: Wo
         await page.wait("!document.getElementById('notices').innerText")  # once a session has said it too
         await page.click("#microphone")
         await page.wait("events.some(e => e.type === 'final')")
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+ONLY_IPV6 = pytest.param("[::1]", marks=pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here"))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", ONLY_IPV6])
+async def test_page_finds_sessions_at_a_port_of_their_own(scripted: WorkerSpec, speech: Path, host: str) -> None:
+    async with serving(scripted, host=host.strip("[]"), http_port=0) as app:
+        port, http_port = app.listener.port, app.listener.http_port
+        async with opened(f"http://{host}:{http_port}", *hears(speech)) as page:
+            await page.wait(READY)
+            await page.click("#microphone")
+            await page.wait("events.some(e => e.type === 'final')")
+            await page.click("#microphone")
+            await page.wait(IDLE)
+            await page.wait("document.getElementById('queue-text').innerText.startsWith('0 of 3')")
+            assert page.complaints == []
+            sessions = {url for url in page.urls if url.startswith("ws")}
+            assert sessions == {f"ws://{host}:{port}/v1/stream"}
+            others = [url for url in page.urls if not url.startswith(("ws", f"http://{host}:{http_port}/"))]
+            assert others == []
+            refused = await page.evaluate(
+                "new Promise((resolve) => {"
+                "document.addEventListener('securitypolicyviolation', (e) => resolve(e.effectiveDirective));"
+                f"new WebSocket('ws://{host}:9') }})"
+            )
+            assert refused == "connect-src"
 
 
 async def test_transcript_keeps_words_until_there_are_others_and_a_file_has_subtitles_of_its_own(

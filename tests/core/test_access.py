@@ -139,6 +139,61 @@ def test_a_name_that_strangers_may_point_here_is_admitted_only_behind_a_token() 
     assert admits(*rebound, "http://evil.example:8765")
 
 
+def admits_by_ports(origin: str, host: str, *, any_name: bool = False) -> bool:
+    origins = Origins((), frozenset({"lab"}), any_name, own_ports=frozenset({9000, 9001}))
+    return origins.admit([origin], host)
+
+
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        ("http://localhost:9000", "localhost:9001"),
+        ("http://127.0.0.1:9000", "127.0.0.1:9001"),
+        ("http://[::1]:9000", "[::1]:9001"),
+        ("https://LAB:9000", "lab:9001"),
+        ("http://localhost:9001", "localhost:9001"),
+        ("http://localhost:8765", "localhost:8765"),  # the ports of a container are its own
+        ("https://192.168.1.5", "192.168.1.5"),
+    ],
+)
+def test_a_page_of_this_servers_other_port_is_admitted(origin: str, host: str) -> None:
+    assert admits_by_ports(origin, host)
+
+
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        ("http://localhost:9002", "localhost:9001"),
+        ("http://localhost:9000", "localhost:9002"),
+        ("http://localhost", "localhost:9001"),
+        ("http://localhost:90000", "localhost:9001"),
+        ("http://localhost:900", "localhost:9001"),
+        ("http://localhost:9000", "127.0.0.1:9001"),
+        ("http://evil.example:9000", "localhost:9001"),
+        ("http://localhost:9000.evil.example", "localhost:9001"),
+        ("http://localhost:9000", "localhost:9001:9000"),
+        ("http://localhost:9000", ""),
+        ("http://[::1]:9000", "::1:9001"),
+        ("file://localhost:9000", "localhost:9001"),
+        ("null", "localhost:9001"),
+    ],
+)
+def test_a_page_of_any_other_port_or_name_is_not(origin: str, host: str) -> None:
+    assert not admits_by_ports(origin, host)
+    assert not admits_by_ports(origin, host, any_name=True)
+
+
+def test_a_second_port_does_not_make_a_strangers_name_ours() -> None:
+    assert not admits_by_ports("http://evil.example:9000", "evil.example:9001")
+    assert admits_by_ports("http://evil.example:9000", "evil.example:9001", any_name=True)
+
+
+def test_default_ports_are_ports_too() -> None:
+    origins = Origins((), frozenset(), any_name=False, own_ports=frozenset({443, 8765}))
+    assert origins.admit(["https://localhost"], "localhost:8765")
+    assert not origins.admit(["http://localhost"], "localhost:8765")
+
+
 def test_listed_origins_are_admitted_exactly() -> None:
     allowed = "https://www.example.com", "app://page", "null"
     for origin in ("https://www.example.com", "https://WWW.example.com:443", "app://page", "null"):

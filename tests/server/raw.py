@@ -74,8 +74,9 @@ class Raw:
 
 
 @asynccontextmanager
-async def raw(app: App, tls: ssl.SSLContext | None = None) -> AsyncIterator[Raw]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", app.listener.port, ssl=tls)
+async def raw(app: App, tls: ssl.SSLContext | None = None, *, port: int = 0) -> AsyncIterator[Raw]:
+    """Args: port: 0: that of sessions."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port or app.listener.port, ssl=tls)
     try:
         yield Raw(reader, writer)
     finally:

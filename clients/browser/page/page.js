@@ -2,6 +2,7 @@
 
 import { AsrClient } from "../asr-client.js";
 import { AWAITS_LOAD, OUTCOMES } from "../asr-session.js";
+import { sessionsAddress } from "./address.js";
 import { Gauges } from "./gauges.js";
 import { recall, remember } from "./memory.js";
 import { retell, still, tell, tellAsIs } from "./notices.js";
@@ -15,6 +16,8 @@ const QUIET_MS = 4000; // without any sound at all: muted
 const MAX_FILE_BYTES = 200e6; // it is decoded in memory
 const FILE_RATE = 16_000; // Hz
 const AWAY = ["unreachable", "worklet_failed", "connection_lost", "session_refused"]; // it may come back by itself
+
+const SERVER = sessionsAddress(document.baseURI, document.querySelector("meta[name=asr-ws-ports]")?.content);
 
 const $ = (id) => document.getElementById(id);
 const asked = new URLSearchParams(location.search);
@@ -53,7 +56,7 @@ function newClient(file) {
   lostMs = 0;
   transcript.begin(file);
   const device = $("device").value;
-  const made = new AsrClient(".", {
+  const made = new AsrClient(SERVER, {
     token: $("token").value.trim(),
     start: {
       language: $("language").value || null,
@@ -288,7 +291,7 @@ navigator.mediaDevices?.addEventListener("devicechange", () => $("device").optio
 /** Ask the server what it is, once: its languages, and whether it wants a token. */
 function visit() {
   visitor?.close();
-  visitor = new AsrClient(".", { token: $("token").value.trim() });
+  visitor = new AsrClient(SERVER, { token: $("token").value.trim() });
   followServer(visitor);
   visitor.addEventListener("ready", ({ target }) => target.close());
   visitor.open().catch((error) => {
