@@ -18,7 +18,7 @@ import click
 import psutil
 
 from asr_ws.testing import marks
-from benchmarks.common import within
+from benchmarks.common import state_dir, within
 
 LISTEN_LIMIT_S: Final = 60.0
 READY_LIMIT_S: Final = 120.0  # a load, after some that failed
@@ -49,12 +49,14 @@ class Served:
         url: its plain address.
         log: how often each event was logged, TRACEBACK, STACKS, and LIBRARY_ERROR.
         clients: by address, the sessions that were opened.
+        of_jobs: the lines of its log that are about them.
     """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.url = ""
         self.log: Counter[str] = Counter()
         self.clients: Counter[str] = Counter()
+        self.of_jobs: list[dict[str, Any]] = []
         self._process = process
         self._facts = psutil.Process(process.pid)
         self._readers: list[asyncio.Task[None]] = []
@@ -68,7 +70,8 @@ class Served:
         Raises:
             click.ClickException: it does not listen.
         """
-        command = (sys.executable, "-m", *program, "--port", "0", "--log-format", "json", *arguments)
+        own = ("--port", "0", "--log-format", "json", "--state-dir", state_dir())
+        command = (sys.executable, "-m", *program, *own, *arguments)
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, limit=MAX_LINE_BYTES)
         server = cls(process)
@@ -151,6 +154,7 @@ class Served:
                 with suppress(ValueError):  # cut by what else is written there
                     said = json.loads(line)
                     self.log[str(said.get("event"))] += 1
+                    self.of_jobs += [said] if str(said.get("event")).startswith("job") else []
                     self.clients.update([said["client"]] if said.get("event") == "session.opened" else [])
                     self.log[LIBRARY_ERROR] += (said.get("event"), said.get("level")) == ("library.logged", "error")
 
