@@ -3,8 +3,8 @@
     python -m benchmarks.jobs [--kills 50] [--seed 1] [--model tiny.en] [--scripted]
 
 Files of 11 s to two minutes are posted to ``/v1/jobs`` of a server of its own, `UNFINISHED` of them under way at any
-time, some slowly, each with an Idempotency-Key, and again with the same key until there is an answer; some also after
-that. All are polled. Meanwhile, at random moments, also while it starts, the server is killed with SIGKILL: its
+time, some slowly, each with an Idempotency-Key, and again with the same key until there is an answer, and now and then
+after that. All are polled. Meanwhile, at random moments, also while it starts, the server is killed with SIGKILL: its
 children are to be gone then, and it is started again on the same port, with the same ``--state-dir``. When all is over
 it is stopped by SIGTERM, and its folder is looked at.
 
@@ -49,7 +49,9 @@ AGAIN_S: Final = 0.2  # before what had no answer is asked again
 POLL_S: Final = 0.3
 SLOWLY: Final = 0.25  # of the posts are sent in pieces with pauses,
 PIECE_PAUSE_S: Final = 0.05  # as long as this
-REPEATED: Final = 0.25  # of the posts are made once more after their answer
+REPEATED: Final = 0.1  # of the polls are posts, with the same key
+SHORT: Final = "11 s"
+SHORT_SHARE: Final = 0.6  # of the jobs: the more there are, the more often one arrives or ends at a kill
 ANSWER_LIMIT_S: Final = 30.0
 JOB_LIMIT_S: Final = 300.0  # for a server that is not killed to end one
 GONE_LIMIT_S: Final = 5.0
@@ -299,9 +301,9 @@ class Run:
         for name in self._samples:
             asked = Asked(f"undisturbed-{name.split()[0]}", name)
             self._asked.append(asked)
-            await self._post(asked, random.Random(0))
+            await self._post(asked, self._rng)
             async with within(JOB_LIMIT_S, f"the job of {name}"):
-                await self._until_ended(asked)
+                await self._until_ended(asked, self._rng)
             status, text = asked.ended[0]
             if text is None:
                 raise click.ClickException(f"undisturbed, the job of {name} {status}")
@@ -312,41 +314,39 @@ class Run:
         """One job after the other."""
         rng = random.Random(f"{self._plan.seed} {n}")
         while not done.is_set():
-            asked = Asked(f"key-{n}-{len(self._asked)}", rng.choice(list(self._samples)))
+            name = SHORT if rng.random() < SHORT_SHARE else rng.choice(list(self._samples))
+            asked = Asked(f"key-{n}-{len(self._asked)}", name)
             self._asked.append(asked)
             await self._post(asked, rng)
-            await self._until_ended(asked, done)
+            await self._until_ended(asked, rng, done)
 
     async def _post(self, asked: Asked, rng: random.Random) -> None:
-        """Until it is acknowledged; sometimes once more."""
+        """Until it is acknowledged."""
+        async with within(2 * JOB_LIMIT_S, f"{asked.key} to be acknowledged"):
+            while not asked.ids:
+                await asyncio.sleep(await self._post_once(asked, rng))
+
+    async def _post_once(self, asked: Asked, rng: random.Random) -> float:
+        """Returns: after how many seconds to do it again, if need be."""
         fields = {"response_format": "json", **({"prompt": SCRIPT} if self._plan.is_scripted else {})}
         upload = Upload.of(self._samples[asked.sample].audio, f"{asked.key}.flac", fields)
-        n_wanted = 2 if rng.random() < REPEATED else 1
-        async with within(2 * JOB_LIMIT_S, f"{asked.key} to be acknowledged"):
-            while len(asked.ids) < n_wanted:
-                pause_s = PIECE_PAUSE_S if rng.random() < SLOWLY else 0.0
-                answer = None
-                try:
-                    answer = await ask(
-                        self._url,
-                        "POST",
-                        PATH,
-                        headers={"Idempotency-Key": asked.key},
-                        upload=upload,
-                        pause_s=pause_s,
-                        limit_s=ANSWER_LIMIT_S,
-                    )
-                except NoAnswer:
-                    await asyncio.sleep(AGAIN_S)
-                    continue
-                if answer.status == 202:
-                    asked.ids.append(answer.json["job_id"])
-                elif answer.status in (409, 429, 503):  # one on its way that is gone by now, and refusals
-                    await asyncio.sleep(float(answer.headers.get("retry-after-ms", 1000 * AGAIN_S)) / 1000)
-                else:
-                    raise click.ClickException(f"{asked.key} was answered {answer.status} {answer.body.decode()}")
+        pause_s = PIECE_PAUSE_S if rng.random() < SLOWLY else 0.0
+        key = {"Idempotency-Key": asked.key}
+        try:
+            answer = await ask(
+                self._url, "POST", PATH, headers=key, upload=upload, pause_s=pause_s, limit_s=ANSWER_LIMIT_S
+            )
+        except NoAnswer:
+            return AGAIN_S
+        if answer.status == 202:
+            asked.ids.append(answer.json["job_id"])
+        elif answer.status not in (409, 429, 503):  # the first: what was on its way is not known to be gone yet
+            raise click.ClickException(f"{asked.key} was answered {answer.status} {answer.body.decode()}")
+        return float(answer.headers.get("retry-after-ms", AGAIN_S * 1000)) / 1000
 
-    async def _until_ended(self, asked: Asked, killing_is_over: asyncio.Event | None = None) -> None:
+    async def _until_ended(
+        self, asked: Asked, rng: random.Random, killing_is_over: asyncio.Event | None = None
+    ) -> None:
         """However long that takes while the server is killed; then for JOB_LIMIT_S."""
         loop, since = asyncio.get_running_loop(), None
         while not asked.ended:
@@ -356,6 +356,8 @@ class Run:
             if since is not None and loop.time() - since > JOB_LIMIT_S:
                 return  # which is a fault of the outcome's
             await asyncio.sleep(POLL_S)
+            if killing_is_over is not None and rng.random() < REPEATED:
+                await self._post_once(asked, rng)
 
     async def _look(self, asked: Asked) -> None:
         """Note it if it has ended."""
