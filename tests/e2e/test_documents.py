@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from asr_ws.client import session, sync, transcript
@@ -25,17 +20,6 @@ BLOCKS = {  # the same one on two pages is run once
     block: f"{page}:{n}" for page in PAGES for n, block in enumerate(python_blocks((ROOT / page).read_text("utf-8")), 1)
 }
 WITH_DEFAULT_URL = (session.connect.__wrapped__, sync.connect.__wrapped__, transcript.transcribe)  # type: ignore[attr-defined]
-
-
-@pytest.fixture(scope="module")
-def url(tiny_en: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "asr_ws", "serve", "--port", "0", "--model", str(tiny_en), "--log-level", "error"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        try:
-            yield server.stdout.readline().removeprefix("listening on ").strip()
-        finally:
-            server.kill()
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=BLOCKS.values())
