@@ -14,7 +14,9 @@ from asr_ws.core.files import Granularity, ResponseFormat
 from asr_ws.messages import MAX_PROMPT_CHARS
 from asr_ws.server.form import IGNORED, MAX_MS, NAMES, BodyLimits
 from asr_ws.server.shapes import MEDIA_TYPES
+from asr_ws.worker.supervisor import WorkerSpec
 from tests.openapi import DOCUMENT, check, check_response, events, resolved
+from tests.server.running import get, serving
 
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 METHODS = ("get", "post", "put", "delete")
@@ -89,6 +91,7 @@ def test_operations() -> None:
         "GET /readyz",
         "GET /metrics",
         "GET /v1/stats",
+        "GET /openapi.json",
     ]
     ids = [operation["operationId"] for _, _, operation in operations()]
     assert len(set(ids)) == len(ids)
@@ -155,3 +158,9 @@ def test_answers_that_are_described_pass() -> None:
     check_response("DELETE", "/v1/jobs/{job_id}", 204, "")
     check_response("GET", "/livez", 200, "alive\n", "text/plain")
     check_response("POST", "/v1/jobs", 202, '{"job_id": "1", "status": "queued"}')
+
+
+async def test_server_has_it(scripted: WorkerSpec) -> None:
+    async with serving(scripted, ready=False) as app:
+        status, body = await get(app, "/openapi.json")
+    assert (status, json.loads(body)) == (200, DOCUMENT)

@@ -71,6 +71,7 @@ class Pages:
         self._exposition = exposition
         self._began = time.monotonic()
         self._schema_text = schema.FILE.read_text("utf-8")
+        self._openapi_text = (files("asr_ws") / "assets" / "openapi.json").read_text("utf-8")
 
     def by_path(self) -> dict[str, Page]:
         browser_files = _browser_files()
@@ -84,6 +85,7 @@ class Pages:
             "/metrics": self._exposition,
             "/v1/stats": self._stats,
             "/v1/schema.json": self._schema,
+            "/openapi.json": self._openapi,
         }
 
     def _page_with_ports(self) -> tuple[HTTPStatus, str, str | Packed]:
@@ -106,6 +108,9 @@ class Pages:
 
     def _schema(self) -> tuple[HTTPStatus, str, str]:
         return HTTPStatus.OK, "application/schema+json", self._schema_text
+
+    def _openapi(self) -> tuple[HTTPStatus, str, str]:
+        return HTTPStatus.OK, "application/json", self._openapi_text
 
     def _stats(self) -> tuple[HTTPStatus, str, str]:
         queue, drafts, metrics, worker = self._dispatcher.queue, self._dispatcher.drafts, self._metrics, self._worker
