@@ -360,6 +360,7 @@ def announce(app: App) -> None:
     for what, where in (
         *(("page", f"{app.listener.url_at(host)}/") for host in hosts),
         *(("sessions", app.listener.sessions_at(host)) for host in hosts),
+        ("files", f"{url}/v1/audio/transcriptions  {url}/v1/jobs"),
         ("numbers", f"{url}/v1/stats  {url}/metrics"),
         ("health", f"{url}/readyz  {url}/livez  {url}/healthz"),
         (
