@@ -309,7 +309,8 @@ def _breaking(url: str) -> Iterator[None]:
     except TimeoutError as error:
         raise RequestLost("the server is silent") from error
     except http.client.RemoteDisconnected as error:
-        raise RequestLost("the server ended the connection without an answer") from error
+        message = "the server ended the connection without an answer"
+        raise RequestLost(message, "is its HTTP on this port? see its --http-port") from error
     except http.client.IncompleteRead as error:
         raise RequestLost(CUT) from error
     except http.client.HTTPException as error:
