@@ -86,9 +86,9 @@ def code_blocks(text: str) -> list[str]:
     return re.findall(r"^```\w*\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def python_blocks(text: str) -> list[str]:
+def run_blocks(text: str, language: str) -> list[str]:
     """Those that are run: all but the ones below a comment that says why not."""
-    blocks = re.findall(r"^(<!-- not run .*?-->\n\n)?```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    blocks = re.findall(rf"^(<!-- not run.*?-->\n\n)?```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
     return [block for why_not, block in blocks if not why_not]
 
 
