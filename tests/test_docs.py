@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -18,10 +19,15 @@ from asr_ws.cli import COMMANDS
 from asr_ws.config import SETTINGS
 from asr_ws.core.types import DropReason, EndpointReason, RefusalReason, ServiceState
 from asr_ws.errors import DecodeFailed
+from asr_ws.media.wire import Reason
+from asr_ws.server.failures import STATUS_BY_CODE
+from asr_ws.server.form import NAMES
+from tests.openapi import DOCUMENT
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("asr_ws/**/*.md")])
 PROTOCOL = (ROOT / "docs" / "reference" / "protocol.md").read_text("utf-8")
+HTTP = (ROOT / "docs" / "reference" / "http.md").read_text("utf-8")
 COMMAND_LINE = (ROOT / "docs" / "reference" / "command-line.md").read_text("utf-8")
 
 IN, OUT = "Messages to the server", "Events from the server"
@@ -32,6 +38,7 @@ STRUCTS = [
 # Fields that are described under another heading, which these refer to.
 ELSEWHERE = {messages.Ready: (OUT, "`state`"), messages.Started: (IN, "`start`"), messages.Retry: (OUT, "`busy`")}
 ERROR_CALLS = {"ProtocolError": 0, "_error": 0, "_cut_off": 0, "Failed": 1}  # which argument is the code
+HTTP_ERROR_CALLS = {"RequestError": 1, "fail": 1, "StorageError": 0}
 
 
 def sections(text: str, level: int) -> dict[str, str]:
@@ -71,15 +78,18 @@ def structs(hint: object) -> list[type]:
 
 def error_codes() -> set[str]:
     """Codes that the server's source gives to its `error` events and close reasons."""
-    codes = {DecodeFailed.code}
+    return {DecodeFailed.code, *(code for _, code in said(ERROR_CALLS))}
+
+
+def said(calls: Mapping[str, int]) -> Iterator[tuple[object, str]]:
+    """First argument, and code, of each call in the source: by the function's name, which argument is the code."""
     for path in Path(asr_ws.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Call):
                 called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-                position = ERROR_CALLS.get(called, len(node.args))
+                position = calls.get(called, len(node.args))
                 if position < len(node.args) and isinstance(code := node.args[position], ast.Constant):
-                    codes.add(code.value)
-    return codes
+                    yield getattr(node.args[0], "value", None), str(code.value)
 
 
 def code_blocks(text: str) -> list[str]:
@@ -142,6 +152,39 @@ def test_every_error_code_has_its_heading() -> None:
 def test_every_refusal_reason_is_described() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", sections(PROTOCOL, 2)["Refusal reasons"], flags=re.MULTILINE)
     assert {reason: int(status) for reason, status in rows} == {reason.value: reason.status for reason in RefusalReason}
+
+
+# ---------------------------------------------------------------- docs/reference/http.md
+
+
+def rows(section: str) -> list[tuple[str, ...]]:
+    """The cells of each line of its tables, headings aside."""
+    lines = re.findall(r"^\| (.+) \|$", sections(HTTP, 2)[section], flags=re.MULTILINE)
+    return [tuple(line.split(" | ")) for line in lines if line.startswith("`")]
+
+
+def test_every_http_route_has_its_row() -> None:
+    described = {tuple(cell.strip("`").split()) for cell, *_ in rows("Routes")}
+    assert described == {
+        (method.upper(), route)
+        for route, item in DOCUMENT["paths"].items()
+        for method, operation in item.items()
+        if method != "parameters" and operation["tags"] != ["service"]
+    }
+
+
+def test_every_http_field_has_its_row() -> None:
+    assert {name for cell, *_ in rows("Fields") for name in names(cell)} == set(NAMES)
+
+
+def test_every_http_error_has_its_row_and_its_status() -> None:
+    described = {name: int(status) for cell, status, *_ in rows("Errors") for name in names(cell)}
+    given = {code: status for status, code in said(HTTP_ERROR_CALLS) if isinstance(status, int)}
+    given |= {
+        reason.value: STATUS_BY_CODE.get(reason.value, 422) for reason in Reason if reason is not Reason.TOO_LARGE
+    }
+    given |= {code: 507 for status, code in said(HTTP_ERROR_CALLS) if status == code}
+    assert {code: described.get(code) for code in given} == given
 
 
 # ---------------------------------------------------------------- docs/reference/command-line.md
