@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import wave
 from collections.abc import Iterator
@@ -27,6 +28,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def one_at_a_time(what: str, folders: pytest.TempPathFactory) -> FileLock:
     """For what is fetched once: pytest-xdist's workers have a session each, and would all fetch it."""
     return FileLock(folders.getbasetemp().parent / f"{what}.lock")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A server of a test finds no jobs of its developer's, on Linux; elsewhere its state folder does not move."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from tests.server.running import serving
 from tests.test_docs import ROOT
 
 INSTALL_S = 500
-SERVERS_OWN = ("faster_whisper", "ctranslate2", "onnxruntime", "av", "structlog", "sounddevice", "psutil")
+SERVERS_OWN = ("faster_whisper", "ctranslate2", "onnxruntime", "av", "aiohttp", "structlog", "sounddevice", "psutil")
 # Of this process: the tree must not be found there, nor a setting that a developer has.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "ASR_WS_"))}
 
@@ -89,9 +89,10 @@ def test_a_microphone_names_the_extra_that_it_needs(installed: Path) -> None:
     assert err.endswith("a microphone needs the optional dependencies 'mic' (pip install 'asr-ws[mic]')\n")
 
 
-async def test_it_transcribes_by_a_server_elsewhere(installed: Path, scripted: WorkerSpec) -> None:
+@pytest.mark.parametrize("more", [[], ["--http"]], ids=["session", "http"])
+async def test_it_transcribes_by_a_server_elsewhere(more: list[str], installed: Path, scripted: WorkerSpec) -> None:
     async with serving(scripted) as app:
-        arguments = ["transcribe", str(SPEECH / "jfk.wav"), "--url", app.listener.url]
+        arguments = ["transcribe", str(SPEECH / "jfk.wav"), "--url", app.listener.url, *more]
         code, out, err = await asyncio.to_thread(run, installed / "asr-ws", *arguments)
     assert (code, err) == (0, "")
     assert out.startswith("country ")
