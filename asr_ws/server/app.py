@@ -169,6 +169,7 @@ def build(settings: Settings, spec: WorkerSpec, *, fair: bool = True) -> App:
         root_path=listen.root_path,
     )
     has_two_ports = listen.http_port == 0 or listen.http_port not in (-1, listen.port)
+    exposition.jobs = jobs
     http = Http(
         pages.by_path(),
         [*transcriptions.routes(), *jobs.routes()],

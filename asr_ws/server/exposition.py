@@ -28,6 +28,7 @@ from asr_ws.core.types import RefusalReason, ServiceState
 from asr_ws.errors import DecodeFailed, WorkerDied, WorkerHung
 from asr_ws.metrics import BOUNDS_S, Histogram, Metrics
 from asr_ws.server.dispatcher import Dispatcher
+from asr_ws.server.jobs import Jobs
 from asr_ws.server.listener import Listener
 from asr_ws.server.pages import WorkerFacts
 
@@ -36,9 +37,10 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST.partition("; charset")[0]
 
 
 class Exposition(Collector):
-    """``listener`` is known only once it listens. Args: clock: monotonic seconds."""
+    """``listener`` is known only once it listens, and ``jobs`` with it. Args: clock: monotonic seconds."""
 
     listener: Listener
+    jobs: Jobs
 
     def __init__(
         self,
@@ -95,6 +97,10 @@ class Exposition(Collector):
         for (route, status), n in self.listener.http.requests.items():
             requests.add_metric([route, str(status)], n)
         yield requests
+        jobs = GaugeMetricFamily("asr_ws_jobs", "HTTP jobs that are kept, by their status", labels=["status"])
+        for job_status, n in self.jobs.counts.items():
+            jobs.add_metric([job_status.value], n)
+        yield jobs
 
     def _decodes(self) -> Iterator[Metric]:
         metrics, worker = self._metrics, self._worker

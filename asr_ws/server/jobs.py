@@ -112,6 +112,7 @@ class Jobs:
                 raise self._refused(REASONS[full])
             await visit.want_body()
             job = await self._receive(visit, store, key)
+            self.counts = await self._disk.run(store.counts)  # nobody looks while one is being done
         finally:
             self._uploading.remove(here)
             self._touched.set()
@@ -152,6 +153,7 @@ class Jobs:
                 self._doing[1].cancel()
         else:
             await self._disk.run(store.forget, job.id)
+        self.counts = await self._disk.run(store.counts)
         self._touched.set()
         return visit.respond(204)
 

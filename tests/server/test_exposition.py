@@ -6,25 +6,29 @@ import asyncio
 import re
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from asr_ws.client.http_frames import form
 from asr_ws.core.access import AccessRefusal
 from asr_ws.core.types import RefusalReason
 from asr_ws.metrics import BOUNDS_S, Histogram
 from asr_ws.server import exposition as exposition_module
 from asr_ws.server.app import App, build
 from asr_ws.server.exposition import Exposition, _buckets
+from asr_ws.testing.recognizer import Gate
 from asr_ws.worker.supervisor import WorkerSpec
 from asr_ws.worker.system import Cause
+from tests.conftest import SPEECH
 from tests.server.running import MANUAL, SECOND, Client, get, serving, settings
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 PROMISED = """queue_depth queue_capacity in_flight_tasks queue_wait_seconds decode_seconds final_latency_seconds
 first_partial_seconds sessions sessions_total utterances_total refusals_total audio_seconds_total decode_failures_total
 worker_up worker_restarts_total worker_resident_bytes worker_load_seconds event_loop_lag_seconds
-log_records_dropped_total http_requests_total build_info"""  # the protocol's, but for jobs, which there are none of yet
+log_records_dropped_total http_requests_total jobs build_info"""  # the protocol's
 OURS = "access_refused_total"
 Samples = dict[tuple[str, ...], float]
 
@@ -145,3 +149,27 @@ def test_buckets_are_cumulative_and_end_with_all() -> None:
     buckets, sum_s = _buckets(histogram)
     assert (buckets[:3], buckets[-2:]) == ([("0.001", 1), ("0.002", 3), ("0.005", 3)], [("30.0", 3), ("+Inf", 4)])
     assert (len(buckets), sum_s) == (len(BOUNDS_S) + 1, pytest.approx(99.0035))
+
+
+async def test_jobs_are_counted_also_while_one_is_being_done(scripted: WorkerSpec, tmp_path: Path) -> None:
+    async with serving(scripted, state_dir=str(tmp_path)) as app, Gate() as gate:
+        for _ in range(2):
+            await asyncio.to_thread(post_job, app, gate.script)
+        await gate.entered()
+        seen = await scrape(app)
+    assert seen["asr_ws_jobs"] == {
+        ("queued",): 1,
+        ("running",): 1,
+        ("succeeded",): 0,
+        ("failed",): 0,
+        ("cancelled",): 0,
+    }
+    assert seen["asr_ws_http_requests_total"] == {("/v1/jobs", "202"): 2}
+
+
+def post_job(app: App, prompt: str) -> None:
+    framed = form({"prompt": prompt}, "jfk.wav", "boundary")
+    body = framed.head + (SPEECH / "jfk.wav").read_bytes() + framed.tail
+    request = Request(f"{app.listener.url}/v1/jobs", body, {"Content-Type": framed.content_type})
+    with urlopen(request, timeout=30) as response:
+        assert response.status == 202
