@@ -65,7 +65,7 @@ def loop(folder: Path, seed: str, say: Say) -> None:
     while True:
         if chance.random() < 0.6:
             life.add(chance.randbytes(chance.choice([0, 1, 100, 200_000])))
-        elif (job := life.store.next_queued()) is not None:
+        elif (job := life.store.next_unfinished()) is not None:
             life.run(job, chance.randrange(4))
             life.end(job.id, chance.choice([JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED]))
 
@@ -76,7 +76,7 @@ def short_life(folder: Path, say: Say) -> None:
     first, second = life.add(b"one" * 20_000, "key"), life.add(b"two")
     assert first is not None
     assert second is not None
-    job = life.store.next_queued()
+    job = life.store.next_unfinished()
     assert job is not None
     life.run(job, 2)
     life.end(second, JobStatus.CANCELLED)

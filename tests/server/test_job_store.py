@@ -164,7 +164,7 @@ def test_discarded_upload_leaves_nothing_and_none_is_made_before_it_is_written(s
 def test_job_that_runs_tells_how_far_it_is_and_succeeds(store: JobStore, folder: Path, clock: Clock) -> None:
     job = add(store)
     assert store.start(job.id) is True
-    assert store.next_unfinished() is None
+    assert store.next_unfinished() == replace(job, status=JobStatus.RUNNING)
     assert store.set_duration(job.id, 48_000) is True
     words = (Word("Hi", 0.1, 0.4, 0.9),)
     heard = Hypothesis(" Hi", "en", 0.98, (Segment(" Hi", 0.0, 0.5, -0.2, 0.01, 1.1, words),), None, 0.2)
@@ -198,6 +198,16 @@ def test_job_ends_once(store: JobStore, end: str) -> None:
     assert (got(store, job.id), store.slices(job.id)) == (ended, [])
 
 
+def test_job_that_has_ended_is_forgotten_at_once(store: JobStore) -> None:
+    job, other = add(store), add(store)
+    assert (store.forget(job.id), store.forget(JobId("job-unknown"))) == (False, False)
+    store.succeed(job.id, '{"text": "Hi"}')
+    store.succeed(other.id, "{}")
+    assert (store.forget(job.id), store.forget(job.id)) == (True, False)
+    forgotten = got(store, job.id)
+    assert (forgotten.is_expired, forgotten.result, got(store, other.id).is_expired) == (True, None, False)
+
+
 def test_failed_job_says_why(store: JobStore) -> None:
     job = add(store)
     store.fail(job.id, "unsupported_media", "no audio in it")
@@ -214,9 +224,12 @@ def test_jobs_come_in_order_of_arrival_whatever_the_clock_does(store: JobStore, 
     clock.now = 10.0
     second = add(store, owner="bob")
     assert store.next_unfinished() == first
-    store.start(first.id)
+    store.cancel(first.id)
     assert store.next_unfinished() == second
-    assert store.counts() == {"queued": 1, "running": 1, "succeeded": 0, "failed": 0, "cancelled": 0}
+    store.start(second.id)
+    add(store)
+    assert store.next_unfinished() == replace(second, status=JobStatus.RUNNING)
+    assert store.counts() == {"queued": 1, "running": 1, "succeeded": 0, "failed": 0, "cancelled": 1}
 
 
 def test_deaths_are_counted_over_restarts(folder: Path) -> None:
@@ -378,9 +391,9 @@ def test_restart_goes_on_where_the_last_life_ended(folder: Path) -> None:
         assert store.recovery == replace(NOTHING_FOUND, n_resumed=1, n_strays=1)
         assert store.next_unfinished() == replace(second, done_s=1.0)
         assert store.slices(second.id) == [part(0, 16_000)]
-        store.start(second.id)
+        store.succeed(second.id, "{}")
         assert store.next_unfinished() == first
-        assert files(folder) == sorted([first.id, second.id])
+        assert files(folder) == [first.id]
 
 
 def test_job_without_its_audio_fails(folder: Path) -> None:
@@ -755,7 +768,7 @@ class AnyLife(RuleBasedStateMachine):
         self.clock = Clock()
         self.store = opened(self.folder, self.clock)
         self.jobs: dict[JobId, Job] = {}  # the model, in order of arrival
-        self.first: list[JobId] = []  # begun before the last restart
+        self.begun: list[JobId] = []  # in this life or an earlier one
         self.keys: dict[tuple[str, str], tuple[JobId, bytes]] = {}
         self.parts: dict[JobId, list[FileSlice]] = {}
 
@@ -818,7 +831,9 @@ class AnyLife(RuleBasedStateMachine):
         if job.finished_at is not None:
             return
         self.jobs[job.id] = after[what]
-        if what == "slice":
+        if what == "start":
+            self.begun.append(job.id)
+        elif what == "slice":
             self.parts[job.id].append(part(n * 16_000, (n + 1) * 16_000))
         elif after[what].finished_at is not None:
             self.parts[job.id] = []
@@ -849,7 +864,6 @@ class AnyLife(RuleBasedStateMachine):
         self.store = opened(self.folder, self.clock)
         ran = [job for job in self.unfinished() if job.status is JobStatus.RUNNING]
         assert self.store.recovery == replace(NOTHING_FOUND, n_resumed=len(ran), n_strays=int(stray))
-        self.first += [job.id for job in ran if job.id not in self.first]
         self.jobs |= {job.id: replace(job, status=JobStatus.QUEUED) for job in ran}
 
     @invariant()
@@ -859,10 +873,9 @@ class AnyLife(RuleBasedStateMachine):
         assert files(self.folder) == sorted(job.id for job in self.unfinished())
 
     @invariant()
-    def next_is_what_began_earlier_then_what_came_first(self) -> None:
-        queued = [job for job in self.unfinished() if job.status is JobStatus.QUEUED]
-        queued.sort(key=lambda job: job.id not in self.first)
-        assert self.store.next_unfinished() == (queued[0] if queued else None)
+    def next_is_what_was_begun_then_what_came_first(self) -> None:
+        unfinished = sorted(self.unfinished(), key=lambda job: job.id not in self.begun)
+        assert self.store.next_unfinished() == (unfinished[0] if unfinished else None)
 
 
 AnyLife.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
