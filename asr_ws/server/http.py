@@ -197,14 +197,14 @@ class Http:
         if path == messages.PATH and self._sessions_at is not None:
             where = self._sessions_at(name)
             return Answer(HTTPStatus.UPGRADE_REQUIRED, f"sessions are at {where}\n", (("Upgrade", "websocket"),))
+        if path not in self._pages and path != self._root_path:
+            return Answer(HTTPStatus.NOT_FOUND, f"nothing here; sessions are at {messages.PATH}\n")
         if request.method not in ("GET", "HEAD"):
             return Answer(HTTPStatus.METHOD_NOT_ALLOWED, "GET only\n", (("Allow", "GET, HEAD"),))
         if path == self._root_path:  # its links are relative
             target = request.raw_path.replace(path, f"{path}/", 1)
             return Answer(HTTPStatus.PERMANENT_REDIRECT, "", (("Location", target),))
-        if (page := self._pages.get(path)) is None:
-            return Answer(HTTPStatus.NOT_FOUND, f"nothing here; sessions are at {messages.PATH}\n")
-        status, content_type, body = page()
+        status, content_type, body = self._pages[path]()
         policy = [] if path != "/" or self._sessions_at is None else [_policy(self._sessions_at(name))]
         return Answer(status, body, (*policy,), content_type)
 
