@@ -168,8 +168,8 @@ def build(settings: Settings, spec: WorkerSpec, *, fair: bool = True) -> App:
         now=time.time,
         root_path=listen.root_path,
     )
+    pages.jobs = exposition.jobs = jobs
     has_two_ports = listen.http_port == 0 or listen.http_port not in (-1, listen.port)
-    exposition.jobs = jobs
     http = Http(
         pages.by_path(),
         [*transcriptions.routes(), *jobs.routes()],

@@ -15,7 +15,10 @@ from asr_ws.core.types import ServiceState
 from asr_ws.metrics import Metrics
 from asr_ws.server.answer import Packed, Page
 from asr_ws.server.dispatcher import Dispatcher
+from asr_ws.server.jobs import Jobs
 from asr_ws.server.listener import Listener
+
+OPENAPI: Final = Path(str(files("asr_ws"))) / "assets" / "openapi.json"
 
 # Of clients/browser: what the page and other programs load, by the end of its name.
 BROWSER_TYPES: Final = {
@@ -57,9 +60,10 @@ class WorkerFacts(Protocol):
 
 
 class Pages:
-    """The answers, by path. ``listener`` is known only once it listens. Args: exposition: answers /metrics."""
+    """The answers, by path. ``listener`` and ``jobs`` are made later. Args: exposition: answers /metrics."""
 
     listener: Listener
+    jobs: Jobs
 
     def __init__(
         self, model: str, dispatcher: Dispatcher, worker: WorkerFacts, metrics: Metrics, exposition: Page
@@ -71,7 +75,7 @@ class Pages:
         self._exposition = exposition
         self._began = time.monotonic()
         self._schema_text = schema.FILE.read_text("utf-8")
-        self._openapi_text = (files("asr_ws") / "assets" / "openapi.json").read_text("utf-8")
+        self._openapi_text = OPENAPI.read_text("utf-8")
 
     def by_path(self) -> dict[str, Page]:
         browser_files = _browser_files()
@@ -120,6 +124,7 @@ class Pages:
             "uptime_s": round(time.monotonic() - self._began, 1),
             "queue_depth": queue.depth,
             "queue_capacity": queue.capacity,
+            "background_depth": queue.background_depth,
             "avg_wait_ms": round(metrics.avg_wait_s * 1000),
             "p95_wait_ms": round(metrics.p95_wait_s * 1000),
             "in_flight_tasks": int(queue.in_flight is not None or queue.aside is not None),
@@ -135,6 +140,7 @@ class Pages:
             "busy_by_reason": dict(metrics.refusals),
             "retries": metrics.retries,
             "max_concurrent_decodes": worker.max_concurrent_decodes,
+            "jobs": dict(self.jobs.counts),
         }
         return HTTPStatus.OK, "application/json", json.dumps(stats) + "\n"
 
