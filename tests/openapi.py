@@ -40,12 +40,13 @@ def check_response(method: str, route: str, status: int, body: str, content_type
         route: as the document has it, ``/v1/jobs/{job_id}``.
         content_type: without its parameters; of no meaning where the body is empty.
     Raises:
-        AssertionError: it does not, or the document does not know the route, the status or the content type.
+        AssertionError: it does not, or the document does not know the route, the status, the content type or the code.
     """
     where = f"{method} {route} {status}"
     responses = DOCUMENT["paths"].get(route, {}).get(method.lower(), {}).get("responses", {})
     assert str(status) in responses, f"{where} is not described"
-    content = resolved(responses[str(status)]).get("content")
+    response = resolved(responses[str(status)])
+    content = response.get("content")
     if content is None:
         assert body == "", f"{where} has no body"
         return
@@ -55,7 +56,10 @@ def check_response(method: str, route: str, status: int, body: str, content_type
         for event in events(body):
             check(media["x-event-schema"], event)
     else:
-        check(media["schema"], json.loads(body) if content_type == "application/json" else body)
+        told = json.loads(body) if content_type.endswith("json") else body
+        check(media["schema"], told)
+        if "x-codes" in response:
+            assert told["error"]["code"] in response["x-codes"], f"{where} is not described for {told}"
 
 
 def events(stream: str) -> Iterator[Any]:
