@@ -212,7 +212,7 @@ class Form:
             RequestError: 400, 408, 413 or 415; the rest of the body is unread.
             OSError: the client is gone.
         """
-        _check_head(request, limits)
+        check_head(request, limits)
         body = cast(StreamReader, _Body(request.content, limits, clock))
         with _as_bad_multipart():
             reader = MultipartReader(request.headers, body)
@@ -280,7 +280,8 @@ class _Body:
         return received
 
 
-def _check_head(request: web.BaseRequest, limits: BodyLimits) -> None:
+def check_head(request: web.BaseRequest, limits: BodyLimits) -> None:
+    """What is wrong already, before the body is asked for. Raises: RequestError: 413 or 415."""
     if request.content_type != "multipart/form-data":
         hint = "send multipart/form-data, as curl -F does"
         raise RequestError(415, "unsupported_media_type", f"the body is {_utf8(request.content_type)[:40]}", hint)

@@ -215,6 +215,8 @@ class Http:
         cors = _cors_headers(asked) if self._reception.admits_page(asked) else NONE
         visit = Visit(request, caller, token is not None, cors)
         by_method = {route.method: route for route in routes}
+        if "GET" in by_method:
+            by_method["HEAD"] = by_method["GET"]  # whose body the library leaves out
         is_preflight = request.method == "OPTIONS"
         if (refusal := self._reception.refusal(Guard.PAGE if is_preflight else Guard.API, asked, client)) is not None:
             answer = REFUSALS[refusal]

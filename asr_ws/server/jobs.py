@@ -28,7 +28,7 @@ from asr_ws.server.disk import Disk
 from asr_ws.server.dispatcher import Dispatcher
 from asr_ws.server.failures import Refused
 from asr_ws.server.files import File, Files
-from asr_ws.server.form import BodyLimits, Form, parse_fields
+from asr_ws.server.form import BodyLimits, Form, check_head, parse_fields
 from asr_ws.server.http import Route, Visit
 from asr_ws.server.job_store import Full, Job, JobStatus, JobStore, Upload
 from asr_ws.server.media import Media, MediaLimits
@@ -70,6 +70,7 @@ class Jobs:
         self._files = files
         self._dispatcher = dispatcher
         self._limits = limits
+        self._body_limits = BodyLimits(limits.max_bytes)
         self._languages = languages
         self._capacity = capacity
         self._ttl_s = ttl_s
@@ -93,6 +94,7 @@ class Jobs:
     # ------------------------------------------------------------ the API
 
     async def _create(self, visit: Visit, _: str) -> web.StreamResponse:
+        check_head(visit.request, self._body_limits)
         key = _key(visit)
         store = await self._opened()
         self._refuse_while_draining()
@@ -126,7 +128,7 @@ class Jobs:
             return _Spool(self._disk, upload)
 
         try:
-            form = await Form.read(visit.request, limits=BodyLimits(self._limits.max_bytes), on_file=on_file)
+            form = await Form.read(visit.request, limits=self._body_limits, on_file=on_file)
             request = parse_fields(form.fields, task="transcribe", languages=self._languages)
             self._refuse_while_draining()
             job = await self._disk.run(

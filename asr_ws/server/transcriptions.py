@@ -16,7 +16,7 @@ from asr_ws.core.types import SAMPLE_RATE
 from asr_ws.errors import AsrError
 from asr_ws.server.failures import Refused, failure
 from asr_ws.server.files import File, Files
-from asr_ws.server.form import BodyLimits, Form, parse_fields
+from asr_ws.server.form import BodyLimits, Form, check_head, parse_fields
 from asr_ws.server.http import Route, Visit
 from asr_ws.server.media import Media, MediaLimits
 from asr_ws.server.shapes import body, delta_event, done_event, models_body, sse
@@ -56,6 +56,8 @@ class Transcriptions:
         return visit.respond(200, self._models)
 
     async def _transcribe(self, task: str, visit: Visit, _: str) -> web.StreamResponse:
+        body_limits = BodyLimits(self._limits.max_bytes)
+        check_head(visit.request, body_limits)
         with self._files.admitted(visit.caller) as file:
             await visit.want_body()
             async with Media(self._limits) as media:
@@ -63,7 +65,7 @@ class Transcriptions:
                 async def on_file(_: str) -> Media:
                     return media
 
-                form = await Form.read(visit.request, limits=BodyLimits(self._limits.max_bytes), on_file=on_file)
+                form = await Form.read(visit.request, limits=body_limits, on_file=on_file)
                 await media.end()
                 request = parse_fields(form.fields, task=task, languages=self._languages)
                 async with aclosing(self._files.transcribe(media, file, request)) as parts:
