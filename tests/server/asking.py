@@ -90,7 +90,9 @@ def checked(method: str, path: str, answer: Answer) -> None:
     if answer.status == 405:
         check("Error", answer.json)
     elif method != "OPTIONS":
-        check_response(method, re.sub("^/v1/jobs/.+", "/v1/jobs/{job_id}", path), answer.status, answer.body, content_type)
+        check_response(
+            method, re.sub("^/v1/jobs/.+", "/v1/jobs/{job_id}", path), answer.status, answer.body, content_type
+        )
     if answer.status in (429, 503):
         check_refusal(answer)
 
@@ -105,7 +107,9 @@ def check_refusal(answer: Answer) -> None:
     assert told["retry_after_ms"] >= 500
 
 
-async def transcribe(app: App, file: bytes | None = WAV, *, path: str = TRANSCRIPTIONS, token: str = "", **fields: Any) -> Answer:
+async def transcribe(
+    app: App, file: bytes | None = WAV, *, path: str = TRANSCRIPTIONS, token: str = "", **fields: Any
+) -> Answer:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return await ask(app, "POST", path, form(file, **fields), **headers)
 
@@ -134,7 +138,9 @@ async def ask_by_head(app: App, path: str, *headers: str, n_bytes: int = 1_000_0
 
 
 @asynccontextmanager
-async def uploading(app: App, path: str = TRANSCRIPTIONS, *headers: str, body: bytes | None = None) -> AsyncIterator[Raw]:
+async def uploading(
+    app: App, path: str = TRANSCRIPTIONS, *headers: str, body: bytes | None = None
+) -> AsyncIterator[Raw]:
     """A request whose last byte has not been sent yet; leaving is going away."""
     body = form() if body is None else body
     async with raw(app) as socket:

@@ -108,11 +108,11 @@ async def test_file_in_text_out_in_each_format(
         (["segment", "word"], {"segments": [SEGMENT], "words": [WORD]}),
     ],
 )
-async def test_times_of_what_was_asked_for(scripted: WorkerSpec, granularities: list[str], more: dict[str, Any]) -> None:
+async def test_times_of_what_was_asked_for(
+    scripted: WorkerSpec, granularities: list[str], more: dict[str, Any]
+) -> None:
     async with serving(scripted) as app:
-        answer = await transcribe(
-            app, **HELLO, response_format="verbose_json", timestamp_granularities=granularities
-        )
+        answer = await transcribe(app, **HELLO, response_format="verbose_json", timestamp_granularities=granularities)
     assert answer.json == {**VERBOSE, **more}
 
 
@@ -514,7 +514,12 @@ async def test_paths_and_methods_that_are_not_there(scripted: WorkerSpec) -> Non
 
 async def test_token_is_needed_where_there_are_some(scripted: WorkerSpec, tmp_path: Path) -> None:
     async with serving(scripted, auth_token_file=tokens(tmp_path, "ann")) as app:
-        for method, path in (("POST", TRANSCRIPTIONS), ("GET", "/v1/models"), ("POST", "/v1/jobs"), ("GET", "/v1/jobs/1")):
+        for method, path in (
+            ("POST", TRANSCRIPTIONS),
+            ("GET", "/v1/models"),
+            ("POST", "/v1/jobs"),
+            ("GET", "/v1/jobs/1"),
+        ):
             body = form() if method == "POST" else None
             for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {token_of('ann')}"}):
                 answer = await ask(app, method, path, body, **headers)
@@ -542,7 +547,10 @@ async def test_page_may_ask_before(scripted: WorkerSpec, tmp_path: Path) -> None
         asked = {"Origin": PAGE, "Access_Control_Request_Method": "POST"}
         answer = await ask(app, "OPTIONS", "/v1/jobs", None, **asked, Access_Control_Request_Headers="authorization")
         assert (answer.status, answer.body) == (204, "")
-        found = {name: answer.headers[f"access-control-{name}"] for name in ("allow-origin", "allow-methods", "allow-headers")}
+        found = {
+            name: answer.headers[f"access-control-{name}"]
+            for name in ("allow-origin", "allow-methods", "allow-headers")
+        }
         assert found == {"allow-origin": PAGE, "allow-methods": "OPTIONS, POST", "allow-headers": "authorization"}
         refused = await ask(app, "GET", "/v1/models", Origin=PAGE)
         assert (refused.status, refused.headers["access-control-allow-origin"]) == (401, PAGE)
