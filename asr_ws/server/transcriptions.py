@@ -11,7 +11,7 @@ from typing import Final
 
 from aiohttp import web
 
-from asr_ws.core.files import FileRequest, FileSlice
+from asr_ws.core.files import FileRequest, FileSlice, delta
 from asr_ws.core.types import SAMPLE_RATE
 from asr_ws.errors import AsrError
 from asr_ws.server.failures import Refused, failure
@@ -94,7 +94,7 @@ async def _stream(
                 stream = await visit.stream("text/event-stream")
                 beating = asyncio.create_task(_beat(stream), name="beat")
             done_s = part.end_sample / SAMPLE_RATE
-            is_first = len(file.parts) == 1
+            is_first = not any(delta(each) for each in file.parts[:-1])
             await stream.write(sse(delta_event(part, is_first=is_first, done_s=done_s, duration_s=file.duration_s)))
         last = done_event(file.transcript, request)
     except (AsrError, Refused) as error:
