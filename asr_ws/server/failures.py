@@ -60,6 +60,7 @@ def failure(error: AsrError | Refused) -> Failure:
         return Failure(error.status, error_body(error.status, error.code, message, error.param))
     if isinstance(error, StorageError):  # whose message has paths, for who runs the server
         status = HTTPStatus.INSUFFICIENT_STORAGE
-        return Failure(status, error_body(status, error.code, "the server cannot keep jobs now; its log says why"))
+        body = error_body(status, error.code, "the server cannot keep jobs now; its log says why")
+        return Failure(status, body, {"x-should-retry": "false"})  # which OpenAI's clients would, of any 5xx
     status = STATUS_BY_CODE.get(error.code, HTTPStatus.UNPROCESSABLE_ENTITY)
     return Failure(status, error_body(status, error.code, message))
