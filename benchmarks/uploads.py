@@ -48,6 +48,7 @@ from asr_ws.testing.wer import word_errors
 from benchmarks.common import (
     PCM_BYTES_PER_S,
     Cores,
+    CoreUse,
     Spread,
     other_process,
     percentile,
@@ -149,10 +150,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What the clients have of one scene."""
+    """What the clients have of one scene; ``waited``: of `CoreUse`."""
 
     posts: list[Post]
     live: Live
+    waited: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,7 @@ class Result:
     seen: Mapping[str, Seen] = field(default_factory=dict)
     decodes: Sequence[Decode] = ()
     waited: float | None = None  # of `WorkerCores`
+    server_waited: float | None = None  # of `CoreUse`
 
     @property
     def attempts(self) -> list[Attempt]:
@@ -253,6 +256,8 @@ class Result:
             "live_refusals": live.refusals,
             "lost_ms": live.lost_ms,
             "worker_waited_for_core": self.waited,
+            "server_waited_for_core": self.server_waited and round(self.server_waited, 3),
+            "clients_waited_for_core": self.heard.waited and round(self.heard.waited, 3),
             **(slices if slices["slices"] else {}),
         }
 
@@ -343,6 +348,11 @@ def table(outcome: Outcome) -> list[str]:
         if result.heard.posts and name == AGAIN:
             took_s = [post.took_s for post in result.heard.posts]
             lines.append(f"{name}: a file was done after {_at(took_s, 50, 1)} s (p50), {_at(took_s, 100, 1)} s at most")
+        if result.server_waited is not None and result.heard.waited is not None:
+            lines.append(
+                f"{name}: of the time, the server waited {result.server_waited:.0%} for its core, "
+                f"the clients {result.heard.waited:.0%}"
+            )
         if result.slice_ms:
             lines.append(
                 f"{name}: a live final waited for {result.slices_waited} slices at most, "
@@ -426,11 +436,13 @@ async def measure(
         plan = Plan(app.url, n_sessions, seconds, start_of(model, decode_s), tokens)
         for scene in scenes:
             refusals.seen.clear()
-            cores = WorkerCores(app)
+            cores, core = WorkerCores(app), CoreUse()
             with watched(app) as decodes:
                 async with within(2 * seconds + DONE_LIMIT_S + FINISH_LIMIT_S, f"the clients: {scene.name}"):
                     heard = await asyncio.get_running_loop().run_in_executor(clients, act, plan, scene)
-            results[scene.name] = Result(heard, dict(refusals.seen), tuple(decodes), cores.waited_share)
+            results[scene.name] = Result(
+                heard, dict(refusals.seen), tuple(decodes), cores.waited_share, core.waited_share
+            )
             step()
         at_once = app.supervisor.max_concurrent_decodes
         with speech_folder(None) as speech:
@@ -446,8 +458,7 @@ def act(plan: Plan, scene: Scene) -> Heard:
 
 
 async def _act(plan: Plan, scene: Scene) -> Heard:
-    enough = asyncio.Event()
-    lives = [Live([], {}, 0, []) for _ in range(plan.n_sessions)]
+    enough, core = asyncio.Event(), CoreUse()
     async with within(2 * plan.seconds + DONE_LIMIT_S + FINISH_LIMIT_S, "the sessions"), asyncio.TaskGroup() as tasks:
         speakers = [tasks.create_task(_speak(plan, n, enough), name=f"session {n}") for n in range(plan.n_sessions)]
         at_least = tasks.create_task(asyncio.sleep(plan.seconds), name="seconds")
@@ -462,7 +473,7 @@ async def _act(plan: Plan, scene: Scene) -> Heard:
         sum(each.lost_ms for each in lives),
         [breach for each in lives for breach in each.breaches],
     )
-    return Heard(posts, live)
+    return Heard(posts, live, core.waited_share)
 
 
 async def _speak(plan: Plan, n: int, enough: asyncio.Event) -> Live:
