@@ -186,14 +186,13 @@ class Head(asyncio.Protocol):
 class Polite:
     """A transport whose closing waits for the peer's; ``protocol`` is told of the end."""
 
-    __slots__ = ("_has_left", "_protocol", "_transport", "is_heard_out", "peer_has_left")
+    __slots__ = ("_has_left", "_protocol", "_transport", "peer_has_left")
 
     def __init__(self, transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> None:
         self._transport = transport
         self._protocol = protocol
         self._has_left = False
         self.peer_has_left = False  # to be set once its end has come
-        self.is_heard_out = False  # to be set once its request has
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -211,7 +210,7 @@ class Polite:
             self._transport.close()
         elif self._transport.can_write_eof():
             self._transport.write_eof()
-        elif self.is_heard_out:
+        elif getattr(self._protocol, "is_heard_out", False):  # which who was handed the connection knows
             self._transport.close()
         else:  # TLS has no half of a connection, and who still sends may not be told by a reset
             leaving.close_when_quiet()

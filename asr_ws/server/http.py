@@ -171,8 +171,6 @@ class Http:
             raise
         finally:
             self.count(path, status)
-            if isinstance(transport := request.transport, Polite):
-                transport.is_heard_out = request.content.is_eof()
         response.force_close()
         return response
 
@@ -245,7 +243,7 @@ class Http:
 class _Connection(web.RequestHandler):
     """One request's, as the library has it, but for what it says of what is wrong."""
 
-    __slots__ = ("_body", "_http", "_stuck")
+    __slots__ = ("_body", "_http", "_is_followed", "_stuck")
 
     def __init__(self, http: Http, server: web.Server) -> None:
         super().__init__(
@@ -259,9 +257,21 @@ class _Connection(web.RequestHandler):
         self._http = http
         self._stuck: asyncio.TimerHandle | None = None
         self._body: StreamReader | None = None
+        self._is_followed = False
+
+    @property
+    def is_heard_out(self) -> bool:
+        """Whether the peer has sent its request, and nothing behind it."""
+        return self._body is not None and self._body.is_eof() and not self._is_followed
 
     def data_received(self, data: bytes) -> None:
-        """What cannot be the body's end is told to who waits for it: the library does so only once he has answered."""
+        """Of one request: at what stands behind it nobody looks.
+
+        What cannot be the body's end is told to who waits for it: the library does so only once he has answered.
+        """
+        if self._body is not None and self._body.is_eof():
+            self._is_followed = self._is_followed or bool(data)
+            return
         n_before = len(self._messages)
         super().data_received(data)
         if self._body is None:

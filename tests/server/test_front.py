@@ -26,7 +26,7 @@ from asr_ws.server.http import Route, Visit
 from asr_ws.worker.supervisor import WorkerSpec
 from benchmarks.wire import CLOSE, TEXT
 from tests.server.raw import frame
-from tests.server.reach import FORM, GET, HOST, STREAM, Ports, Reach, body, form, head, post, status
+from tests.server.reach import FORM, GET, HOST, STREAM, UPGRADE, Ports, Reach, body, form, head, post, status
 
 REQUEST = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 FOR_EVER_S = 1e6
@@ -232,16 +232,17 @@ async def test_heads_that_are_over_are_not_kept() -> None:
 
 class Told(asyncio.Protocol):
     n_lost = 0
+    is_heard_out = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.n_lost += 1
 
 
-def leave(wire: Wire, **known: bool) -> Told:
+def leave(wire: Wire, *, peer_has_left: bool = False, is_heard_out: bool = False) -> Told:
     told = Told()
+    told.is_heard_out = is_heard_out
     polite = Polite(wire, told)
-    for name, value in known.items():
-        setattr(polite, name, value)
+    polite.peer_has_left = peer_has_left
     polite.close()
     polite.close()
     assert polite.is_closing()
@@ -352,6 +353,40 @@ async def test_a_body_may_come_with_its_head_or_after_it(serving: Callable[..., 
                 await asyncio.sleep(0)
             await socket.send(request[cut:])
             assert status(await socket.rest()) == 202
+
+
+async def test_who_would_speak_http_2_if_he_could_has_his_body_read(serving: Callable[..., Any]) -> None:
+    """As Java's client says of each request without TLS."""
+    wishes = (
+        "Connection: Upgrade, HTTP2-Settings",
+        "Upgrade: h2c",
+        "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
+    )
+    async with serving() as reach:
+        assert status(await reach.exchange(post("/v1/jobs", form(b"RIFF"), *wishes))) == 202
+
+
+async def test_an_upgrade_of_a_page_is_none_whatever_stands_behind_it(serving: Callable[..., Any]) -> None:
+    """Regression: with aiohttp before 3.14.4 the answer was lost, and a traceback logged."""
+    async with serving() as reach:
+        for behind in (b"", SESSION, b"\0" * 1000, GET):
+            answer = await reach.exchange(head("GET /livez HTTP/1.1", HOST, *UPGRADE) + behind)
+            assert (status(answer), answer.count(b"HTTP/1.")) == (200, 1)
+
+
+async def test_what_stands_behind_a_request_is_neither_kept_nor_looked_at(serving: Callable[..., Any]) -> None:
+    may_answer = asyncio.Event()
+
+    async def later(visit: Visit, _: str) -> web.StreamResponse:
+        await may_answer.wait()
+        return visit.respond(200, "{}")
+
+    async with serving() as reach, answering(reach, later), reach.http() as socket:
+        await socket.send(ANSWER)
+        await socket.send(GET * 50_000)
+        may_answer.set()
+        assert (await socket.rest()).count(b"HTTP/1.1 ") == 1
+        assert reach.app.listener.http.requests == {("/v1/answer", 200): 1}
 
 
 async def test_requests_and_sessions_at_once_are_each_their_own(serving: Callable[..., Any]) -> None:
