@@ -140,7 +140,7 @@ class Files:
             RequestError: it asks for too much, or the recognizer cannot decode it.
             Refused: there was no room for it, or its wait was too long.
         """
-        max_wait_s = self.max_wait_of(request)
+        max_wait_s = math.inf if is_job else self._max_wait_of(request)
         n_decided, is_whole = 0, False
         try:
             file.duration_s = (await media.open()).duration_s
@@ -168,7 +168,7 @@ class Files:
         finally:
             self._tally.add(None, **{"silence" if is_whole else "refused": file.n_samples - n_decided})
 
-    def max_wait_of(self, request: FileRequest) -> float:
+    def _max_wait_of(self, request: FileRequest) -> float:
         """Seconds. Raises: RequestError: it asks for more than the server allows."""
         limit_ms = round(self._max_wait_s * 1000)
         if request.max_wait_ms is not None and request.max_wait_ms > limit_ms:

@@ -130,7 +130,6 @@ class Jobs:
         try:
             form = await Form.read(visit.request, limits=self._body_limits, on_file=on_file)
             request = parse_fields(form.fields, task="transcribe", languages=self._languages)
-            self._files.max_wait_of(request)  # which means nothing here, but must not fail the job later
             self._refuse_while_draining()
             job = await self._disk.run(
                 store.add, upload, request, owner=visit.caller, file_name=form.file_name, idempotency_key=key

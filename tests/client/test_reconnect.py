@@ -704,7 +704,7 @@ async def test_a_token_that_was_wanted_in_start_does_not_fix_the_format(
     """`start` is sent before it is known what will be streamed."""
     token = "client-token-of-enough-letters"
     (tmp_path / "tokens").write_text(token, "utf-8")
-    monkeypatch.setattr(reception, "_bearer", lambda request: None)
+    monkeypatch.setattr(reception.Asked, "bearer", None)
     soundfile.write(tmp_path / "high.wav", [0.0] * 48_000, 48_000, subtype="PCM_16")
     async with (
         serving(scripted, auth_token_file=str(tmp_path / "tokens")) as app,

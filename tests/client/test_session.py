@@ -252,7 +252,7 @@ async def test_a_token_is_in_start_too_where_a_proxy_takes_the_header_away(
 ) -> None:
     token = "client-token-of-enough-letters"
     (tmp_path / "tokens").write_text(token, "utf-8")
-    monkeypatch.setattr(reception, "_bearer", lambda request: None)
+    monkeypatch.setattr(reception.Asked, "bearer", None)
     async with (
         serving(scripted, auth_token_file=str(tmp_path / "tokens")) as app,
         connect(app.url, token=token, **MANUAL) as session,
