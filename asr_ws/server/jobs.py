@@ -258,9 +258,6 @@ class Jobs:
     async def _do(self, job: Job) -> None:
         """Raises: Postponed, StorageError, OSError, RuntimeError: it could not be done now."""
         store = await self._opened()
-        if not await self._disk.run(store.start, job.id):
-            return  # cancelled meanwhile
-        self.counts = await self._disk.run(store.counts)
         doing = asyncio.create_task(self._decode(job, store), name=f"job {job.id}")
         self._doing = job.id, doing
         try:
@@ -273,8 +270,11 @@ class Jobs:
             await asyncio.wait([doing])
 
     async def _decode(self, job: Job, store: JobStore) -> None:
+        if not await self._disk.run(store.start, job.id):
+            return  # cancelled meanwhile
+        self.counts = await self._disk.run(store.counts)
+        file = File(SessionId(job.owner))
         try:
-            file = File(SessionId(job.owner))
             known = {part.start_sample: part for part in await self._disk.run(store.slices, job.id)}
             async with (
                 Media(self._limits, store.path(job.id)) as media,
