@@ -204,6 +204,13 @@ class Jobs:
             log("jobs.opened", resumed=found.n_resumed, lost=found.n_lost, strays=found.n_strays, **put_aside)
         return self._store
 
+    def _may_have_jobs(self) -> bool:
+        """In the disk's thread."""
+        try:
+            return self._folder.exists()
+        except OSError:  # nobody knows
+            return True
+
     def _close(self) -> None:
         """In the disk's thread."""
         if self._store is not None:
@@ -224,7 +231,7 @@ class Jobs:
     async def run(self) -> None:
         """Do what is there, one job after the other, until cancelled."""
         try:
-            if await self._disk.run(self._folder.exists):
+            if await self._disk.run(self._may_have_jobs):
                 await self._opened_at_last()
             while True:
                 self._touched.clear()
