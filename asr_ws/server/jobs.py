@@ -304,6 +304,13 @@ class Jobs:
             await self._disk.run(store.fail, job.id, error.code, str(error))
         except RequestError as error:
             await self._disk.run(store.fail, job.id, error.code, str(error))
+        except Refused as error:  # the server stops
+            raise Postponed(str(error)) from error
+        except (StorageError, OSError, RuntimeError):
+            raise
+        except Exception:  # which would end the server, and its next life too
+            self._log.exception("job.failed", job=job.id)
+            await self._disk.run(store.fail, job.id, "internal", "a bug of the server's; its log says more")
         self._log.info("job.ended", job=job.id, audio_s=round(file.n_samples / SAMPLE_RATE, 1))
 
 
