@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import fields, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,12 +26,13 @@ from tests.schema import check_event
 HANG_S = 40  # no test takes so long, however slow the machine: it hangs
 SPEED = 1000.0  # audio is taken as fast as it comes
 MANUAL = {"type": "start", "endpointing": {"mode": "manual"}}
+NOWHERE = str(Path(tempfile.gettempdir()) / f"asr-ws-tests-{os.getpid()}")  # not the user's own jobs
 SECOND = bytes(2 * 16_000)  # of s16le silence, which manual mode takes as it takes anything
 
 
 def settings(**changes: Any) -> Settings:
     """Defaults on a free port and without partials, with these settings changed, whatever their group."""
-    changes = {"port": 0, "ingest_speed": SPEED, "partials": "off", **changes}
+    changes = {"port": 0, "ingest_speed": SPEED, "partials": "off", "state_dir": NOWHERE, **changes}
     groups = {}
     for name in (group.name for group in fields(Settings)):
         group = getattr(DEFAULTS, name)
