@@ -14,6 +14,7 @@ from asr_ws.server.shapes import error_body, refusal_headers
 # Of what is wrong with a file or the disk, by code: else 422, which no repetition of the same file would change.
 STATUS_BY_CODE: Final = {
     "unsupported_media": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    "too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "too_long": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "no_space": HTTPStatus.INSUFFICIENT_STORAGE,
 }
