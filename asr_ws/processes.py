@@ -110,6 +110,10 @@ class ChildProcess:
         self._send_signal(signal.SIGABRT if sys.platform != "win32" else signal.SIGTERM)
         self._kill_soon()
 
+    @property
+    def has_ended(self) -> bool:
+        return self._exited.done()
+
     async def ended(self) -> int:
         """Wait until it has, for as long as the system takes. Returns: its exit status."""
         await asyncio.wait([self._exited])  # which leaves it what it is, where the waiting is cancelled

@@ -89,9 +89,9 @@ def _run(args: argparse.Namespace, source: BufferedReader, sink: BinaryIO) -> in
     """Returns: the exit status."""
     opened: wire.Opened | None = None
     try:
-        file, n_bytes = _spooled(source, args.max_bytes) if args.file is None else _found(args.file)
         module, _, name = args.decoder.partition(":")
-        decode: Decoder = getattr(importlib.import_module(module), name)
+        decode: Decoder = getattr(importlib.import_module(module), name)  # first: it takes longer than most files
+        file, n_bytes = _spooled(source, args.max_bytes) if args.file is None else _found(args.file)
         described, chunks = decode(file, n_bytes, args.max_audio_s)
         for samples in chunks:
             if opened is None:

@@ -42,7 +42,7 @@ from asr_ws.server.files import Files
 from asr_ws.server.http import Http
 from asr_ws.server.jobs import Jobs
 from asr_ws.server.listener import Listener, SessionLimits
-from asr_ws.server.media import MediaLimits
+from asr_ws.server.media import MediaLimits, SpareProcess
 from asr_ws.server.memory import give_back
 from asr_ws.server.pages import Pages
 from asr_ws.server.tally import Tally
@@ -71,6 +71,7 @@ class App:
     metrics: Metrics
     listener: Listener
     jobs: Jobs
+    spare: SpareProcess
     certificate: tls.Certificate | None = None
     reloads: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)  # of files that change
 
@@ -155,8 +156,9 @@ def build(settings: Settings, spec: WorkerSpec, *, fair: bool = True) -> App:
         memory_bytes=MEDIA_MEMORY_BYTES,
         stall_s=MEDIA_STALL_S,
     )
+    spare = SpareProcess(media)
     model_created = int(spec.model.stat().st_mtime)
-    transcriptions = Transcriptions(files, media, name, service.languages, model_created)
+    transcriptions = Transcriptions(files, media, spare, name, service.languages, model_created)
     jobs = Jobs(
         entrance.state_dir(settings) / "jobs",
         files,
@@ -192,7 +194,7 @@ def build(settings: Settings, spec: WorkerSpec, *, fair: bool = True) -> App:
         limits=ConnectionLimits(session.idle_timeout_s, session.ingest_speed),
         tls=encryption.value if encryption is not None else None,
     )
-    app = App(settings, dispatcher, supervisor, metrics, listener, jobs, certificate)
+    app = App(settings, dispatcher, supervisor, metrics, listener, jobs, spare, certificate)
 
     def use_tokens(valid: Tokens) -> None:
         reception.tokens = valid
@@ -222,6 +224,7 @@ async def running(settings: Settings, spec: WorkerSpec | None = None, *, fair: b
             tasks.create_task(app.supervisor.run(), name="supervisor"),
             tasks.create_task(app.dispatcher.run(), name="dispatcher"),
             tasks.create_task(app.jobs.run(), name="jobs"),
+            tasks.create_task(app.spare.run(), name="spare media process"),
             tasks.create_task(Watch(app.metrics).run(), name="watch"),
             tasks.create_task(give_back(), name="memory"),
             *(tasks.create_task(reload(), name="reload") for reload in app.reloads),

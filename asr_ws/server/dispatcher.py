@@ -11,7 +11,7 @@ import asyncio
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from asr_ws.core.admission import AdmissionQueue, Ticket
 from asr_ws.core.desk import Desk, Work
@@ -35,6 +35,8 @@ from asr_ws.core.types import (
 )
 from asr_ws.errors import DecodeFailed, WorkerDied
 from asr_ws.metrics import Metrics
+
+NO_ROOM: Final = (RefusalReason.QUEUE_FULL, RefusalReason.FAIR_SHARE)
 
 
 class Worker(Protocol):
@@ -82,8 +84,11 @@ class Dispatcher:
     def deaths_while_heard(self, session: SessionId, utterance: str) -> int:
         return self._desk.deaths_while_heard(session, utterance)
 
-    def offer(self, utterance: Utterance, *, now: float, max_wait_s: float) -> Ticket | Shed:
+    def offer(self, utterance: Utterance, *, now: float, max_wait_s: float, or_behind: bool = False) -> Ticket | Shed:
+        """Args: or_behind: where others have all the room, it may wait behind everything else, for as long."""
         answer = self._desk.offer(utterance, now=now, max_wait_s=max_wait_s)
+        if or_behind and isinstance(answer, Shed) and answer.reason in NO_ROOM:
+            answer = self._desk.offer_background(utterance, now=now, max_wait_s=max_wait_s)
         if isinstance(answer, Shed):
             self._metrics.refusals[answer.reason] += 1
         self._settle()

@@ -5,8 +5,9 @@ Rules:
 - A caller is one session at the desk, whatever number of requests he makes: they share one session's part of the queue.
 - Who comes with a file is refused at once where its utterance would be, before its body is read. From then on it is
   expected: it counts, for whoever comes by HTTP next, as if it waited already. What is spoken live does not wait for
-  uploads, so when the file is there the queue has the last word. An upload of more than `EXPECTED_FOR_S` is expected
-  no longer.
+  uploads, so when the file is there the queue may be full again. Whoever was let in is not sent away for that, having
+  sent all of it: he waits behind everything else, as long as he would have. An upload of more than `EXPECTED_FOR_S`
+  is expected no longer.
 - Beside that no more than `MAX_FILES` are on their way or being decoded at once, and half of them for one caller: each
   has a process that decodes it.
 - A file of at most 30 s is an utterance like any other. Of a longer one a slice at a time waits in the background; the
@@ -22,6 +23,7 @@ import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 
@@ -236,7 +238,8 @@ class Files:
             self._dispatcher.attach(caller, Subscriber(self._tell, _ignore, _ignore))
         told: asyncio.Future[Outcome] = self._loop.create_future()
         waiting[utterance.id] = told
-        offer = self._dispatcher.offer_background if wait.in_background else self._dispatcher.offer
+        desk = self._dispatcher
+        offer = desk.offer_background if wait.in_background else partial(desk.offer, or_behind=True)
         try:
             answer = offer(utterance, now=self._loop.time(), max_wait_s=wait.max_s)
             if isinstance(answer, Shed):

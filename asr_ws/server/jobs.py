@@ -161,8 +161,8 @@ class Jobs:
 
     async def _found(self, visit: Visit, id: str) -> Job:
         """Whoever has a token sees his own; where nobody needs one, the id is as good as that."""
-        there = await self._disk.run(self._folder.exists)  # else there never was a job, and none is made by asking
-        job = await self._disk.run((await self._opened()).get, id) if there else None
+        store = await self._opened()
+        job = await self._disk.run(store.get, id)
         if job is None or (visit.is_known and job.owner != visit.caller):
             raise RequestError(404, "not_found", "there is no such job")
         if job.is_expired:

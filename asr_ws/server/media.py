@@ -12,7 +12,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +43,9 @@ HINTS = {
 }
 CRASHED, HUNG = "media_crashed", "media_hung"
 
+REFILL_S = 0.2  # once one is taken: behind a burst of requests, of which most are refused
+KEEP_S = 120.0
+
 _leash = Leash()
 
 
@@ -65,6 +68,71 @@ class MediaLimits:
     stall_s: float
 
 
+async def _start(limits: MediaLimits, file: Path | None, decoder: str) -> ChildProcess:
+    """Raises: OSError, RuntimeError."""
+    arguments = {
+        "--max-bytes": limits.max_bytes,
+        "--max-audio-s": limits.max_audio_s,
+        "--cpu-s": limits.cpu_s,
+        "--memory-bytes": limits.memory_bytes,
+        "--decoder": decoder,
+    }
+    flags = [str(each) for argument in arguments.items() for each in argument]
+    if file is not None:
+        flags.append(f"--file={file}")  # whose name may begin with a hyphen
+    await asyncio.sleep(0)  # to start a process takes some milliseconds: whoever is to be refused hears it before
+    process = await ChildProcess.start("asr_ws.media", flags, NO_THREADS)
+    try:
+        _leash.hold(process.pid)
+    except OSError as error:
+        structlog.get_logger().warning("media.not_leashed", pid=process.pid, error=str(error))
+    return process
+
+
+class SpareProcess:
+    """A process that has been started before its file is there: to start one takes longer than to decode most files.
+
+    There is one while files come, and for `KEEP_S` after the last.
+    """
+
+    def __init__(self, limits: MediaLimits) -> None:
+        self._limits = limits
+        self._process: ChildProcess | None = None
+        self._taken = asyncio.Event()
+
+    def take(self) -> ChildProcess | None:
+        """For one file. None: there is none now."""
+        self._taken.set()
+        if self._process is None or self._process.has_ended:
+            return None
+        process, self._process = self._process, None
+        return process
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        try:
+            while True:
+                await self._taken.wait()
+                self._taken.clear()
+                await asyncio.sleep(REFILL_S)
+                if self._process is not None and self._process.has_ended:
+                    await self._end()
+                with suppress(OSError, RuntimeError):  # there is no process now: there may be one with the next file
+                    self._process = self._process or await _start(self._limits, None, DECODER)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(KEEP_S):
+                        await self._taken.wait()
+                if not self._taken.is_set():
+                    await self._end()
+        finally:
+            await self._end()
+
+    async def _end(self) -> None:
+        if self._process is not None:
+            process, self._process = self._process, None
+            await process.kill()
+
+
 class Media:
     """One file's process, within ``async with``, which starts it, and kills it whatever it does.
 
@@ -73,33 +141,28 @@ class Media:
     Args:
         file: None: it comes by `write`.
         decoder: ``module:function``, an `asr_ws.media.child.Decoder`.
+        spare: whose process it may be, where it comes by `write`; made with the same limits.
     """
 
-    def __init__(self, limits: MediaLimits, file: Path | None = None, *, decoder: str = DECODER) -> None:
+    def __init__(
+        self,
+        limits: MediaLimits,
+        file: Path | None = None,
+        *,
+        decoder: str = DECODER,
+        spare: SpareProcess | None = None,
+    ) -> None:
         self._limits = limits
         self._file = file
         self._decoder = decoder
+        self._spare = spare
         self._pcm = bytearray()
         self._log = structlog.get_logger()
 
     async def __aenter__(self) -> Self:
         """To be called in the server's main thread. Raises: OSError, RuntimeError: the system has no process for it."""
-        limits = self._limits
-        arguments = {
-            "--max-bytes": limits.max_bytes,
-            "--max-audio-s": limits.max_audio_s,
-            "--cpu-s": limits.cpu_s,
-            "--memory-bytes": limits.memory_bytes,
-            "--decoder": self._decoder,
-        }
-        flags = [str(each) for argument in arguments.items() for each in argument]
-        if self._file is not None:
-            flags.append(f"--file={self._file}")  # whose name may begin with a hyphen
-        self._process = await ChildProcess.start("asr_ws.media", flags, NO_THREADS)
-        try:
-            _leash.hold(self._process.pid)
-        except OSError as error:
-            self._log.warning("media.not_leashed", pid=self._process.pid, error=str(error))
+        process = None if self._spare is None or self._file is not None else self._spare.take()
+        self._process = process or await _start(self._limits, self._file, self._decoder)
         if self._file is not None:
             self._process.stdin.close()
         return self

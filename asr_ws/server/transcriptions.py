@@ -18,7 +18,7 @@ from asr_ws.server.failures import Refused, failure
 from asr_ws.server.files import File, Files
 from asr_ws.server.form import BodyLimits, Form, check_head, parse_fields
 from asr_ws.server.http import Route, Visit
-from asr_ws.server.media import Media, MediaLimits
+from asr_ws.server.media import Media, MediaLimits, SpareProcess
 from asr_ws.server.shapes import body, delta_event, done_event, models_body, sse
 
 BEAT_S: Final = 15.0  # between signs of life of a stream: proxies end what is silent for 60 s
@@ -36,12 +36,14 @@ class Transcriptions:
         self,
         files: Files,
         limits: MediaLimits,
+        spare: SpareProcess,
         model: str,
         languages: tuple[str, ...],
         model_created: int,
     ) -> None:
         self._files = files
         self._limits = limits
+        self._spare = spare
         self._languages = languages
         self._models = json.dumps(models_body(model, model_created))
 
@@ -60,7 +62,7 @@ class Transcriptions:
         check_head(visit.request, body_limits)
         with self._files.admitted(visit.caller) as file:
             await visit.want_body()
-            async with Media(self._limits) as media:
+            async with Media(self._limits, spare=self._spare) as media:
 
                 async def on_file(_: str) -> Media:
                     return media

@@ -10,6 +10,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +24,8 @@ from structlog.testing import capture_logs
 from asr_ws.core.types import Samples
 from asr_ws.errors import MediaError
 from asr_ws.media.wire import Opened
-from asr_ws.server.media import DECODER, Media, MediaLimits
+from asr_ws.server import media as media_module
+from asr_ws.server.media import DECODER, Media, MediaLimits, SpareProcess
 from tests.media.files import KIND, KINDS, Kind, encoded, film, tone
 
 LIMITS = MediaLimits(max_bytes=2**30, max_audio_s=3600, cpu_s=300, memory_bytes=2**30, stall_s=300)
@@ -401,6 +404,59 @@ async def test_failures_leave_nothing() -> None:
 
 
 @linux
+@asynccontextmanager
+async def keeping_spare() -> AsyncIterator[SpareProcess]:
+    spare = SpareProcess(LIMITS)
+    async with asyncio.timeout(600), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(spare.run())
+        try:
+            yield spare
+        finally:
+            running.cancel()
+
+
+async def refilled(spare: SpareProcess) -> int:
+    """Its process id, once there is one."""
+    while spare._process is None or spare._process.has_ended:
+        await asyncio.sleep(0.01)
+    return spare._process.pid
+
+
+async def test_process_is_started_before_its_file_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media_module, "REFILL_S", 0.0)
+    async with keeping_spare() as spare:
+        async with Media(LIMITS, spare=spare) as first:  # nobody knew that it would come
+            waiting = await refilled(spare)
+            assert waiting != first.pid
+        async with Media(LIMITS, spare=spare) as second:
+            assert second.pid == waiting
+            await second.write(encoded(KIND["wav-s16-16k"], tone(1.0, 16_000)))
+            await second.end()
+            assert (await second.open()).format == "wav pcm_s16le"
+        waiting = await refilled(spare)
+        async with Media(LIMITS, Path("/nowhere"), spare=spare) as of_job:
+            assert of_job.pid != waiting
+        os.kill(waiting, getattr(signal, "SIGKILL", signal.SIGTERM))
+        assert spare._process is not None
+        await spare._process.ended()
+        async with Media(LIMITS, spare=spare) as third:
+            assert third.pid != waiting
+        last = await refilled(spare)
+    assert not psutil.pid_exists(last)
+    assert not psutil.pid_exists(waiting)
+
+
+async def test_process_is_not_kept_for_who_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media_module, "REFILL_S", 0.0)
+    monkeypatch.setattr(media_module, "KEEP_S", 1.0)
+    async with keeping_spare() as spare:
+        assert spare.take() is None
+        waiting = await refilled(spare)
+        while psutil.pid_exists(waiting):
+            await asyncio.sleep(0.01)
+        assert spare._process is None
+
+
 async def test_process_ends_with_its_server() -> None:
     code = (
         "import asyncio\n"

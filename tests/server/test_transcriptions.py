@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from asr_ws.core.types import ServiceState
+from asr_ws.server import media
 from asr_ws.server.app import App
 from asr_ws.server.files import MAX_FILES
 from asr_ws.testing.recognizer import Gate, scripted_worker
@@ -53,6 +54,12 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 USAGE = {"type": "duration", "seconds": 1}
 HELLO = {"prompt": "say Hello there."}
 PAGE = "https://page.example"
+
+
+@pytest.fixture(autouse=True)
+def no_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of a request is counted."""
+    monkeypatch.setattr(media, "REFILL_S", 3600.0)
 
 
 @pytest.fixture
