@@ -424,6 +424,25 @@ async def test_too_many_files_at_once(scripted: WorkerSpec, tmp_path: Path) -> N
         assert (own.said, full.said) == ((429, "fair_share"), (503, "queue_full"))
 
 
+async def test_who_was_let_in_waits_behind_who_came_while_he_sent(scripted: WorkerSpec) -> None:
+    body = form(**HELLO)
+    async with (
+        serving(scripted, queue_capacity=1) as app,
+        uploading(app, body=body) as upload,
+        busy(app) as gate,
+        Client(app) as live,
+    ):
+        await live.send({**MANUAL, "prompt": "say live"}, SECOND, {"type": "commit"})
+        await live.until("accepted")  # the last place
+        await upload.send(body[-1:])
+        await until(lambda: app.dispatcher.queue.background_depth == 1)
+        for decode in gate._entered:
+            gate.release(decode)
+        answer, final = await answer_to(upload), await live.until("final")
+        assert (answer.status, answer.json["text"], final["text"]) == (200, "Hello there.", "live")
+        assert app.metrics.refusals == {}
+
+
 async def test_caller_may_wait_less_but_not_more(scripted: WorkerSpec) -> None:
     async with serving(scripted, max_wait_ms=5000) as app:
         assert (await transcribe(app, max_wait_ms="5000")).status == 200
