@@ -11,10 +11,11 @@ Sessions speak the bundled recordings in real time all the while. Beside them, o
 - until done: once as many, by as many callers, who ask again after each refusal when its hint says;
 - a long file, with ``--long MINUTES``: one request, answered as a stream.
 
-A refusal is early where it comes before the server asks for the body, and late where the queue has filled up by the
-time at which the file is there. An early one is timed from the request's head having been sent; a late one also from
-the body's last byte. In the server: from the head having been read, or the body's last byte, to the answer being there
-to be written. All clients share one process, which is not the server's.
+A refusal is early where it comes before the server asks for the body, else late: the server has begun to stop, or has
+no worker any more. An early one is timed from the request's head having been sent; a late one also from the body's
+last byte. In the server: from the head having been read, or the body's last byte, to the answer being there to be
+written. A file that was let in, and then came to no turn for as long as it might wait, has expired: that is told when
+the time is over, and is no refusal. All clients share one process, which is not the server's.
 
 Targets: every request has an answer, 200, 429 or 503; p99 of refusals < 50 ms, early from the head and late from the
 body's last byte; no live final waits for more than `max_wait_ms`, nor for more than one slice of a long file; no audio
@@ -96,7 +97,7 @@ class Attempt:
 
     @property
     def refused(self) -> bool:
-        return self.outcome.startswith(("429", "503"))
+        return self.outcome.startswith(("429", "503")) and self.outcome != EXPIRED
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,9 @@ class Live:
     refusals: dict[str, int]
     lost_ms: int
     breaches: list[str]
+
+
+EXPIRED: Final = "503 deadline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +199,7 @@ class Result:
         return [each.from_body_ms or 0.0 for each in self.refusals(early=False)]
 
     def in_server_ms(self, *, early: bool) -> list[float]:
-        return [seen.ms for seen in self.seen.values() if seen.early is early]
+        return [self.seen[each.id].ms for each in self.refusals(early=early) if each.id in self.seen]
 
     @property
     def accepted_ms(self) -> list[float]:
