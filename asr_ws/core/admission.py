@@ -195,6 +195,7 @@ class AdmissionQueue:
             reason = RefusalReason.QUEUE_FULL
         if reason is not None:
             return self.shed(reason, now=now, background=True)
+        self._forget_refusal(utterance.session, utterance.id)
         ticket = self._ticket(utterance, [*self._all_waiting], now=now, max_wait_s=max_wait_s, background=True)
         self._background.append(ticket)
         return ticket
@@ -290,7 +291,7 @@ class AdmissionQueue:
                 frees_in_s = self._wait_behind(self._waiting[: self._waiting.index(ticket)], now)
         elif reason is RefusalReason.PREDICTED_WAIT and max_wait_s is not None:
             frees_in_s = wait_s - max(max_wait_s - self._doubt(now, n_expected), 0.0)
-        return Shed(reason, self._hint(frees_in_s), wait_s, self.depth, self.capacity)
+        return Shed(reason, self._hint(frees_in_s), wait_s, self.depth + n_expected, self.capacity)
 
     def _hint(self, frees_in_s: float) -> float:
         return min(max(frees_in_s, MIN_HINT_S), MAX_HINT_S) + self._uniform(0.0, HINT_SPREAD_S)

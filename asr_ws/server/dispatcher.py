@@ -36,7 +36,7 @@ from asr_ws.core.types import (
 from asr_ws.errors import DecodeFailed, WorkerDied
 from asr_ws.metrics import Metrics
 
-NO_ROOM: Final = (RefusalReason.QUEUE_FULL, RefusalReason.FAIR_SHARE)
+NO_ROOM: Final = (RefusalReason.QUEUE_FULL, RefusalReason.FAIR_SHARE, RefusalReason.RESTARTING)
 
 
 class Worker(Protocol):

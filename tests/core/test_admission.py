@@ -876,7 +876,18 @@ def test_what_is_on_its_way_counts_as_if_it_waited(n_expected: int) -> None:
     begin(queue, 0.0)
     admit(queue, now=0.0)
     refused = queue.would_refuse(B, now=0.0, max_wait_s=8.0, expected=[C] * n_expected)
-    assert refused == (Shed(RefusalReason.QUEUE_FULL, 1.0, 4.0, 1, 3) if n_expected == 2 else None)
+    assert refused == (Shed(RefusalReason.QUEUE_FULL, 1.0, 4.0, 3, 3) if n_expected == 2 else None)
+
+
+def test_who_waits_in_the_background_after_all_wants_in_no_more() -> None:
+    queue = queue_of(capacity=2)
+    begin(queue, 0.0)
+    admit(queue, "u1", now=0.0)
+    refusal(queue, "u2", now=0.0, session=B, max_wait_s=0.0)
+    assert refusal(queue, "u2", now=0.0)[0] is RefusalReason.FAIR_SHARE  # there is another
+    queue.withdraw(A)
+    assert isinstance(queue.offer_background(utterance("u2", B), now=0.0, max_wait_s=8.0), Ticket)
+    assert list(queue._recently_refused(0.0)) == []
 
 
 def test_what_is_on_its_way_counts_for_the_share() -> None:
@@ -885,7 +896,7 @@ def test_what_is_on_its_way_counts_for_the_share() -> None:
     assert queue.would_refuse(A, now=0.0, max_wait_s=8.0, expected=[A]) is None
     for expected in ([A, A], [A, B]):
         refused = queue.would_refuse(A, now=0.0, max_wait_s=8.0, expected=expected)
-        assert refused == Shed(RefusalReason.FAIR_SHARE, 1.0, 3.0, 0, 3)
+        assert refused == Shed(RefusalReason.FAIR_SHARE, 1.0, 3.0, 2, 3)
     admit(queue, now=0.0)
     assert queue.would_refuse(B, now=0.0, max_wait_s=8.0, expected=[A]) is None
 
@@ -896,7 +907,7 @@ def test_what_is_on_its_way_is_waited_for_with_its_doubt() -> None:
     assert queue.would_refuse(A, now=0.0, max_wait_s=wait_s + doubt_s + 0.001, expected=[B, B, C]) is None
     refused = queue.would_refuse(A, now=0.0, max_wait_s=wait_s + doubt_s - 0.75, expected=[B, B, C])
     assert refused is not None
-    assert (refused.reason, refused.queue_depth) == (RefusalReason.PREDICTED_WAIT, 0)
+    assert (refused.reason, refused.queue_depth) == (RefusalReason.PREDICTED_WAIT, 3)
     assert (refused.retry_after_s, refused.estimated_wait_s) == pytest.approx((0.75, wait_s))
 
 
