@@ -464,8 +464,7 @@ def _refusal(url: str, response: http.client.HTTPResponse, user: str, token: str
     if after_ms is None:
         after_ms = _number(headers.get("Retry-After"), None, unit=1000)
     if may_ask and after_ms is not None and headers.get("x-should-retry") != "false":
-        delay_s = messages.retry_wait_s(code, after_ms / 1000, said.estimated_wait_ms / 1000)
-        return Refused(code or f"HTTP {status}", min(max(delay_s, 0.0), MAX_DELAY_S), round(said.estimated_wait_ms))
+        return _again(code or f"HTTP {status}", after_ms, said.estimated_wait_ms)
     if status == HTTPStatus.UNAUTHORIZED and headers.get("WWW-Authenticate", "").startswith("Bearer"):
         hint = TOKEN_HINT if token is None else OTHER_TOKEN_HINT
         if user and token is not None:
@@ -482,11 +481,16 @@ def _refusal(url: str, response: http.client.HTTPResponse, user: str, token: str
     raise kind(f"no answer at {url}: HTTP {status}{words}", hint)
 
 
+def _again(code: str, after_ms: float, estimated_wait_ms: float) -> Refused:
+    delay_s = messages.retry_wait_s(code, after_ms / 1000, estimated_wait_ms / 1000)
+    return Refused(code, min(max(delay_s, 0.0), MAX_DELAY_S), round(estimated_wait_ms))
+
+
 def _number(text: str | None, otherwise: float | None, *, unit: float = 1) -> float | None:
     return float(text) * unit if text is not None and text.isdecimal() else otherwise
 
 
-def _events(response: http.client.HTTPResponse) -> Iterator[Delta | Other | Done]:
+def _events(response: http.client.HTTPResponse) -> Iterator[Refused | Delta | Other | Done]:
     kind = response.headers.get_content_type()
     if kind != "text/event-stream":
         raise ClientError(f"the server answers with {kind}, not with events", NO_SERVER)
@@ -495,17 +499,19 @@ def _events(response: http.client.HTTPResponse) -> Iterator[Delta | Other | Done
         for data in stream.feed(received):
             event = _event(data)
             yield event
-            if isinstance(event, Done):
+            if isinstance(event, Done | Refused):
                 return
     raise RequestLost(CUT)
 
 
-def _event(data: str) -> Delta | Other | Done:
+def _event(data: str) -> Refused | Delta | Other | Done:
     try:
         event = msgspec.json.decode(data, type=dict[str, Any])
         said = msgspec.convert(event, _Said)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise ClientError(f"an event that is none: {error}", NO_SERVER) from error
+    if said.error is not None and said.retry_after_ms is not None:  # such as of a server that restarts
+        return _again(said.error.code or "", said.retry_after_ms, said.estimated_wait_ms)
     if said.error is not None:
         raise RequestFailed(said.error.code or "", said.error.message, said.error.hint)
     match said.type:

@@ -90,7 +90,8 @@ def _open_file(path: Path) -> Opened:
     # The last two: a name that is not UTF-8, and one that ends with .raw.
     except (OSError, soundfile.SoundFileError, UnicodeError, TypeError) as error:
         raise ClientError(
-            f"{path}: not a readable audio file: {error}", "WAV, FLAC, OGG and MP3 can be read"
+            f"{path}: not a readable audio file: {error}",
+            "WAV, FLAC, OGG and MP3 can be read; the server reads more: asr-ws transcribe --http",
         ) from error
     if not MIN_RATE <= file.samplerate <= MAX_RATE:
         raise ClientError(f"{path}: {file.samplerate} Hz", f"the server takes {MIN_RATE} to {MAX_RATE} Hz")

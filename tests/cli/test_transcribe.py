@@ -226,7 +226,7 @@ def test_a_file_that_is_not_audio_is_said_before_a_server_is_asked(run: Run, tmp
     code, out, err = run(tmp_path / "a.txt", "--url", "ws://127.0.0.1:1/v1/stream")
     assert (code, out) == (1, "")
     assert err.startswith(f"error: {tmp_path / 'a.txt'}: not a readable audio file: ")
-    assert err.endswith("\nhint: WAV, FLAC, OGG and MP3 can be read\n")
+    assert err.endswith("\nhint: WAV, FLAC, OGG and MP3 can be read; the server reads more: asr-ws transcribe --http\n")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other file systems have no such name")

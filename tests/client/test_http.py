@@ -331,6 +331,14 @@ def test_a_failure_in_the_middle_ends_it(server: Server, file: Path) -> None:
     assert (asked.texts, asked.slept) == (["Hello"], [])
 
 
+def test_a_server_that_stops_in_the_middle_is_asked_again_and_nothing_is_told_twice(server: Server, file: Path) -> None:
+    stops = uploads.event(**uploads.error("draining", "it stops"), retry_after_ms=700, estimated_wait_ms=0)
+    server.scripts = [says(HELLO[0], stops), says(*HELLO)]
+    asked = Asked(file, server.url)
+    assert [type(event) for event in asked.events] == [Delta, Refused, Delta, Done]
+    assert (asked.texts, asked.slept) == (["Hello", "there.", "Hello there."], [0.7])
+
+
 def test_a_server_that_takes_nothing_is_not_waited_for(
     server: Server, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,7 +107,7 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
 def test_what_is_not_audio_is_said(make: Any, tmp_path: Path) -> None:
     make(tmp_path / "a.wav")
     with pytest.raises(
-        ClientError, match=r"a\.wav: not a readable audio file: .* \(WAV, FLAC, OGG and MP3 can be read\)"
+        ClientError, match=r"a\.wav: not a readable audio file: .* \(WAV, FLAC, OGG and MP3 can be read; .*\)"
     ):
         open_source(tmp_path / "a.wav", DECLARED)
 
