@@ -153,6 +153,7 @@ def _wrong(name: str, value: str, wanted: str, code: str = "invalid_value") -> R
 
 # ---------------------------------------------------------------- how it comes
 
+READS_A_TURN: Final = 64  # some 20 us each
 CHUNK_BYTES: Final = 64 * 1024  # of the file, handed on at a time
 PLAIN: Final = ("7bit", "8bit", "binary")  # transfer encodings that encode nothing, which some clients name
 
@@ -165,6 +166,7 @@ class BodyLimits:
     max_bytes: int  # of the whole body, headers of its parts and boundaries included
     max_fields: int = 64
     max_field_bytes: int = 16 * 1024  # as a text frame of the WebSocket
+    max_lines: int = 2048  # boundaries and headers: clients send some four a part
     min_bytes_s: int = 8192  # a slow modem's; speech in 64 kbit/s comes in real time
     grace_s: float = 10.0
     max_silence_s: float = 30.0  # without a byte: else a fast start would buy hours of it
@@ -256,6 +258,7 @@ class _Body:
         self._limits = limits
         self._pace = Pace(limits)
         self._clock = clock
+        self._n_reads = self._n_lines = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._content, name)  # what awaits nothing
@@ -264,9 +267,16 @@ class _Body:
         return await self._receive(self._content.read(n))
 
     async def readline(self, **limits: Any) -> bytes:
+        """Of what is in no field or file: what ends one, and says what comes next."""
+        self._n_lines += 1
+        if self._n_lines > self._limits.max_lines:
+            raise _bad_multipart(f"more than {self._limits.max_lines} lines beside its fields")
         return await self._receive(self._content.readline(**limits))
 
     async def _receive(self, reading: Awaitable[bytes]) -> bytes:
+        self._n_reads += 1
+        if self._n_reads % READS_A_TURN == 0:
+            await asyncio.sleep(0)  # where all is here already, nothing else lets others have their turn
         patience_s, began = self._pace.patience_s(self._content.total_bytes), self._clock()
         try:
             # Also where it is below 0, what is here already is read: a timeout ends only what has to wait.

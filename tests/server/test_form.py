@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.base_protocol import BaseProtocol
 
 from asr_ws.core.files import FileRequest, Granularity, ResponseFormat
 from asr_ws.core.languages import CODES, NAMES, code_of
 from asr_ws.errors import RequestError
-from asr_ws.server.form import CHUNK_BYTES, IGNORED, BodyLimits, Form, Pace, parse_fields
+from asr_ws.server.form import CHUNK_BYTES, IGNORED, BodyLimits, Form, Pace, _Body, parse_fields
 
 ALL = tuple(NAMES)
 SEGMENT, WORD = Granularity.SEGMENT, Granularity.WORD
@@ -395,6 +398,8 @@ NESTED = b'--sea\r\nContent-Disposition: form-data; name="file"\r\nContent-Type:
         (part("_charset_", "utf-8") + SMALL + END, 400, "bad_multipart", None),
         (part("file", "RIFF", "a", f"X: {'x' * 9000}") + END, 400, "bad_multipart", None),
         (part("file", "RIFF", "a", *["X: x"] * 200) + END, 400, "bad_multipart", None),
+        (b"\n" * 3000 + SMALL + END, 400, "bad_multipart", None),
+        (part("keywords[]", "k", None, *["X: x"] * 50) * 60 + SMALL + END, 400, "bad_multipart", None),
     ],
 )
 async def test_broken_form_is_refused(
@@ -452,10 +457,29 @@ async def test_body_of_unknown_length_is_counted(max_bytes: int, status: int) ->
 )
 async def test_body_without_end_ends_at_the_limit(endless: bytes) -> None:
     """Also before the first boundary, where nothing is handed on."""
-    taker = Taker(BodyLimits(max_bytes=39_000, max_fields=10_000))
+    taker = Taker(BodyLimits(max_bytes=39_000, max_fields=10_000, max_lines=10_000))
     body = chunked(endless * (100_000 // len(endless)), 10_000)
     assert await send(taker, whole(head("Transfer-Encoding: chunked") + body)) == 413
     assert sum(map(len, taker.written)) <= 39_000
+
+
+async def test_form_of_which_all_is_here_lets_others_have_their_turn() -> None:
+    """Regression: 64 KB of empty lines before the first boundary held everybody up for seconds."""
+    content = StreamReader(cast(BaseProtocol, Mock()), 2**16, loop=asyncio.get_running_loop())
+    content.feed_data(b"\n" * 10_000)
+    body, n_turns = _Body(content, BodyLimits(2**20, max_lines=10_000), time.monotonic), 0
+
+    async def others() -> None:
+        nonlocal n_turns
+        while True:
+            n_turns += 1
+            await asyncio.sleep(0)
+
+    running = asyncio.create_task(others())
+    for _ in range(10_000):
+        assert await body.readline() == b"\n"
+    running.cancel()
+    assert n_turns >= 10_000 // 64
 
 
 async def test_broken_chunks_are_the_clients_fault() -> None:
