@@ -21,9 +21,9 @@ STATUS_BY_CODE: Final = {
 
 
 MESSAGES: Final = {
-    RefusalReason.QUEUE_FULL: "there is no room now",
+    RefusalReason.QUEUE_FULL: "others have all the room now",
     RefusalReason.PREDICTED_WAIT: "it would have to wait for longer than it may",
-    RefusalReason.FAIR_SHARE: "you have your share of the room",
+    RefusalReason.FAIR_SHARE: "you have as many here already as you may: send fewer at once",
     RefusalReason.RETRY_EARLY: "it is too early",
     RefusalReason.STARTING: "the model is being loaded",
     RefusalReason.RESTARTING: "the model is being loaded again",
