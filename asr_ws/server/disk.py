@@ -59,10 +59,17 @@ class Disk:
             done.add_done_callback(_tell_error)
             raise
 
-    async def aclose(self, timeout_s: float) -> bool:
-        """Take no more calls, and await those that were made. Returns: whether they ended in ``timeout_s``."""
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
+    async def aclose(self, timeout_s: float, last: Callable[[], object] = lambda: None) -> bool:
+        """Take no more calls; await those that were made, and ``last``. Returns: whether that took no longer."""
         if not self._closed:
             self._closed = True
+            done = Future[object]()
+            done.add_done_callback(_tell_error)
+            self._calls.put(partial(_call, done, last))
             self._calls.put(None)
         await asyncio.wait([asyncio.wrap_future(self._ended)], timeout=timeout_s)
         return self._ended.done()

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 
 import structlog
 from aiohttp import web
@@ -33,6 +33,9 @@ from asr_ws.server.http import Route, Visit
 from asr_ws.server.job_store import Full, Job, JobStatus, JobStore, Upload
 from asr_ws.server.media import Media, MediaLimits
 from asr_ws.server.shapes import error_body, result
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PATH: Final = "/v1/jobs"
 MAX_UPLOADS: Final = 8  # at once; half of them of one caller
@@ -109,8 +112,8 @@ class Jobs:
         here = (visit.caller, key)
         self._uploading.append(here)
         try:
-            known = await self._disk.run(store.find_key, visit.caller, key) if key is not None else None
-            if known is None and (full := await self._disk.run(store.full, visit.caller)) is not None:
+            known = await self._ask(store.find_key, visit.caller, key) if key is not None else None
+            if known is None and (full := await self._ask(store.full, visit.caller)) is not None:
                 raise self._refused(REASONS[full])
             await visit.want_body()
             job = await self._receive(visit, store, key)
@@ -125,20 +128,21 @@ class Jobs:
         upload = store.new_upload()
 
         async def on_file(_: str) -> _Spool:
-            return _Spool(self._disk, upload)
+            return _Spool(self._ask, upload)
 
         try:
             form = await Form.read(visit.request, limits=self._body_limits, on_file=on_file)
             request = parse_fields(form.fields, task="transcribe", languages=self._languages)
             self._refuse_while_draining()
-            job = await self._disk.run(
+            job = await self._ask(
                 store.add, upload, request, owner=visit.caller, file_name=form.file_name, idempotency_key=key
             )
         except StorageError as error:
             self._log.warning("job.not_kept", code=error.code, error=str(error))
             raise
         finally:
-            await self._disk.run(upload.discard)
+            with suppress(StorageError):  # the disk is closed, and the store has done it
+                await self._disk.run(upload.discard)
         if isinstance(job, Full):
             raise self._refused(REASONS[job])
         return job
@@ -150,11 +154,11 @@ class Jobs:
         """Of one that has ended the result is gone, as when it expires."""
         job = await self._found(visit, id)
         store = await self._opened()
-        if await self._disk.run(store.cancel, job.id):
+        if await self._ask(store.cancel, job.id):
             if self._doing is not None and self._doing[0] == job.id:
                 self._doing[1].cancel()
         else:
-            await self._disk.run(store.forget, job.id)
+            await self._ask(store.forget, job.id)
         self.counts = await self._disk.run(store.counts)
         self._touched.set()
         return visit.respond(204)
@@ -162,7 +166,7 @@ class Jobs:
     async def _found(self, visit: Visit, id: str) -> Job:
         """Whoever has a token sees his own; where nobody needs one, the id is as good as that."""
         store = await self._opened()
-        job = await self._disk.run(store.get, id)
+        job = await self._ask(store.get, id)
         if job is None or (visit.is_known and job.owner != visit.caller):
             raise RequestError(404, "not_found", "there is no such job")
         if job.is_expired:
@@ -180,10 +184,16 @@ class Jobs:
 
     # ------------------------------------------------------------ the store
 
+    async def _ask(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`Disk.run`, for who comes by HTTP. Raises: Refused: the server stops; and what the function does."""
+        if self._disk.is_closed:
+            raise self._refused(RefusalReason.DRAINING)
+        return await self._disk.run(function, *args, **kwargs)
+
     async def _opened(self) -> JobStore:
         """Raises: StorageError."""
         try:
-            return await self._disk.run(self._open)
+            return await self._ask(self._open)
         except StorageError as error:
             self._log.warning("jobs.not_opened", code=error.code, error=str(error))
             raise
@@ -250,8 +260,7 @@ class Jobs:
                 except TimeoutError:
                     pass
         finally:
-            await self._disk.run(self._close)
-            await self._disk.aclose(CLOSE_TIMEOUT_S)
+            await self._disk.aclose(CLOSE_TIMEOUT_S, self._close)
 
     async def _opened_at_last(self) -> None:
         """There may be jobs of an earlier life, which wait for the folder to be usable."""
@@ -324,12 +333,12 @@ REASONS: Final = {Full.BACKLOG: RefusalReason.QUEUE_FULL, Full.OWNER: RefusalRea
 class _Spool:
     """What a job's file is written to as it comes."""
 
-    def __init__(self, disk: Disk, upload: Upload) -> None:
-        self._disk = disk
+    def __init__(self, ask: Callable[[Callable[[bytes], None], bytes], Awaitable[None]], upload: Upload) -> None:
+        self._ask = ask
         self._upload = upload
 
     async def write(self, data: bytes) -> None:
-        await self._disk.run(self._upload.write, data)
+        await self._ask(self._upload.write, data)
 
 
 def _key(visit: Visit) -> str | None:

@@ -68,9 +68,9 @@ async def test_calls_that_wait_are_made_before_the_end_and_none_after_it() -> No
     disk, made = Disk(), list[int]()
     waiting = [asyncio.create_task(disk.run(made.append, n)) for n in range(3)]
     await asyncio.sleep(0)
-    assert await disk.aclose(SOON_S) is True
+    assert await disk.aclose(SOON_S, lambda: made.append(9)) is True
     await asyncio.gather(*waiting)
-    assert made == [0, 1, 2]
+    assert made == [0, 1, 2, 9]
     with pytest.raises(StorageError, match=r"^the server is stopping$"):
         await disk.run(made.append, 3)
     assert await disk.aclose(SOON_S) is True

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from tests.server.asking import (
     LONG,
     WAV,
     Answer,
+    answer_to,
     ask,
     ask_by_head,
     form,
@@ -267,6 +269,35 @@ async def test_server_that_stops_takes_none(scripted: WorkerSpec, tmp_path: Path
     async with keeping(scripted, tmp_path) as app:
         app.dispatcher.drain()
         assert (await ask_by_head(app, JOBS, "Expect: 100-continue")).said == (503, "draining")
+
+
+async def test_upload_under_which_the_disk_is_closed_is_told_to_come_again(
+    scripted: WorkerSpec, tmp_path: Path
+) -> None:
+    """Regression: as at a shutdown, where it was told that it need not."""
+    async with keeping(scripted, tmp_path) as app:
+        body = form(LONG)
+        async with uploading(app, JOBS, body=body) as socket:
+            await until(lambda: list(tmp_path.glob("state/jobs/spool/*")))
+            await app.jobs._disk.aclose(60, app.jobs._close)
+            await socket.send(body[-1:])
+            assert (await answer_to(socket)).said == (503, "draining")
+        assert spool(tmp_path) == []
+        assert (await shown(app, f"{JOBS}/job-AAAAAAAAAAAAAAAAAAAAAA")).said == (503, "draining")
+
+
+async def test_disk_that_does_not_answer_is_no_reason_not_to_stop(
+    scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs_module, "CLOSE_TIMEOUT_S", 0.01)
+    answers = threading.Event()
+    try:
+        async with asyncio.timeout(60), keeping(scripted, tmp_path) as app:
+            stuck = asyncio.create_task(app.jobs._disk.run(answers.wait))
+            await asyncio.sleep(0)
+    finally:
+        answers.set()
+    assert await stuck is True
 
 
 # ---------------------------------------------------------------- cancelled, forgotten, expired
