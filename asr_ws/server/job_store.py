@@ -62,7 +62,7 @@ PRAGMAS: Final = (
 TABLES: Final = (
     """
     CREATE TABLE jobs (
-        seq INTEGER PRIMARY KEY,  -- order of arrival
+        seq INTEGER PRIMARY KEY,  -- order of arrival, but for those that were put behind
         id TEXT NOT NULL UNIQUE,
         status TEXT NOT NULL,
         owner TEXT NOT NULL,
@@ -155,7 +155,7 @@ class Job:
     id: JobId
     status: JobStatus
     owner: str
-    request: FileRequest
+    request: FileRequest | None  # None: what is kept of it cannot be read
     file_name: str  # the caller's, never a path
     created_at: float  # wall clock, s
     finished_at: float | None
@@ -378,6 +378,10 @@ class JobStore:
     def start(self, id: JobId) -> bool:
         return self._update(id, "status = 'running', has_started = 1")
 
+    def put_behind(self, id: JobId) -> None:
+        """Whatever else is unfinished comes before it."""
+        self._update(id, "has_started = 0, seq = (SELECT max(seq) + 1 FROM jobs)")
+
     def set_duration(self, id: JobId, n_samples: int) -> bool:
         return self._update(id, "n_samples = ?", n_samples)
 
@@ -531,7 +535,7 @@ class JobStore:
             id,
             JobStatus(status),
             owner,
-            msgspec.json.decode(request, type=FileRequest),
+            _request(request),
             file_name,
             created_at,
             finished_at,
@@ -551,6 +555,14 @@ class JobStore:
         with _translated(self._spool):
             strays = [name for name in os.listdir(self._spool) if name not in named]
         return sum(_delete(self._spool / name) for name in strays)
+
+
+def _request(kept: str) -> FileRequest | None:
+    """As it was asked for, maybe of another version of this server."""
+    try:
+        return msgspec.json.decode(kept, type=FileRequest)
+    except msgspec.MsgspecError:
+        return None
 
 
 @contextmanager

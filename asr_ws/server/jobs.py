@@ -6,15 +6,17 @@ Rules:
   what is decoded of it is kept slice by slice, and the server's next life goes on from there.
 - Its slices wait behind all that is spoken live, for as long as it takes; nothing else is waited for.
 - Two deaths of the worker under a slice, or two of the process that decodes the file, end it as failed.
-- A disk that does not take what is to be kept costs new jobs a 507. One that is being done is tried again.
+- A disk that does not take what is to be kept costs new jobs a 507. One that is being done is tried again; after
+  `MAX_TRIES` those behind it come first. Nothing that is wrong with a job ends the server.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
@@ -42,7 +44,8 @@ MAX_UPLOADS: Final = 8  # at once; half of them of one caller
 MAX_KEY_CHARS: Final = 255
 MAX_DEATHS: Final = 2
 RETRY_S: Final = 5.0  # after the disk, or the system, failed a job that is being done
-LOOK_EVERY_S: Final = 60.0  # for what has expired
+MAX_TRIES: Final = 5  # that fail for what may pass; then the others come first
+LOOK_EVERY_S: Final = 60.0  # for what has expired, and whether the folder is usable
 CLOSE_TIMEOUT_S: Final = 2.0
 
 
@@ -84,6 +87,7 @@ class Jobs:
         self._store: JobStore | None = None  # of the disk's thread
         self._touched = asyncio.Event()
         self._uploading: list[tuple[SessionId, str | None]] = []  # whose, and the Idempotency-Key
+        self._n_postponed = Counter[str]()  # in this life, by job
         self._doing: tuple[str, asyncio.Task[None]] | None = None
         self.counts: Mapping[JobStatus, int] = dict.fromkeys(JobStatus, 0)
 
@@ -239,41 +243,52 @@ class Jobs:
     # ------------------------------------------------------------ the one that does them
 
     async def run(self) -> None:
-        """Do what is there, one job after the other, until cancelled."""
+        """Do what is there, one job after the other, until cancelled; nothing else ends it."""
         try:
-            if await self._disk.run(self._may_have_jobs):
-                await self._opened_at_last()
             while True:
                 self._touched.clear()
                 try:
-                    job, self.counts = await self._disk.run(self._look)
-                    if job is not None:
-                        await self._do(job)
+                    if await self._do_next():
                         continue
-                except (Postponed, StorageError, OSError, RuntimeError) as error:  # the last two: no process
+                except (Postponed, StorageError) as error:
                     self._log.warning("job.postponed", error=str(error))
                     await asyncio.sleep(RETRY_S)
                     continue
-                try:
+                except Exception:  # which would end the server, and its next life too
+                    self._log.exception("jobs.failed")
+                    await asyncio.sleep(RETRY_S)
+                    continue
+                with suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_EVERY_S):
                         await self._touched.wait()
-                except TimeoutError:
-                    pass
         finally:
             await self._disk.aclose(CLOSE_TIMEOUT_S, self._close)
 
-    async def _opened_at_last(self) -> None:
-        """There may be jobs of an earlier life, which wait for the folder to be usable."""
-        while True:
-            try:
-                await self._opened()
-                return
-            except StorageError:
-                await asyncio.sleep(LOOK_EVERY_S)
+    async def _do_next(self) -> bool:
+        """Returns: whether there was one. Raises: Postponed, StorageError: it could not be done now."""
+        if self._store is None:
+            try:  # there may be jobs of an earlier life, which wait for the folder to be usable
+                if not await self._disk.run(self._may_have_jobs):
+                    return False
+                await self._disk.run(self._open)
+            except StorageError as error:
+                self._log.warning("jobs.not_opened", code=error.code, error=str(error))
+                return False
+        job, self.counts = await self._disk.run(self._look)
+        if job is None:
+            return False
+        store = await self._disk.run(self._open)
+        try:
+            await self._do(job, store)
+        except Exception:
+            self._n_postponed[job.id] += 1
+            if self._n_postponed[job.id] % MAX_TRIES == 0:
+                await self._disk.run(store.put_behind, job.id)
+            raise
+        self._n_postponed.pop(job.id, None)
+        return True
 
-    async def _do(self, job: Job) -> None:
-        """Raises: Postponed, StorageError, OSError, RuntimeError: it could not be done now."""
-        store = await self._opened()
+    async def _do(self, job: Job, store: JobStore) -> None:
         doing = asyncio.create_task(self._decode(job, store), name=f"job {job.id}")
         self._doing = job.id, doing
         try:
@@ -291,12 +306,16 @@ class Jobs:
         self.counts = await self._disk.run(store.counts)
         file = File(SessionId(job.owner))
         try:
+            if job.request is None:
+                raise ValueError("what was asked for cannot be read")
             known = {part.start_sample: part for part in await self._disk.run(store.slices, job.id)}
-            async with (
-                Media(self._limits, store.path(job.id)) as media,
-                aclosing(self._files.transcribe(media, file, job.request, is_job=True, known=known)) as parts,
-            ):
-                async for part in parts:
+            async with AsyncExitStack() as opened:
+                try:
+                    media = await opened.enter_async_context(Media(self._limits, store.path(job.id)))
+                except (OSError, RuntimeError) as error:  # the system has no process for it
+                    raise Postponed(str(error)) from error
+                transcribed = self._files.transcribe(media, file, job.request, is_job=True, known=known)
+                async for part in await opened.enter_async_context(aclosing(transcribed)):
                     if part.start_sample in known:
                         continue
                     if file.duration_s is not None:
@@ -315,7 +334,7 @@ class Jobs:
             await self._disk.run(store.fail, job.id, error.code, str(error))
         except Refused as error:  # the server stops
             raise Postponed(str(error)) from error
-        except (StorageError, OSError, RuntimeError):
+        except (StorageError, Postponed):
             raise
         except Exception:  # which would end the server, and its next life too
             self._log.exception("job.failed", job=job.id)

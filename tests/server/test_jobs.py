@@ -8,19 +8,22 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from asr_ws.core.files import FileRequest
 from asr_ws.core.types import ServiceState
 from asr_ws.errors import StorageError
 from asr_ws.server import jobs as jobs_module
 from asr_ws.server.app import App
-from asr_ws.server.job_store import JobStore, Upload
+from asr_ws.server.job_store import Job, JobStore, Upload
+from asr_ws.server.media import Media
 from asr_ws.testing.recognizer import Gate, scripted_worker
 from asr_ws.worker.supervisor import WorkerSpec
 from tests.conftest import read_speech
@@ -78,6 +81,21 @@ async def added(app: App, file: bytes = WAV, **fields: Any) -> str:
     location: str = answer.headers["location"]
     assert location == f"{JOBS}/{answer.json['job_id']}"
     return location
+
+
+@contextmanager
+def earlier_life(folder: Path) -> Iterator[JobStore]:
+    with closing(JobStore(folder / "state" / "jobs", capacity=4, owner_capacity=4, ttl_s=60.0, now=time.time)) as store:
+        yield store
+
+
+def keep(store: JobStore) -> str:
+    upload = store.new_upload()
+    upload.write(WAV)
+    request = FileRequest(prompt=HELLO["prompt"])
+    job = store.add(upload, request, owner="ann", file_name="", idempotency_key=None)
+    assert isinstance(job, Job)
+    return job.id
 
 
 async def shown(app: App, job: str, *, token: str = "") -> Answer:
@@ -422,6 +440,84 @@ async def test_bug_ends_the_job_and_not_the_server(
             told = await ended(app, await added(app))
         assert (told["status"], told["error"]["code"]) == ("failed", "internal")
         assert (await ended(app, await added(app)))["status"] == "succeeded"
+
+
+async def test_job_that_cannot_be_read_fails_and_the_next_one_is_done(scripted: WorkerSpec, tmp_path: Path) -> None:
+    """Regression: it ended the server, at every start."""
+    with earlier_life(tmp_path) as store:
+        ids = [keep(store), keep(store)]
+        store._db.execute("UPDATE jobs SET request = ? WHERE id = ?", ('{"response_format": "new"}', ids[0]))
+    async with keeping(scripted, tmp_path) as app:
+        told = [await ended(app, f"{JOBS}/{id}") for id in ids]
+        assert (told[0]["status"], told[0]["error"]["code"], told[1]["result"]) == ("failed", "internal", TEXT)
+
+
+@pytest.mark.parametrize("method", ["counts", "next_unfinished", "start"])
+async def test_bug_of_the_store_ends_nothing(
+    scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    whole, n_failed = getattr(JobStore, method), 0
+
+    def fail_twice(*args: Any) -> Any:
+        nonlocal n_failed
+        n_failed += 1
+        if n_failed <= 2:
+            raise ZeroDivisionError
+        return whole(*args)
+
+    with earlier_life(tmp_path) as store:
+        id = keep(store)
+    monkeypatch.setattr(JobStore, method, fail_twice)
+    async with keeping(scripted, tmp_path) as app:
+        assert (await ended(app, f"{JOBS}/{id}"))["result"] == TEXT
+        assert n_failed > 2
+
+
+async def test_job_that_can_never_be_done_now_lets_the_others_go_first(
+    scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter, never = Media.__aenter__, [Path("/none")]
+
+    async def no_process(media: Media) -> Media:
+        if media._file is not None and media._file.name == never[0].name:
+            raise OSError(11, "Resource temporarily unavailable")
+        return await enter(media)
+
+    monkeypatch.setattr(Media, "__aenter__", no_process)
+    async with Gate() as gate, keeping(scripted, tmp_path) as app:
+        held = await added(app, prompt=gate.script)
+        decode = await gate.entered()
+        first, second = await added(app, **HELLO), await added(app, **HELLO)
+        never[0] = Path(first)
+        gate.release(decode)
+        assert (await ended(app, second))["result"] == TEXT
+        assert (await shown(app, held)).json["status"] == "succeeded"
+        assert (await shown(app, first)).json["status"] == "running"
+        never[0] = Path("/none")
+        assert (await ended(app, first))["result"] == TEXT
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError])
+async def test_error_of_the_systems_in_a_job_that_has_its_process_ends_it(
+    scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """Regression: it was tried again for ever."""
+
+    def result(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(jobs_module, "result", result)
+    async with keeping(scripted, tmp_path) as app:
+        assert (await ended(app, await added(app)))["error"]["code"] == "internal"
+
+
+async def test_job_of_a_folder_that_is_usable_at_last_is_done_at_once(scripted: WorkerSpec, tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("a file")
+    async with asyncio.timeout(jobs_module.LOOK_EVERY_S / 2), keeping(scripted, tmp_path) as app:
+        assert (await ask_by_head(app, JOBS)).said == (507, "storage_unavailable")
+        (tmp_path / "state").unlink()
+        (tmp_path / "state" / "jobs").mkdir(parents=True)
+        assert (await ended(app, await added(app, **HELLO)))["result"] == TEXT
 
 
 # ---------------------------------------------------------------- what dies
