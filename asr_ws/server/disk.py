@@ -1,9 +1,10 @@
 """The one thread on which the server works with files and SQLite, so that a slow disk never holds up the event loop.
 
 One, because SQLite and the folder have one writer anyway, and calls that follow each other need no lock. It is no
-hidden room where utterances wait: nothing live passes through it, only uploads and jobs, and each of them awaits a call
-before it makes the next. So at most one call waits per upload that the HTTP ingress has admitted, plus one of whoever
-runs the jobs: the bound is theirs. Nor does the thread keep the process alive, since a disk may not answer for ever.
+hidden room where utterances wait: nothing live passes through it, only uploads and jobs. Who comes by HTTP uses `ask`,
+which takes no call where `MAX_CALLS` wait, and waits for none longer than `ASK_TIMEOUT_S`; whoever runs the jobs,
+or cleans up after one of few uploads, uses `run`. Nor does the thread keep the process alive, since a disk may not
+answer for ever.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from asr_ws.errors import StorageError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+MAX_CALLS = 64  # that wait
+ASK_TIMEOUT_S = 30.0  # longer than a disk takes to flush a large upload
 
 
 class Disk:
@@ -58,6 +62,22 @@ class Disk:
         except asyncio.CancelledError:
             done.add_done_callback(_tell_error)
             raise
+
+    async def ask(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same for one of many, who waits neither behind all of them nor for ever.
+
+        Raises:
+            StorageError: also where too many calls wait, or this one took too long; it runs to its end all the same.
+        """
+        if self._calls.qsize() >= MAX_CALLS:
+            raise StorageError("storage_unavailable", f"{MAX_CALLS} calls wait for the disk")
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S) as deadline:
+                return await self.run(function, *args, **kwargs)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise StorageError("storage_unavailable", f"the disk took more than {ASK_TIMEOUT_S:g} s") from None
 
     @property
     def is_closed(self) -> bool:

@@ -103,7 +103,6 @@ class Jobs:
     async def _create(self, visit: Visit, _: str) -> web.StreamResponse:
         check_head(visit.request, self._body_limits)
         key = _key(visit)
-        store = await self._opened()
         self._refuse_while_draining()
         if key is not None and (visit.caller, key) in self._uploading:
             raise RequestError(
@@ -116,6 +115,7 @@ class Jobs:
         here = (visit.caller, key)
         self._uploading.append(here)
         try:
+            store = await self._opened()
             known = await self._ask(store.find_key, visit.caller, key) if key is not None else None
             if known is None and (full := await self._ask(store.full, visit.caller)) is not None:
                 raise self._refused(REASONS[full])
@@ -189,15 +189,15 @@ class Jobs:
     # ------------------------------------------------------------ the store
 
     async def _ask(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`Disk.run`, for who comes by HTTP. Raises: Refused: the server stops; and what the function does."""
+        """`Disk.ask`, for who comes by HTTP. Raises: Refused: the server stops; and what the function does."""
         if self._disk.is_closed:
             raise self._refused(RefusalReason.DRAINING)
-        return await self._disk.run(function, *args, **kwargs)
+        return await self._disk.ask(function, *args, **kwargs)
 
     async def _opened(self) -> JobStore:
-        """Raises: StorageError."""
+        """Raises: Refused, StorageError."""
         try:
-            return await self._ask(self._open)
+            return self._store or await self._ask(self._open)
         except StorageError as error:
             self._log.warning("jobs.not_opened", code=error.code, error=str(error))
             raise

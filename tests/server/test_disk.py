@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from asr_ws.errors import StorageError
+from asr_ws.server import disk as disk_module
 from asr_ws.server.disk import Disk
 
 SOON_S = 60  # what must come does, long before this
@@ -73,6 +74,38 @@ async def test_calls_that_wait_are_made_before_the_end_and_none_after_it() -> No
     assert made == [0, 1, 2, 9]
     with pytest.raises(StorageError, match=r"^the server is stopping$"):
         await disk.run(made.append, 3)
+    assert await disk.aclose(SOON_S) is True
+
+
+async def test_who_asks_a_disk_that_does_not_answer_is_told_so_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_module, "ASK_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(disk_module, "MAX_CALLS", 2)
+    disk, gate = Disk(), threading.Event()
+    stuck = asyncio.create_task(disk.run(gate.wait, SOON_S))
+    await asyncio.sleep(0)
+    said = []
+    for _ in range(4):
+        with pytest.raises(StorageError) as raised:
+            await disk.ask(lambda: None)
+        said.append((raised.value.code, str(raised.value)))
+    late, full = "the disk took more than 0.01 s", "2 calls wait for the disk"
+    assert {code for code, _ in said} == {"storage_unavailable"}
+    assert [message for _, message in said][-2:] == [full, full]
+    assert said[0][1] == late
+    gate.set()
+    assert await stuck is True
+    assert await disk.run(divmod, 7, 2) == (3, 1)
+    assert await disk.aclose(SOON_S) is True
+
+
+async def test_timeout_of_a_call_itself_is_its_own() -> None:
+    disk = Disk()
+
+    def fail() -> None:
+        raise TimeoutError("its own")
+
+    with pytest.raises(TimeoutError, match="its own"):
+        await disk.ask(fail)
     assert await disk.aclose(SOON_S) is True
 
 
