@@ -130,13 +130,13 @@ class Files:
         request: FileRequest,
         *,
         is_job: bool = False,
-        known: Mapping[int, FileSlice] = MappingProxyType({}),
+        known: Mapping[tuple[int, int], FileSlice] = MappingProxyType({}),
     ) -> AsyncGenerator[FileSlice, None]:
         """Its parts in order, each as soon as it is decoded; they are also put into ``file``.
 
         Args:
             is_job: nobody waits: it is background work however short, and a worker that is not there is waited for.
-            known: parts that need no decode, by where they begin.
+            known: parts that need no decode, by where they begin and end; others are of no use.
         Raises:
             MediaError: it is no audio, or broken.
             RequestError: it asks for too much, or the recognizer cannot decode it.
@@ -152,7 +152,7 @@ class Files:
             is_long = len(head) > MAX_SLICE
             wait = JOB_WAIT if is_job else SLICE_WAIT if is_long else _Wait(max_wait_s)
             async for piece in self._pieces(media, file, head):
-                if (part := known.get(piece.start_sample)) is None:
+                if (part := known.get((piece.start_sample, piece.end_sample))) is None:
                     outcome = "dropped"
                     n_decided += len(piece.samples)
                     try:

@@ -308,7 +308,8 @@ class Jobs:
         try:
             if job.request is None:
                 raise ValueError("what was asked for cannot be read")
-            known = {part.start_sample: part for part in await self._disk.run(store.slices, job.id)}
+            kept = await self._disk.run(store.slices, job.id)
+            known = {(part.start_sample, part.end_sample): part for part in kept}
             async with AsyncExitStack() as opened:
                 try:
                     media = await opened.enter_async_context(Media(self._limits, store.path(job.id)))
@@ -316,7 +317,7 @@ class Jobs:
                     raise Postponed(str(error)) from error
                 transcribed = self._files.transcribe(media, file, job.request, is_job=True, known=known)
                 async for part in await opened.enter_async_context(aclosing(transcribed)):
-                    if part.start_sample in known:
+                    if (part.start_sample, part.end_sample) in known:
                         continue
                     if file.duration_s is not None:
                         await self._disk.run(store.set_duration, job.id, round(file.duration_s * SAMPLE_RATE))

@@ -22,7 +22,7 @@ from asr_ws.core.types import ServiceState
 from asr_ws.errors import StorageError
 from asr_ws.server import jobs as jobs_module
 from asr_ws.server.app import App
-from asr_ws.server.job_store import Job, JobStore, Upload
+from asr_ws.server.job_store import Job, JobId, JobStore, Upload
 from asr_ws.server.media import Media
 from asr_ws.testing.recognizer import Gate, scripted_worker
 from asr_ws.worker.supervisor import WorkerSpec
@@ -44,6 +44,7 @@ from tests.server.asking import (
     until,
     uploading,
 )
+from tests.server.lives_of_jobs import part
 from tests.server.running import MANUAL, SECOND, Client, get, serving, stats
 from tests.server.test_shutdown import Server, server
 
@@ -89,7 +90,7 @@ def earlier_life(folder: Path) -> Iterator[JobStore]:
         yield store
 
 
-def keep(store: JobStore) -> str:
+def keep(store: JobStore) -> JobId:
     upload = store.new_upload()
     upload.write(WAV)
     request = FileRequest(prompt=HELLO["prompt"])
@@ -450,6 +451,23 @@ async def test_job_that_cannot_be_read_fails_and_the_next_one_is_done(scripted: 
     async with keeping(scripted, tmp_path) as app:
         told = [await ended(app, f"{JOBS}/{id}") for id in ids]
         assert (told[0]["status"], told[0]["error"]["code"], told[1]["result"]) == ("failed", "internal", TEXT)
+
+
+async def test_slices_that_were_cut_otherwise_are_decoded_again(scripted: WorkerSpec, tmp_path: Path) -> None:
+    """As those of another version may be: words would be lost, or said twice."""
+    with earlier_life(tmp_path) as store:
+        id = keep(store)
+        store.save_slice(id, part(0, 8_000, "stale"))
+    async with keeping(scripted, tmp_path) as app:
+        assert (await ended(app, f"{JOBS}/{id}"))["result"] == TEXT
+
+
+async def test_slices_that_are_kept_are_not_decoded_again(scripted: WorkerSpec, tmp_path: Path) -> None:
+    with earlier_life(tmp_path) as store:
+        id = keep(store)
+        store.save_slice(id, part(0, 16_000, "kept"))
+    async with keeping(scripted, tmp_path) as app:
+        assert (await ended(app, f"{JOBS}/{id}"))["result"]["text"] == "kept"
 
 
 @pytest.mark.parametrize("method", ["counts", "next_unfinished", "start"])
