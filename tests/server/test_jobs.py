@@ -194,6 +194,27 @@ async def test_live_speech_goes_first(scripted: WorkerSpec, tmp_path: Path) -> N
         assert (await ended(app, job))["status"] == "succeeded"
 
 
+async def test_result_of_a_job_is_neither_made_nor_parsed_on_the_loop(
+    scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: of four hours of speech each stalled the loop for 200 ms and more."""
+    made_by, whole = list[str](), jobs_module.result
+
+    def result(*args: Any) -> Any:
+        made_by.append(threading.current_thread().name)
+        return whole(*args)
+
+    monkeypatch.setattr(jobs_module, "result", result)
+    async with keeping(scripted, tmp_path) as app:
+        job = await added(app, prompt="say Höhe", response_format="verbose_json")
+        assert (await ended(app, job))["result"]["text"] == "Höhe"
+        kept = await app.jobs._disk.run((await app.jobs._opened()).get, job.rpartition("/")[2])
+        assert kept is not None
+        assert str(kept.result) in (await shown(app, job)).body
+    assert made_by
+    assert threading.main_thread().name not in made_by
+
+
 # ---------------------------------------------------------------- repeats
 
 
