@@ -57,7 +57,7 @@ PRAGMAS: Final = (
     "fullfsync = ON",  # macOS: through the drive's cache
     "checkpoint_fullfsync = ON",
     "journal_mode = WAL",
-    "secure_delete = ON",  # what somebody said is overwritten when it is deleted; in the log, by what comes next
+    "secure_delete = ON",  # what somebody said is overwritten when it is deleted; in the log: `_overwrite_log`
 )
 TABLES: Final = (
     """
@@ -428,13 +428,16 @@ class JobStore:
             db.execute(
                 "DELETE FROM jobs WHERE is_tombstone AND finished_at <= ?", (now - TOMBSTONE_TTLS * self._ttl_s,)
             )
+        self._overwrite_log()
         self._sweep()
         return n_expired
 
     def forget(self, id: JobId) -> bool:
         """Let a job that has ended expire now. Returns: whether it was there."""
         with self._transaction() as db:
-            return db.execute(f"{_BURY} AND finished_at IS NOT NULL AND id = ?", (id,)).rowcount == 1
+            was_there = db.execute(f"{_BURY} AND finished_at IS NOT NULL AND id = ?", (id,)).rowcount == 1
+        self._overwrite_log()
+        return was_there
 
     def next_expiry(self) -> float | None:
         """When `expire` has something to do next, by the wall clock, s."""
@@ -517,7 +520,16 @@ class JobStore:
                 db.execute("DELETE FROM slices WHERE job = ?", (id,))  # the result has them
         if ended:
             _delete(self.path(id))
+            self._overwrite_log()
         return ended
+
+    def _overwrite_log(self) -> None:
+        """What was deleted from the database is still in its log, until that is written back and cut to nothing.
+
+        Where the disk fails, the next one does it.
+        """
+        with suppress(StorageError):
+            self._read("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _find(self, where: str, *values: object) -> Job | None:
         rows = self._read(

@@ -104,6 +104,10 @@ def files(folder: Path) -> list[str]:
     return sorted(os.listdir(folder / "spool"))
 
 
+def is_left(said: bytes, folder: Path) -> bool:
+    return said in b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
+
+
 @contextmanager
 def database(folder: Path) -> Iterator[sqlite3.Connection]:
     """Of a store that is closed."""
@@ -361,7 +365,23 @@ def test_what_was_said_is_not_left_in_the_files(folder: Path, clock: Clock) -> N
         store.succeed(job.id, "a secret" * 1000)
         clock.now = 1060.0
         store.expire()
-    assert b"a secret" not in b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
+    assert not is_left(b"a secret", folder)
+
+
+@pytest.mark.parametrize("end", ["expire", "forget", "cancel"])
+def test_what_was_said_is_not_left_in_the_files_of_a_server_that_runs(folder: Path, clock: Clock, end: str) -> None:
+    """Regression: it was in the database's log until the server stopped."""
+    with closing(opened(folder, clock)) as store:
+        job = add(store)
+        store.save_slice(job.id, part(0, 1, "a secret" * 1000))
+        if end == "cancel":
+            store.cancel(job.id)
+        else:
+            store.succeed(job.id, "a secret" * 1000)
+            assert is_left(b"a secret", folder)
+            clock.now = 1060.0
+            store.expire() if end == "expire" else store.forget(job.id)
+        assert not is_left(b"a secret", folder)
 
 
 def test_audio_that_could_not_be_deleted_is_deleted_later(
