@@ -76,7 +76,7 @@ TABLES: Final = (
         finished_at REAL,
         done_samples INTEGER NOT NULL DEFAULT 0,
         n_samples INTEGER,
-        deaths INTEGER NOT NULL DEFAULT 0,
+        n_failed_tries INTEGER NOT NULL DEFAULT 0,
         result TEXT,
         error_code TEXT,
         error_message TEXT,
@@ -164,7 +164,6 @@ class Job:
     error_message: str | None
     done_s: float  # of its audio
     duration_s: float | None  # None: not known yet
-    deaths: int  # of the worker, under it
     is_expired: bool
 
 
@@ -397,12 +396,12 @@ class JobStore:
                 db.execute("INSERT OR REPLACE INTO slices VALUES (?, ?, ?)", row)
         return found == 1
 
-    def add_death(self, id: JobId) -> int:
-        """The worker died under it. Returns: how often by now; 0 if the job has ended."""
-        if not self._update(id, "deaths = deaths + 1"):
+    def add_failed_try(self, id: JobId) -> int:
+        """The process that decodes its file has died, or hung. Returns: how often by now; 0 if the job has ended."""
+        if not self._update(id, "n_failed_tries = n_failed_tries + 1"):
             return 0
-        [(deaths,)] = self._read("SELECT deaths FROM jobs WHERE id = ?", id)
-        return int(deaths)
+        [(n_failed_tries,)] = self._read("SELECT n_failed_tries FROM jobs WHERE id = ?", id)
+        return int(n_failed_tries)
 
     def succeed(self, id: JobId, result: str) -> bool:
         return self._end(
@@ -534,13 +533,13 @@ class JobStore:
     def _find(self, where: str, *values: object) -> Job | None:
         rows = self._read(
             "SELECT id, status, owner, request, file_name, created_at, finished_at, result, error_code, error_message, "
-            f"done_samples, n_samples, deaths, is_tombstone FROM jobs WHERE {where}",
+            f"done_samples, n_samples, is_tombstone FROM jobs WHERE {where}",
             *values,
         )
         if not rows:
             return None
         id, status, owner, request, file_name, created_at, finished_at, *rest = rows[0]
-        *said, done_samples, n_samples, deaths, dead = rest
+        *said, done_samples, n_samples, dead = rest
         is_expired = bool(dead) or (finished_at is not None and finished_at + self._ttl_s <= self._now())
         result, error_code, error_message = (None, None, None) if is_expired else said
         return Job(
@@ -556,7 +555,6 @@ class JobStore:
             error_message,
             done_samples / SAMPLE_RATE,
             None if n_samples is None else n_samples / SAMPLE_RATE,
-            deaths,
             is_expired,
         )
 

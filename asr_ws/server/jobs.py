@@ -35,7 +35,7 @@ from asr_ws.server.files import File, Files
 from asr_ws.server.form import BodyLimits, Form, check_head, parse_fields
 from asr_ws.server.http import Route, Visit
 from asr_ws.server.job_store import Full, Job, JobStatus, JobStore, Upload
-from asr_ws.server.media import Media, MediaLimits
+from asr_ws.server.media import CRASHED, HUNG, Media, MediaLimits
 from asr_ws.server.shapes import error_body, result
 
 P = ParamSpec("P")
@@ -44,7 +44,7 @@ T = TypeVar("T")
 PATH: Final = "/v1/jobs"
 MAX_UPLOADS: Final = 8  # at once; half of them of one caller
 MAX_KEY_CHARS: Final = 255
-MAX_DEATHS: Final = 2
+MAX_FAILED_TRIES: Final = 2  # of the process that decodes the file
 RETRY_S: Final = 5.0  # after the disk, or the system, failed a job that is being done
 MAX_TRIES: Final = 5  # that fail for what may pass; then the others come first
 LOOK_EVERY_S: Final = 60.0  # for what has expired, and whether the folder is usable
@@ -329,8 +329,8 @@ class Jobs:
             await self._disk.run(store.set_duration, job.id, file.n_samples)
             await self._disk.run(store.succeed, job.id, text)
         except MediaError as error:
-            is_accident = error.code in ("media_crashed", "media_hung", "no_space")
-            if is_accident and await self._disk.run(store.add_death, job.id) < MAX_DEATHS:
+            is_accident = error.code in (CRASHED, HUNG)
+            if is_accident and await self._disk.run(store.add_failed_try, job.id) < MAX_FAILED_TRIES:
                 self._log.warning("job.tried_again", job=job.id, code=error.code)
                 raise Postponed(str(error)) from error
             await self._disk.run(store.fail, job.id, error.code, str(error))

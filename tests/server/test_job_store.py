@@ -138,7 +138,6 @@ def test_job_is_what_was_added(store: JobStore) -> None:
         error_message=None,
         done_s=0.0,
         duration_s=None,
-        deaths=0,
         is_expired=False,
     )
     assert re.fullmatch(r"job-[A-Za-z0-9_-]{22}", job.id)
@@ -198,7 +197,7 @@ def test_job_ends_once(store: JobStore, end: str) -> None:
     ended = got(store, job.id)
     assert [each() for each in ends.values()] == [False, False, False]
     assert (store.start(job.id), store.set_duration(job.id, 1), store.save_slice(job.id, part(0, 1))) == (False,) * 3
-    assert store.add_death(job.id) == 0
+    assert store.add_failed_try(job.id) == 0
     assert (got(store, job.id), store.slices(job.id)) == (ended, [])
 
 
@@ -236,13 +235,12 @@ def test_jobs_come_in_order_of_arrival_whatever_the_clock_does(store: JobStore, 
     assert store.counts() == {"queued": 1, "running": 1, "succeeded": 0, "failed": 0, "cancelled": 1}
 
 
-def test_deaths_are_counted_over_restarts(folder: Path) -> None:
+def test_failed_tries_are_counted_over_restarts(folder: Path) -> None:
     with closing(opened(folder)) as store:
         id = add(store).id
-        assert store.add_death(id) == 1
+        assert store.add_failed_try(id) == 1
     with closing(opened(folder)) as store:
-        assert store.add_death(id) == 2
-        assert got(store, id).deaths == 2
+        assert store.add_failed_try(id) == 2
 
 
 @pytest.mark.parametrize("id", ["", "../x", "job-../../../../../etc/pas", "job-" + "ä" * 22, "job-\udce4", "a\x00b"])
@@ -825,14 +823,14 @@ class AnyLife(RuleBasedStateMachine):
                 self.keys[owner, key] = answer.id, content
 
     @precondition(lambda self: self.jobs)
-    @rule(data=st.data(), what=st.sampled_from(["start", "slice", "death", "succeed", "fail", "cancel"]))
+    @rule(data=st.data(), what=st.sampled_from(["start", "slice", "failed try", "succeed", "fail", "cancel"]))
     def change(self, data: st.DataObject, what: str) -> None:
         job = self.jobs[data.draw(st.sampled_from(list(self.jobs)))]
         n = len(self.parts[job.id])
         after = {
             "start": replace(job, status=JobStatus.RUNNING),
             "slice": replace(job, done_s=n + 1.0),
-            "death": replace(job, deaths=job.deaths + 1),
+            "failed try": job,
             "succeed": replace(job, status=JobStatus.SUCCEEDED, result="{}", finished_at=self.clock.now),
             "fail": replace(
                 job, status=JobStatus.FAILED, error_code="c", error_message="m", finished_at=self.clock.now
@@ -842,7 +840,7 @@ class AnyLife(RuleBasedStateMachine):
         done = {
             "start": lambda: self.store.start(job.id),
             "slice": lambda: self.store.save_slice(job.id, part(n * 16_000, (n + 1) * 16_000)),
-            "death": lambda: self.store.add_death(job.id) == job.deaths + 1,
+            "failed try": lambda: self.store.add_failed_try(job.id) > 0,
             "succeed": lambda: self.store.succeed(job.id, "{}"),
             "fail": lambda: self.store.fail(job.id, "c", "m"),
             "cancel": lambda: self.store.cancel(job.id),
