@@ -123,7 +123,6 @@ class Jobs:
                 raise self._refused(REASONS[full])
             await visit.want_body()
             job = await self._receive(visit, store, key)
-            self.counts = await self._disk.run(store.counts)  # nobody looks while one is being done
         finally:
             self._uploading.remove(here)
             self._touched.set()
@@ -163,9 +162,9 @@ class Jobs:
         if await self._ask(store.cancel, job.id):
             if self._doing is not None and self._doing[0] == job.id:
                 self._doing[1].cancel()
+            self._log.info("job.ended", job=job.id, status=JobStatus.CANCELLED.value, audio_s=round(job.done_s, 1))
         else:
             await self._ask(store.forget, job.id)
-        self.counts = await self._disk.run(store.counts)
         self._touched.set()
         return visit.respond(204)
 
@@ -293,8 +292,13 @@ class Jobs:
     async def _do(self, job: Job, store: JobStore) -> None:
         doing = asyncio.create_task(self._decode(job, store), name=f"job {job.id}")
         self._doing = job.id, doing
+        doing.add_done_callback(lambda _: self._touched.set())
         try:
-            await asyncio.wait([doing])
+            while not doing.done():
+                await self._touched.wait()
+                self._touched.clear()
+                with suppress(StorageError):  # which is no reason to end the job
+                    self.counts = await self._disk.run(store.counts)
             if not doing.cancelled():
                 doing.result()
         finally:
@@ -305,7 +309,7 @@ class Jobs:
     async def _decode(self, job: Job, store: JobStore) -> None:
         if not await self._disk.run(store.start, job.id):
             return  # cancelled meanwhile
-        self.counts = await self._disk.run(store.counts)
+        self._touched.set()  # to be counted
         file = File(SessionId(job.owner))
         try:
             if job.request is None:
@@ -327,23 +331,30 @@ class Jobs:
             # Of hours of speech it takes long: not on the loop.
             text = await asyncio.to_thread(_encoded_result, file.transcript, job.request)
             await self._disk.run(store.set_duration, job.id, file.n_samples)
-            await self._disk.run(store.succeed, job.id, text)
+            if await self._disk.run(store.succeed, job.id, text):
+                self._log_end(job, JobStatus.SUCCEEDED, file)
         except MediaError as error:
             is_accident = error.code in (CRASHED, HUNG)
             if is_accident and await self._disk.run(store.add_failed_try, job.id) < MAX_FAILED_TRIES:
                 self._log.warning("job.tried_again", job=job.id, code=error.code)
                 raise Postponed(str(error)) from error
-            await self._disk.run(store.fail, job.id, error.code, str(error))
+            await self._fail(store, job, file, error.code, str(error))
         except RequestError as error:
-            await self._disk.run(store.fail, job.id, error.code, str(error))
+            await self._fail(store, job, file, error.code, str(error))
         except Refused as error:  # the server stops
             raise Postponed(str(error)) from error
         except (StorageError, Postponed):
             raise
         except Exception:  # which would end the server, and its next life too
             self._log.exception("job.failed", job=job.id)
-            await self._disk.run(store.fail, job.id, "internal", "a bug of the server's; its log says more")
-        self._log.info("job.ended", job=job.id, audio_s=round(file.n_samples / SAMPLE_RATE, 1))
+            await self._fail(store, job, file, "internal", "a bug of the server's; its log says more")
+
+    async def _fail(self, store: JobStore, job: Job, file: File, code: str, message: str) -> None:
+        if await self._disk.run(store.fail, job.id, code, message):
+            self._log_end(job, JobStatus.FAILED, file)
+
+    def _log_end(self, job: Job, status: JobStatus, file: File) -> None:
+        self._log.info("job.ended", job=job.id, status=status.value, audio_s=round(file.n_samples / SAMPLE_RATE, 1))
 
 
 class Postponed(Exception):

@@ -383,6 +383,38 @@ async def test_result_expires_and_is_forgotten(scripted: WorkerSpec, tmp_path: P
         assert (await shown(app, job)).said == (404, "not_found")
 
 
+async def test_log_says_how_each_job_ended(
+    scripted: WorkerSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with Gate() as gate, keeping(scripted, tmp_path) as app:
+        for job in (await added(app), await added(app, b"")):
+            await ended(app, job)
+        held = await added(app, prompt=gate.script)
+        await gate.entered()
+        assert (await ask(app, "DELETE", held)).status == 204
+        await until(lambda: app.jobs.counts["cancelled"] == 1)
+    said = [line.split() for line in capsys.readouterr().out.splitlines() if "job.ended" in line]
+    assert [line[-1] for line in said] == ["status=succeeded", "status=failed", "status=cancelled"]
+
+
+async def test_jobs_are_counted_while_one_is_being_done_and_the_count_costs_none_its_answer(
+    scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Gate() as gate, keeping(scripted, tmp_path) as app:
+        await added(app, prompt=gate.script)
+        decode = await gate.entered()
+        job = await added(app)
+        await until(lambda: app.jobs.counts["queued"] == 1)
+        gate.release(decode)
+        await ended(app, job)
+        monkeypatch.setattr(JobStore, "counts", no_disk)
+        await added(app)
+
+
+def no_disk(*_: object) -> None:
+    raise StorageError("storage_unavailable", "no")
+
+
 # ---------------------------------------------------------------- the disk
 
 
