@@ -44,7 +44,7 @@ from typing import IO, Any, Final, NewType
 import msgspec
 
 from asr_ws.core.files import FileRequest, FileSlice
-from asr_ws.core.types import SAMPLE_RATE
+from asr_ws.core.types import SAMPLE_RATE, RefusalReason
 from asr_ws.errors import IdempotencyMismatch, StorageError
 
 JobId = NewType("JobId", str)  # one that this store has made
@@ -68,10 +68,8 @@ TABLES: Final = (
         owner TEXT NOT NULL,
         idempotency_key TEXT,  -- NULL: none, or expired
         request TEXT NOT NULL,
-        file_name TEXT NOT NULL,
         n_bytes INTEGER NOT NULL,
         sha256 TEXT NOT NULL,
-        created_at REAL NOT NULL,
         has_started INTEGER NOT NULL DEFAULT 0,  -- in this life or an earlier one
         finished_at REAL,
         done_samples INTEGER NOT NULL DEFAULT 0,
@@ -126,7 +124,7 @@ _HINTS = {
 
 
 _BURY = (
-    "UPDATE jobs SET is_tombstone = 1, idempotency_key = NULL, request = '{}', file_name = '', sha256 = '', "
+    "UPDATE jobs SET is_tombstone = 1, idempotency_key = NULL, request = '{}', sha256 = '', "
     "result = NULL, error_code = NULL, error_message = NULL WHERE NOT is_tombstone"
 )
 
@@ -141,23 +139,14 @@ class JobStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-class Full(StrEnum):
-    """Why no job is taken, as a value: overload is a normal state of the service."""
-
-    BACKLOG = "backlog_full"  # the server's state
-    OWNER = "owner_full"  # the caller's own doing
-
-
 @dataclass(frozen=True, slots=True)
 class Job:
-    """As it was when it was read. An expired one has no result, no error, and after `expire` no request or name."""
+    """As it was when it was read. An expired one has no result, no error, and after `expire` no request."""
 
     id: JobId
     status: JobStatus
     owner: str
     request: FileRequest | None  # None: what is kept of it cannot be read
-    file_name: str  # the caller's, never a path
-    created_at: float  # wall clock, s
     finished_at: float | None
     result: str | None  # JSON
     error_code: str | None
@@ -283,22 +272,22 @@ class JobStore:
 
     # Taking jobs.
 
-    def full(self, owner: str) -> Full | None:
+    def full(self, owner: str) -> RefusalReason | None:
         """Whether `add` would refuse a new job now: asked before its audio is read."""
         [(n_all, n_own)] = self._read(
             f"SELECT count(*), coalesce(sum(owner = ?), 0) FROM jobs WHERE {UNFINISHED}", owner
         )
         if n_own >= self._owner_capacity:
-            return Full.OWNER
-        return Full.BACKLOG if n_all >= self._capacity else None
+            return RefusalReason.FAIR_SHARE
+        return RefusalReason.QUEUE_FULL if n_all >= self._capacity else None
 
     def new_upload(self) -> Upload:
         id = JobId(f"job-{secrets.token_urlsafe(16)}")
         return Upload(id, self.path(id), self._writing)
 
     def add(
-        self, upload: Upload, request: FileRequest, *, owner: str, file_name: str, idempotency_key: str | None
-    ) -> Job | Full:
+        self, upload: Upload, request: FileRequest, *, owner: str, idempotency_key: str | None
+    ) -> Job | RefusalReason:
         """A job of that audio, durable from now on; or the one that was made with this key before.
 
         Either way the upload is used up. A new job has the upload's id. If the caller is cancelled meanwhile there is
@@ -322,10 +311,8 @@ class JobStore:
                 "owner": owner,
                 "idempotency_key": idempotency_key,
                 "request": msgspec.json.encode(request).decode(),
-                "file_name": file_name,
                 "n_bytes": upload.size,
                 "sha256": upload.sha256(),
-                "created_at": self._now(),
             }
             upload.flush()
             with self._transaction() as db:
@@ -381,15 +368,16 @@ class JobStore:
         """Whatever else is unfinished comes before it."""
         self._update(id, "has_started = 0, seq = (SELECT max(seq) + 1 FROM jobs)")
 
-    def set_duration(self, id: JobId, n_samples: int) -> bool:
-        return self._update(id, "n_samples = ?", n_samples)
+    def save_slice(self, id: JobId, part: FileSlice, n_samples: int | None = None) -> bool:
+        """The slices of a job come in order, each once; one that is saved again replaces itself.
 
-    def save_slice(self, id: JobId, part: FileSlice) -> bool:
-        """The slices of a job come in order, each once; one that is saved again replaces itself."""
+        Args: n_samples: of all its audio, where that is known.
+        """
         with self._transaction() as db:
             found = db.execute(
-                f"UPDATE jobs SET done_samples = max(done_samples, ?) WHERE id = ? AND {UNFINISHED}",
-                (part.end_sample, id),
+                "UPDATE jobs SET done_samples = max(done_samples, ?), n_samples = coalesce(?, n_samples) "
+                f"WHERE id = ? AND {UNFINISHED}",
+                (part.end_sample, n_samples, id),
             ).rowcount
             if found:
                 row = (id, part.end_sample, msgspec.msgpack.encode(part))
@@ -403,10 +391,10 @@ class JobStore:
         [(n_failed_tries,)] = self._read("SELECT n_failed_tries FROM jobs WHERE id = ?", id)
         return int(n_failed_tries)
 
-    def succeed(self, id: JobId, result: str) -> bool:
-        return self._end(
-            id, JobStatus.SUCCEEDED, "result = ?, done_samples = coalesce(n_samples, done_samples)", result
-        )
+    def succeed(self, id: JobId, result: str, n_samples: int) -> bool:
+        """Args: n_samples: of all its audio."""
+        changes = "result = ?, done_samples = ?, n_samples = ?"
+        return self._end(id, JobStatus.SUCCEEDED, changes, result, n_samples, n_samples)
 
     def fail(self, id: JobId, code: str, message: str) -> bool:
         return self._end(id, JobStatus.FAILED, "error_code = ?, error_message = ?", code, message)
@@ -532,13 +520,13 @@ class JobStore:
 
     def _find(self, where: str, *values: object) -> Job | None:
         rows = self._read(
-            "SELECT id, status, owner, request, file_name, created_at, finished_at, result, error_code, error_message, "
+            "SELECT id, status, owner, request, finished_at, result, error_code, error_message, "
             f"done_samples, n_samples, is_tombstone FROM jobs WHERE {where}",
             *values,
         )
         if not rows:
             return None
-        id, status, owner, request, file_name, created_at, finished_at, *rest = rows[0]
+        id, status, owner, request, finished_at, *rest = rows[0]
         *said, done_samples, n_samples, dead = rest
         is_expired = bool(dead) or (finished_at is not None and finished_at + self._ttl_s <= self._now())
         result, error_code, error_message = (None, None, None) if is_expired else said
@@ -547,8 +535,6 @@ class JobStore:
             JobStatus(status),
             owner,
             _request(request),
-            file_name,
-            created_at,
             finished_at,
             result,
             error_code,

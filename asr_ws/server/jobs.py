@@ -34,7 +34,7 @@ from asr_ws.server.failures import Refused
 from asr_ws.server.files import File, Files
 from asr_ws.server.form import BodyLimits, Form, check_head, parse_fields
 from asr_ws.server.http import Route, Visit
-from asr_ws.server.job_store import Full, Job, JobStatus, JobStore, Upload
+from asr_ws.server.job_store import Job, JobStatus, JobStore, Upload
 from asr_ws.server.media import CRASHED, HUNG, Media, MediaLimits
 from asr_ws.server.shapes import error_body, result
 
@@ -120,7 +120,7 @@ class Jobs:
             store = await self._opened()
             known = await self._ask(store.find_key, visit.caller, key) if key is not None else None
             if known is None and (full := await self._ask(store.full, visit.caller)) is not None:
-                raise self._refused(REASONS[full])
+                raise self._refused(full)
             await visit.want_body()
             job = await self._receive(visit, store, key)
         finally:
@@ -139,17 +139,15 @@ class Jobs:
             form = await Form.read(visit.request, limits=self._body_limits, on_file=on_file)
             request = parse_fields(form.fields, task="transcribe", languages=self._languages)
             self._refuse_while_draining()
-            job = await self._ask(
-                store.add, upload, request, owner=visit.caller, file_name=form.file_name, idempotency_key=key
-            )
+            job = await self._ask(store.add, upload, request, owner=visit.caller, idempotency_key=key)
         except StorageError as error:
             self._log.warning("job.not_kept", code=error.code, error=str(error))
             raise
         finally:
             with suppress(StorageError):  # the disk is closed, and the store has done it
                 await self._disk.run(upload.discard)
-        if isinstance(job, Full):
-            raise self._refused(REASONS[job])
+        if isinstance(job, RefusalReason):
+            raise self._refused(job)
         return job
 
     async def _show(self, visit: Visit, id: str) -> web.StreamResponse:
@@ -325,13 +323,11 @@ class Jobs:
                 async for part in await opened.enter_async_context(aclosing(transcribed)):
                     if (part.start_sample, part.end_sample) in known:
                         continue
-                    if file.duration_s is not None:
-                        await self._disk.run(store.set_duration, job.id, round(file.duration_s * SAMPLE_RATE))
-                    await self._disk.run(store.save_slice, job.id, part)
+                    n_samples = None if file.duration_s is None else round(file.duration_s * SAMPLE_RATE)
+                    await self._disk.run(store.save_slice, job.id, part, n_samples)
             # Of hours of speech it takes long: not on the loop.
             text = await asyncio.to_thread(_encoded_result, file.transcript, job.request)
-            await self._disk.run(store.set_duration, job.id, file.n_samples)
-            if await self._disk.run(store.succeed, job.id, text):
+            if await self._disk.run(store.succeed, job.id, text, file.n_samples):
                 self._log_end(job, JobStatus.SUCCEEDED, file)
         except MediaError as error:
             is_accident = error.code in (CRASHED, HUNG)
@@ -359,9 +355,6 @@ class Jobs:
 
 class Postponed(Exception):
     """A job is to be tried once more."""
-
-
-REASONS: Final = {Full.BACKLOG: RefusalReason.QUEUE_FULL, Full.OWNER: RefusalReason.FAIR_SHARE}
 
 
 class _Spool:

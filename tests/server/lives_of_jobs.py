@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from asr_ws.core.files import FileRequest, FileSlice
-from asr_ws.core.types import Hypothesis
-from asr_ws.server.job_store import Full, Job, JobId, JobStatus, JobStore
+from asr_ws.core.types import Hypothesis, RefusalReason
+from asr_ws.server.job_store import Job, JobId, JobStatus, JobStore
 
 Say = Callable[[str], None]
 
@@ -35,24 +35,23 @@ class Life:
         try:
             for start in range(0, len(content), 40_000):
                 upload.write(content[start : start + 40_000])
-            job = self.store.add(upload, FileRequest(), owner="ann", file_name="a.wav", idempotency_key=key)
+            job = self.store.add(upload, FileRequest(), owner="ann", idempotency_key=key)
         finally:
             upload.discard()
-        if isinstance(job, Full):
+        if isinstance(job, RefusalReason):
             return None
         self.say(f"added {job.id} {upload.sha256()}")
         return job.id
 
     def run(self, job: Job, n_slices: int) -> None:
         self.store.start(job.id)
-        self.store.set_duration(job.id, 16_000 * n_slices)
         for n in range(len(self.store.slices(job.id)), n_slices):
-            self.store.save_slice(job.id, part(16_000 * n, 16_000 * (n + 1)))
+            self.store.save_slice(job.id, part(16_000 * n, 16_000 * (n + 1)), 16_000 * n_slices)
 
     def end(self, id: JobId, status: JobStatus) -> None:
         result = f"{id}:{len(self.store.slices(id))}"
         end = {
-            JobStatus.SUCCEEDED: lambda: self.store.succeed(id, result),
+            JobStatus.SUCCEEDED: lambda: self.store.succeed(id, result, 48_000),
             JobStatus.FAILED: lambda: self.store.fail(id, "decode_failed", "no"),
             JobStatus.CANCELLED: lambda: self.store.cancel(id),
         }

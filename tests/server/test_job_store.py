@@ -26,10 +26,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from asr_ws.core.files import FileRequest, FileSlice, Granularity, ResponseFormat
-from asr_ws.core.types import Hypothesis, Segment, Word
+from asr_ws.core.types import Hypothesis, RefusalReason, Segment, Word
 from asr_ws.errors import IdempotencyMismatch, StorageError
 from asr_ws.server import job_store
-from asr_ws.server.job_store import TOMBSTONE_TTLS, Full, Job, JobId, JobStatus, JobStore, Recovery, Upload
+from asr_ws.server.job_store import TOMBSTONE_TTLS, Job, JobId, JobStatus, JobStore, Recovery, Upload
 from tests.server import lives_of_jobs
 from tests.server.lives_of_jobs import part
 
@@ -84,8 +84,8 @@ def offer(
     request: FileRequest = FileRequest(),  # noqa: B008 frozen
     owner: str = "ann",
     key: str | None = None,
-) -> Job | Full:
-    return store.add(uploaded(store, content), request, owner=owner, file_name="a.wav", idempotency_key=key)
+) -> Job | RefusalReason:
+    return store.add(uploaded(store, content), request, owner=owner, idempotency_key=key)
 
 
 def add(store: JobStore, content: bytes = b"speech", owner: str = "ann", key: str | None = None) -> Job:
@@ -124,14 +124,12 @@ def test_job_is_what_was_added(store: JobStore) -> None:
     upload.write(b"")
     upload.write(b"more")
     assert (upload.size, upload.sha256()) == (8, hashlib.sha256(b"RIFFmore").hexdigest())
-    job = store.add(upload, GERMAN, owner="ann", file_name="../Straße\x00.wav", idempotency_key=None)
+    job = store.add(upload, GERMAN, owner="ann", idempotency_key=None)
     assert job == Job(
         id=upload.id,
         status=JobStatus.QUEUED,
         owner="ann",
         request=GERMAN,
-        file_name="../Straße\x00.wav",
-        created_at=1000.0,
         finished_at=None,
         result=None,
         error_code=None,
@@ -148,7 +146,7 @@ def test_job_is_what_was_added(store: JobStore) -> None:
 
 
 def test_upload_of_nothing_is_a_job_too(store: JobStore) -> None:
-    job = store.add(store.new_upload(), FileRequest(), owner="", file_name="", idempotency_key=None)
+    job = store.add(store.new_upload(), FileRequest(), owner="", idempotency_key=None)
     assert isinstance(job, Job)
     assert store.path(job.id).read_bytes() == b""
 
@@ -168,17 +166,16 @@ def test_job_that_runs_tells_how_far_it_is_and_succeeds(store: JobStore, folder:
     job = add(store)
     assert store.start(job.id) is True
     assert store.next_unfinished() == replace(job, status=JobStatus.RUNNING)
-    assert store.set_duration(job.id, 48_000) is True
     words = (Word("Hi", 0.1, 0.4, 0.9),)
     heard = Hypothesis(" Hi", "en", 0.98, (Segment(" Hi", 0.0, 0.5, -0.2, 0.01, 1.1, words),), None, 0.2)
-    assert store.save_slice(job.id, FileSlice(0, 16_000, heard)) is True
+    assert store.save_slice(job.id, FileSlice(0, 16_000, heard), 48_000) is True
     assert store.save_slice(job.id, part(16_000, 24_000)) is True
     assert store.save_slice(job.id, part(16_000, 24_000)) is True
     assert store.slices(job.id) == [FileSlice(0, 16_000, heard), part(16_000, 24_000)]
     running = replace(job, status=JobStatus.RUNNING, done_s=1.5, duration_s=3.0)
     assert got(store, job.id) == running
     clock.now = 1007.0
-    assert store.succeed(job.id, '{"text": "Hi"}') is True
+    assert store.succeed(job.id, '{"text": "Hi"}', 48_000) is True
     assert got(store, job.id) == replace(
         running, status=JobStatus.SUCCEEDED, result='{"text": "Hi"}', done_s=3.0, finished_at=1007.0
     )
@@ -189,14 +186,14 @@ def test_job_that_runs_tells_how_far_it_is_and_succeeds(store: JobStore, folder:
 def test_job_ends_once(store: JobStore, end: str) -> None:
     job = add(store)
     ends = {
-        "succeed": lambda: store.succeed(job.id, "{}"),
+        "succeed": lambda: store.succeed(job.id, "{}", 48_000),
         "fail": lambda: store.fail(job.id, "decode_failed", "no text"),
         "cancel": lambda: store.cancel(job.id),
     }
     assert ends[end]() is True
     ended = got(store, job.id)
     assert [each() for each in ends.values()] == [False, False, False]
-    assert (store.start(job.id), store.set_duration(job.id, 1), store.save_slice(job.id, part(0, 1))) == (False,) * 3
+    assert (store.start(job.id), store.save_slice(job.id, part(0, 1))) == (False, False)
     assert store.add_failed_try(job.id) == 0
     assert (got(store, job.id), store.slices(job.id)) == (ended, [])
 
@@ -204,8 +201,8 @@ def test_job_ends_once(store: JobStore, end: str) -> None:
 def test_job_that_has_ended_is_forgotten_at_once(store: JobStore) -> None:
     job, other = add(store), add(store)
     assert (store.forget(job.id), store.forget(JobId("job-unknown"))) == (False, False)
-    store.succeed(job.id, '{"text": "Hi"}')
-    store.succeed(other.id, "{}")
+    store.succeed(job.id, '{"text": "Hi"}', 48_000)
+    store.succeed(other.id, "{}", 48_000)
     assert (store.forget(job.id), store.forget(job.id)) == (True, False)
     forgotten = got(store, job.id)
     assert (forgotten.is_expired, forgotten.result, got(store, other.id).is_expired) == (True, None, False)
@@ -263,14 +260,14 @@ def test_unknown_job_has_no_slices_and_cannot_change(store: JobStore) -> None:
 
 def test_backlog_is_bounded_and_an_owner_has_a_share_of_it(store: JobStore, folder: Path) -> None:
     jobs = [add(store, owner="ann"), add(store, owner="ann")]
-    assert (store.full("ann"), store.full("bob")) == (Full.OWNER, None)
-    assert offer(store, owner="ann") is Full.OWNER
+    assert (store.full("ann"), store.full("bob")) == (RefusalReason.FAIR_SHARE, None)
+    assert offer(store, owner="ann") is RefusalReason.FAIR_SHARE
     jobs += [add(store, owner="bob"), add(store, owner="cleo")]
-    assert (store.full("ann"), store.full("dan")) == (Full.OWNER, Full.BACKLOG)
-    assert offer(store, owner="dan") is Full.BACKLOG
+    assert (store.full("ann"), store.full("dan")) == (RefusalReason.FAIR_SHARE, RefusalReason.QUEUE_FULL)
+    assert offer(store, owner="dan") is RefusalReason.QUEUE_FULL
     assert files(folder) == sorted(job.id for job in jobs)
     store.start(jobs[0].id)
-    assert store.full("dan") is Full.BACKLOG  # it has not ended
+    assert store.full("dan") is RefusalReason.QUEUE_FULL  # it has not ended
     store.cancel(jobs[0].id)
     assert (store.full("ann"), store.full("dan")) == (None, None)
 
@@ -288,7 +285,7 @@ def test_repeat_is_the_same_job_even_when_the_backlog_is_full_and_after_a_restar
         assert len(files(folder)) == 2
     with closing(opened(folder)) as store:
         assert offer(store, b"speech", GERMAN, key="k-1") == job
-        store.succeed(job.id, "{}")
+        store.succeed(job.id, "{}", 48_000)
         assert offer(store, b"speech", GERMAN, key="k-1") == got(store, job.id)
         assert got(store, job.id).status is JobStatus.SUCCEEDED
 
@@ -322,8 +319,6 @@ def test_string_that_is_no_unicode_leaves_nothing(store: JobStore, folder: Path)
         offer(store, request=FileRequest(prompt="\udce4"))
     with pytest.raises(ValueError, match="surrogates not allowed"):
         offer(store, owner="\udce4")
-    with pytest.raises(ValueError, match="surrogates not allowed"):
-        store.add(uploaded(store), FileRequest(), owner="", file_name="\udce4", idempotency_key=None)
     assert (files(folder), store.next_unfinished()) == ([], None)
 
 
@@ -335,7 +330,7 @@ def test_result_expires_then_its_tombstone(store: JobStore, clock: Clock) -> Non
     assert isinstance(job, Job)
     assert store.next_expiry() is None
     clock.now = 1010.0
-    store.succeed(job.id, '{"text": "Hi"}')
+    store.succeed(job.id, '{"text": "Hi"}', 48_000)
     assert store.next_expiry() == 1070.0
     clock.now = 1069.9
     assert (store.expire(), got(store, job.id).result) == (0, '{"text": "Hi"}')
@@ -343,7 +338,7 @@ def test_result_expires_then_its_tombstone(store: JobStore, clock: Clock) -> Non
     expired = got(store, job.id)  # also before `expire` is called
     assert (expired.status, expired.is_expired, expired.result) == (JobStatus.SUCCEEDED, True, None)
     assert (store.expire(), store.expire()) == (1, 0)
-    assert got(store, job.id) == replace(expired, request=FileRequest(), file_name="")
+    assert got(store, job.id) == replace(expired, request=FileRequest())
     assert store.counts()[JobStatus.SUCCEEDED] == 0
     assert store.next_expiry() == 1010.0 + 7 * 60.0
     clock.now = 1010.0 + 7 * 60.0
@@ -360,7 +355,7 @@ def test_what_was_said_is_not_left_in_the_files(folder: Path, clock: Clock) -> N
     with closing(opened(folder, clock)) as store:
         job = add(store)
         store.save_slice(job.id, part(0, 1, "a secret" * 1000))
-        store.succeed(job.id, "a secret" * 1000)
+        store.succeed(job.id, "a secret" * 1000, 48_000)
         clock.now = 1060.0
         store.expire()
     assert not is_left(b"a secret", folder)
@@ -375,7 +370,7 @@ def test_what_was_said_is_not_left_in_the_files_of_a_server_that_runs(folder: Pa
         if end == "cancel":
             store.cancel(job.id)
         else:
-            store.succeed(job.id, "a secret" * 1000)
+            store.succeed(job.id, "a secret" * 1000, 48_000)
             assert is_left(b"a secret", folder)
             clock.now = 1060.0
             store.expire() if end == "expire" else store.forget(job.id)
@@ -409,7 +404,7 @@ def test_restart_goes_on_where_the_last_life_ended(folder: Path) -> None:
         assert store.recovery == replace(NOTHING_FOUND, n_resumed=1, n_strays=1)
         assert store.next_unfinished() == replace(second, done_s=1.0)
         assert store.slices(second.id) == [part(0, 16_000)]
-        store.succeed(second.id, "{}")
+        store.succeed(second.id, "{}", 48_000)
         assert store.next_unfinished() == first
         assert files(folder) == [first.id]
 
@@ -446,7 +441,7 @@ def test_database_that_is_none_is_put_aside_with_its_audio(folder: Path) -> None
 
 def test_database_with_a_damaged_page_is_put_aside(folder: Path) -> None:
     with closing(opened(folder)) as store:
-        store.succeed(add(store).id, "x" * 50_000)
+        store.succeed(add(store).id, "x" * 50_000, 48_000)
     with open(folder / "jobs.db", "r+b") as file:
         file.seek(4096)
         file.write(b"\xff" * 4096)
@@ -578,7 +573,7 @@ def test_room_that_runs_out_at_the_last_flush_leaves_neither_file_nor_job(
         full.setattr(job_store, "_open_for_us_only", lambda path, flags: os.open("/dev/full", os.O_WRONLY))
         upload = uploaded(store)  # into Python's buffer
         with pytest.raises(StorageError) as raised:
-            store.add(upload, FileRequest(), owner="", file_name="", idempotency_key=None)
+            store.add(upload, FileRequest(), owner="", idempotency_key=None)
     assert raised.value.code == "storage_full"
     assert (files(folder), store.next_unfinished()) == ([], None)
     add(store)
@@ -603,9 +598,9 @@ def test_full_database_leaves_all_as_it_was(store: JobStore, folder: Path) -> No
     [(n_pages,)] = store._db.execute("PRAGMA page_count").fetchall()
     store._db.execute(f"PRAGMA max_page_count = {n_pages}")
     refused = [
-        lambda: store.add(uploaded(store), FileRequest(), owner="", file_name="x" * 99_999, idempotency_key=None),
+        lambda: store.add(uploaded(store), FileRequest(prompt="x" * 99_999), owner="", idempotency_key=None),
         lambda: store.save_slice(job.id, part(0, 1, "x" * 99_999)),
-        lambda: store.succeed(job.id, "x" * 99_999),
+        lambda: store.succeed(job.id, "x" * 99_999, 48_000),
     ]
     for each in refused:
         with pytest.raises(StorageError) as raised:
@@ -616,7 +611,7 @@ def test_full_database_leaves_all_as_it_was(store: JobStore, folder: Path) -> No
         )
     assert (got(store, job.id), store.slices(job.id)) == (replace(job, status=JobStatus.RUNNING), [])
     assert files(folder) == [job.id]
-    assert store.succeed(job.id, "{}") is True  # what is small has room
+    assert store.succeed(job.id, "{}", 48_000) is True  # what is small has room
     store._db.execute("PRAGMA max_page_count = 1000000")
     add(store)
 
@@ -627,7 +622,7 @@ def test_log_that_cannot_be_written_leaves_all_as_it_was(folder: Path) -> None:
     with closing(opened(folder)) as store:
         job = add(store)
         with file_size_limit((folder / "jobs.db-wal").stat().st_size + 5000), pytest.raises(StorageError) as raised:
-            store.succeed(job.id, "x" * 99_999)
+            store.succeed(job.id, "x" * 99_999, 48_000)
         assert (raised.value.code, got(store, job.id), files(folder)) == ("storage_unavailable", job, [job.id])
         other = add(store)
     with closing(opened(folder)) as store:
@@ -691,7 +686,7 @@ def test_audio_and_its_name_are_flushed_before_the_row_is_committed(
     monkeypatch.setattr(job_store, "_sync_folder", sync_folder)
     upload = uploaded(store)
     store._db.set_trace_callback(lambda statement: order.append(statement.split()[0]))
-    store.add(upload, FileRequest(), owner="", file_name="", idempotency_key=None)
+    store.add(upload, FileRequest(), owner="", idempotency_key=None)
     durable = [each for each in order if each in ("file", "spool", "INSERT", "COMMIT")]
     assert durable == ["file", "spool", "INSERT", "COMMIT"]
     assert [store._read(f"PRAGMA {name}") for name in ("synchronous", "journal_mode")] == [[(2,)], [("wal",)]]
@@ -812,9 +807,9 @@ class AnyLife(RuleBasedStateMachine):
         if known:
             assert answer == self.jobs[known[0]]
         elif len(self.unfinished(owner)) >= 2:
-            assert answer is Full.OWNER
+            assert answer is RefusalReason.FAIR_SHARE
         elif len(self.unfinished()) >= 4:
-            assert answer is Full.BACKLOG
+            assert answer is RefusalReason.QUEUE_FULL
         else:
             assert isinstance(answer, Job)
             self.jobs[answer.id] = answer
@@ -831,7 +826,9 @@ class AnyLife(RuleBasedStateMachine):
             "start": replace(job, status=JobStatus.RUNNING),
             "slice": replace(job, done_s=n + 1.0),
             "failed try": job,
-            "succeed": replace(job, status=JobStatus.SUCCEEDED, result="{}", finished_at=self.clock.now),
+            "succeed": replace(
+                job, status=JobStatus.SUCCEEDED, result="{}", finished_at=self.clock.now, done_s=3.0, duration_s=3.0
+            ),
             "fail": replace(
                 job, status=JobStatus.FAILED, error_code="c", error_message="m", finished_at=self.clock.now
             ),
@@ -841,7 +838,7 @@ class AnyLife(RuleBasedStateMachine):
             "start": lambda: self.store.start(job.id),
             "slice": lambda: self.store.save_slice(job.id, part(n * 16_000, (n + 1) * 16_000)),
             "failed try": lambda: self.store.add_failed_try(job.id) > 0,
-            "succeed": lambda: self.store.succeed(job.id, "{}"),
+            "succeed": lambda: self.store.succeed(job.id, "{}", 48_000),
             "fail": lambda: self.store.fail(job.id, "c", "m"),
             "cancel": lambda: self.store.cancel(job.id),
         }
@@ -865,7 +862,7 @@ class AnyLife(RuleBasedStateMachine):
                 self.jobs[job.id] = expired
                 self.keys = {key: known for key, known in self.keys.items() if known[0] != job.id}
                 if then_expire:
-                    self.jobs[job.id] = replace(expired, file_name="")
+                    self.jobs[job.id] = expired
                     if job.finished_at + TOMBSTONE_TTLS * 60.0 <= self.clock.now:
                         del self.jobs[job.id]
         if then_expire:

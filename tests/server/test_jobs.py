@@ -94,7 +94,7 @@ def keep(store: JobStore) -> JobId:
     upload = store.new_upload()
     upload.write(WAV)
     request = FileRequest(prompt=HELLO["prompt"])
-    job = store.add(upload, request, owner="ann", file_name="", idempotency_key=None)
+    job = store.add(upload, request, owner="ann", idempotency_key=None)
     assert isinstance(job, Job)
     return job.id
 
