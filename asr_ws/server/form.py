@@ -153,8 +153,8 @@ def _wrong(name: str, value: str, wanted: str, code: str = "invalid_value") -> R
 
 # ---------------------------------------------------------------- how it comes
 
-READS_A_TURN: Final = 64  # some 20 us each
 CHUNK_BYTES: Final = 64 * 1024  # of the file, handed on at a time
+TURN_S: Final = 0.002  # what is here already keeps nobody else waiting for longer: lines of one byte, for one
 PLAIN: Final = ("7bit", "8bit", "binary")  # transfer encodings that encode nothing, which some clients name
 
 # It says on stderr, once for each wrong header, what was in it: names of files, as many as somebody likes to send.
@@ -258,7 +258,8 @@ class _Body:
         self._limits = limits
         self._pace = Pace(limits)
         self._clock = clock
-        self._n_reads = self._n_lines = 0
+        self._turn_began = clock()
+        self._n_lines = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._content, name)  # what awaits nothing
@@ -274,10 +275,11 @@ class _Body:
         return await self._receive(self._content.readline(**limits))
 
     async def _receive(self, reading: Awaitable[bytes]) -> bytes:
-        self._n_reads += 1
-        if self._n_reads % READS_A_TURN == 0:
-            await asyncio.sleep(0)  # where all is here already, nothing else lets others have their turn
-        patience_s, began = self._pace.patience_s(self._content.total_bytes), self._clock()
+        began = self._clock()
+        if began - self._turn_began > TURN_S:
+            await asyncio.sleep(0)
+            self._turn_began = began = self._clock()
+        patience_s = self._pace.patience_s(self._content.total_bytes)
         try:
             # Also where it is below 0, what is here already is read: a timeout ends only what has to wait.
             async with asyncio.timeout(patience_s):
