@@ -243,7 +243,7 @@ class Http:
 class _Connection(web.RequestHandler):
     """One request's, as the library has it, but for what it says of what is wrong."""
 
-    __slots__ = ("_body", "_http", "_is_followed", "_stuck")
+    __slots__ = ("_body", "_http", "_is_followed", "_stuck", "is_chunked")
 
     def __init__(self, http: Http, server: web.Server) -> None:
         super().__init__(
@@ -258,6 +258,7 @@ class _Connection(web.RequestHandler):
         self._stuck: asyncio.TimerHandle | None = None
         self._body: StreamReader | None = None
         self._is_followed = False
+        self.is_chunked = True  # as far as is known
 
     @property
     def is_heard_out(self) -> bool:
@@ -275,7 +276,9 @@ class _Connection(web.RequestHandler):
         n_before = len(self._messages)
         super().data_received(data)
         if self._body is None:
-            self._body = self._messages[0][1] if self._messages else None
+            if self._messages:
+                message, self._body = self._messages[0]
+                self.is_chunked = getattr(message, "chunked", True)  # which what is no request has not
         elif len(self._messages) > n_before and not self._body.is_eof():
             self._body.set_exception(ValueError("it is not encoded as its head says"))
 

@@ -110,13 +110,14 @@ class Listener:
         self._log = structlog.get_logger()
         self.servers: list[Server] = []
         self._http_servers: list[asyncio.Server] = []
+        self._turns = Turns()
         self._front = Front(
             http.protocol,
-            lambda target: http.path_of(target) == messages.PATH,
+            self._is_session,
             self._note_refused_head,
             HANDSHAKE_TIMEOUT_S,
+            self._turns,
         )
-        self._turns = Turns()
         self._open: dict[Connection, Token | None] = {}
         self._sessions: Counter[Hashable] = Counter()  # by address, and by token
         self._beside: Counter[Hashable] = Counter()  # connections that are no sessions, by address
@@ -166,13 +167,13 @@ class Listener:
             ) from error
 
     async def _serve(self, listening: socket.socket) -> Server:
-        make_connection = self._front.one_port if self._asked_http_port is None else Intake
+        make_connection = self._front.one_port if self._asked_http_port is None else partial(Intake, self._turns)
         server = await serve(
             self._handle,
             sock=listening,
             backlog=ACCEPTED_AT_ONCE,
             ssl=self._tls,
-            create_connection=cast(type[ServerConnection], partial(make_connection, self._turns)),
+            create_connection=cast(type[ServerConnection], make_connection),
             compression=None,  # 13 instead of 45-64 KiB a connection, and no decompression bombs
             max_size=messages.MAX_BINARY_BYTES,
             max_queue=FRAMES_AHEAD,
