@@ -215,7 +215,11 @@ class Polite:
         if self.peer_has_left:
             self._transport.close()
         elif self._transport.can_write_eof():
-            self._transport.write_eof()
+            try:
+                self._transport.write_eof()
+            except OSError:  # who has reset the connection reads no answer
+                self._transport.abort()
+                return
         elif getattr(self._protocol, "is_heard_out", False):  # which who was handed the connection knows
             self._transport.close()
         else:  # TLS has no half of a connection, and who still sends may not be told by a reset

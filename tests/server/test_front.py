@@ -7,6 +7,7 @@ runs it on the lowest versions that we take.
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -258,6 +259,18 @@ async def test_who_still_sends_is_read_until_he_closes_too() -> None:
     assert wire.protocol.eof_received() is None, "asyncio closes"
     wire.lose()
     assert told.n_lost == 1
+
+
+async def test_who_has_reset_the_connection_is_left_at_once() -> None:
+    """Regression: a traceback, and reading stayed paused for LINGER_S."""
+
+    class Reset(Wire):
+        def write_eof(self) -> None:
+            raise OSError(errno.ENOTCONN, "not connected")
+
+    wire = Reset()
+    leave(wire)
+    assert wire.done == ["abort"]
 
 
 async def test_whose_peer_has_left_leaves_at_once() -> None:
