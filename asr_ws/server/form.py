@@ -3,7 +3,7 @@
 What is asked is strict where a misspelt name would silently give another result, and lenient where OpenAI's clients
 say something that means nothing here (`IGNORED`). aiohttp's `MultipartReader` does the parsing. Beside it there are
 limits on what a client may send, and on how slowly: a body must come at `BodyLimits.min_bytes_s` on average after
-a grace, else it would hold its place for hours. What counts is the time that is spent waiting for the client; what
+a grace, and within `BodyLimits.max_s`, else it would hold its place for hours. What counts is the time that is spent waiting for the client; what
 our own side takes to write is none of it.
 """
 
@@ -170,11 +170,13 @@ class BodyLimits:
     min_bytes_s: int = 8192  # a slow modem's; speech in 64 kbit/s comes in real time
     grace_s: float = 10.0
     max_silence_s: float = 30.0  # without a byte: else a fast start would buy hours of it
+    max_s: float = 600.0  # in all: at the least speed 100 MB would hold a place for 3.4 h
 
 
 @dataclass(slots=True)
 class Pace:
-    """How long a body may still keep us waiting: ``received >= min_bytes_s * (waited_s - grace_s)`` must hold."""
+    """How long a body may still keep us waiting: ``received >= min_bytes_s * (waited_s - grace_s)`` must hold,
+    and ``waited_s <= max_s``."""
 
     limits: BodyLimits
     waited_s: float = 0.0
@@ -182,7 +184,7 @@ class Pace:
     def patience_s(self, received_bytes: int) -> float:
         """Until its next byte; below 0 it is too slow already."""
         earned_s = self.limits.grace_s + received_bytes / self.limits.min_bytes_s
-        return min(earned_s - self.waited_s, self.limits.max_silence_s)
+        return min(earned_s - self.waited_s, self.limits.max_silence_s, self.limits.max_s - self.waited_s)
 
 
 class Sink(Protocol):

@@ -511,6 +511,8 @@ async def test_sinks_error_is_not_the_clients() -> None:
         (8192, 10.0, 1.0),
         (81_920, 19.5, 0.5),
         (81_920, 20.5, -0.5),
+        (1_000_000_000, 590.0, 10.0),
+        (1_000_000_000, 601.0, -1.0),  # whatever came: it holds a place
         (1_000_000_000, 5.0, 30.0),  # what was fast may not fall silent for a day
     ],
 )
