@@ -18,7 +18,7 @@ STATUS_BY_CODE: Final = {
     "too_long": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "no_space": HTTPStatus.INSUFFICIENT_STORAGE,
 }
-
+RETRY_NEVER: Final = {"x-should-retry": "false"}  # as OpenAI's clients would, of any 5xx
 
 MESSAGES: Final = {
     RefusalReason.QUEUE_FULL: "others have all the room now",
@@ -62,6 +62,7 @@ def failure(error: AsrError | Refused) -> Failure:
     if isinstance(error, StorageError):  # whose message has paths, for who runs the server
         status = HTTPStatus.INSUFFICIENT_STORAGE
         body = error_body(status, error.code, "the server cannot keep jobs now; its log says why")
-        return Failure(status, body, {"x-should-retry": "false"})  # which OpenAI's clients would, of any 5xx
+        return Failure(status, body, RETRY_NEVER)
     status = STATUS_BY_CODE.get(error.code, HTTPStatus.UNPROCESSABLE_ENTITY)
-    return Failure(status, error_body(status, error.code, message))
+    hint = RETRY_NEVER if status == HTTPStatus.INSUFFICIENT_STORAGE else {}
+    return Failure(status, error_body(status, error.code, message), hint)

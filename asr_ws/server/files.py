@@ -91,6 +91,10 @@ class Files:
 
     # ------------------------------------------------------------ who may come
 
+    def no_room(self) -> Refused:
+        """For one more, as of whom there are too many."""
+        return Refused(self._dispatcher.shed(RefusalReason.QUEUE_FULL, now=self._loop.time()))
+
     @contextmanager
     def admitted(self, caller: SessionId) -> Iterator[File]:
         """For a request, from its head on. Raises: Refused."""
@@ -98,7 +102,7 @@ class Files:
         if self._here.count(caller) >= MAX_FILES // 2:
             raise Refused(self._dispatcher.shed(RefusalReason.FAIR_SHARE, now=now))
         if len(self._here) >= MAX_FILES:
-            raise Refused(self._dispatcher.shed(RefusalReason.QUEUE_FULL, now=now))
+            raise self.no_room()
         expected = tuple(self._expected)
         refused = self._dispatcher.would_refuse(caller, now=now, max_wait_s=self._max_wait_s, expected=expected)
         if refused is not None:

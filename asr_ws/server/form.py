@@ -3,8 +3,8 @@
 What is asked is strict where a misspelt name would silently give another result, and lenient where OpenAI's clients
 say something that means nothing here (`IGNORED`). aiohttp's `MultipartReader` does the parsing. Beside it there are
 limits on what a client may send, and on how slowly: a body must come at `BodyLimits.min_bytes_s` on average after
-a grace, and within `BodyLimits.max_s`, else it would hold its place for hours. What counts is the time that is spent waiting for the client; what
-our own side takes to write is none of it.
+a grace, and within `BodyLimits.max_s`, else it would hold its place for hours. What counts is the time
+that is spent waiting for the client; what our own side takes to write is none of it.
 """
 
 from __future__ import annotations

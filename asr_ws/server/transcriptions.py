@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from typing import Final
 
+import structlog
 from aiohttp import web
 
 from asr_ws.core.files import FileRequest, FileSlice, delta
 from asr_ws.core.types import SAMPLE_RATE
-from asr_ws.errors import AsrError
+from asr_ws.errors import AsrError, MediaError
 from asr_ws.server.failures import Refused, failure
 from asr_ws.server.files import File, Files
 from asr_ws.server.form import BodyLimits, Form, check_head, parse_fields
@@ -45,6 +46,7 @@ class Transcriptions:
         self._limits = limits
         self._spare = spare
         self._languages = languages
+        self._log = structlog.get_logger()
         self._models = json.dumps(models_body(model, model_created))
 
     def routes(self) -> list[Route]:
@@ -62,7 +64,7 @@ class Transcriptions:
         check_head(visit.request, body_limits)
         with self._files.admitted(visit.caller) as file:
             await visit.want_body()
-            async with Media(self._limits, spare=self._spare) as media:
+            async with self._media() as media:
 
                 async def on_file(_: str) -> Media:
                     return media
@@ -73,6 +75,22 @@ class Transcriptions:
                 async with aclosing(self._files.transcribe(media, file, request)) as parts:
                     respond = _stream if request.stream else _respond
                     return await respond(visit, file, request, parts)
+
+    @asynccontextmanager
+    async def _media(self) -> AsyncIterator[Media]:
+        """Raises: Refused: the system has no process for it."""
+        async with AsyncExitStack() as stack:
+            try:
+                media = await stack.enter_async_context(Media(self._limits, spare=self._spare))
+            except (OSError, RuntimeError) as error:
+                self._log.warning("media.not_started", error=str(error))
+                raise self._files.no_room() from error
+            try:
+                yield media
+            except MediaError as error:
+                if error.code == "no_space":
+                    self._log.warning("media.no_space", error=str(error))
+                raise
 
 
 async def _respond(

@@ -15,8 +15,10 @@ from typing import Any
 import aiohttp
 import psutil
 import pytest
+from structlog.testing import capture_logs
 
 from asr_ws.core.types import ServiceState
+from asr_ws.errors import MediaError
 from asr_ws.server import media
 from asr_ws.server.app import App
 from asr_ws.server.files import MAX_FILES
@@ -316,6 +318,41 @@ async def test_who_goes_away_in_mid_stream_leaves_nothing(scripted: WorkerSpec) 
             await until(lambda: not media_processes())
             gate.release(decode)
             await until(lambda: queue.in_flight is None)
+
+
+# ---------------------------------------------------------------- what this machine has no room for
+
+
+async def test_full_disk_is_logged_and_not_to_be_tried_again_at_once(
+    scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(self: media.Media) -> None:
+        raise MediaError("no_space", "there is no room for it")
+
+    monkeypatch.setattr(media.Media, "end", full)
+    async with serving(scripted) as app:
+        with capture_logs() as logs:
+            answer = await transcribe(app)
+    assert (answer.said, answer.headers["x-should-retry"]) == ((507, "no_space"), "false")
+    assert [log["event"] for log in logs if log["log_level"] == "warning"] == ["media.no_space"]
+
+
+@pytest.mark.parametrize("error", [OSError(12, "no memory"), RuntimeError("can't start a thread")])
+async def test_process_that_cannot_be_started_is_a_refusal(
+    scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Regression: it was 500, a bug of the server's."""
+
+    async def none(self: media.Media) -> media.Media:
+        raise error
+
+    monkeypatch.setattr(media.Media, "__aenter__", none)
+    async with serving(scripted) as app:
+        with capture_logs() as logs:
+            answer = await transcribe(app)
+        assert not app.jobs._files._here
+    assert (answer.said, answer.headers["x-should-retry"]) == ((503, "queue_full"), "true")
+    assert [log["event"] for log in logs if log["log_level"] == "warning"] == ["media.not_started"]
 
 
 # ---------------------------------------------------------------- refusals, before the body is read
