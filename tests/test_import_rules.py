@@ -100,7 +100,9 @@ TABLE = {
     "asr_ws.server.pacing": Row(()),
     "asr_ws.server.connection": Row(SOCKETS),
     "asr_ws.server.listener": Row((*SOCKETS, "asr_ws.server.front", "asr_ws.server.http")),
-    "asr_ws.server.front": Row(("asr_ws.server.intake",)),
+    "asr_ws.server.front": Row(
+        ("asr_ws.core.types", *(f"asr_ws.server.{each}" for each in ("answer", "failures", "intake", "shapes")))
+    ),
     "asr_ws.server.answer": Row(()),
     "asr_ws.server.reception": Row(SOCKETS),
     "asr_ws.server.intake": Row(("websockets",)),

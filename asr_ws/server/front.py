@@ -28,7 +28,11 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final, cast
 
+from asr_ws.core.types import RefusalReason, Shed
+from asr_ws.server.answer import HEADERS
+from asr_ws.server.failures import Failure, Refused, failure
 from asr_ws.server.intake import ENCRYPTED_AHEAD, Intake, Turns
+from asr_ws.server.shapes import error_body
 
 HEAD_BYTES: Final = 64 * 1024
 END: Final = b"\r\n\r\n"
@@ -37,6 +41,8 @@ SLICE_BYTES: Final = 64 * 1024  # of a body, looked at at once
 CHUNKED_SLICE_BYTES: Final = 4096  # if it is of chunks: at worst 680 of one byte, some milliseconds
 LINGER_S: Final = 10.0  # for what a peer still sends, and for the response to be read
 QUIET_S: Final = 0.5  # without a byte: the peer, over TLS, sends no more
+
+STOPPING: Final = Shed(RefusalReason.DRAINING, 1.0, 0.0, 0, 0)  # to who has asked for nothing yet
 
 HandOff = Callable[[asyncio.Transport, bytes], None]  # takes the connection, and what was read of it
 
@@ -167,17 +173,18 @@ class Head(asyncio.Protocol):
             self._leave()
 
     def refuse(self, status: HTTPStatus) -> None:
-        """In the shape of every error; whose peer does not read is not waited for."""
+        """In the shape of every error; whose peer does not read is not waited for. 503: the server stops."""
         if self._transport is None:
             return
         transport = self._leave()
-        error = {"type": "invalid_request_error", "code": status.phrase.lower().replace(" ", "_"), "param": None}
-        body = json.dumps({"error": {"message": status.phrase, **error}}).encode()
-        transport.write(
-            f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
-            + body
-        )
+        if status is HTTPStatus.SERVICE_UNAVAILABLE:
+            said = failure(Refused(STOPPING))
+        else:
+            said = Failure(status, error_body(status, status.phrase.lower().replace(" ", "_"), status.phrase))
+        body = json.dumps(said.body).encode()
+        own = {"Content-Type": "application/json; charset=utf-8", "Content-Length": len(body), "Connection": "close"}
+        headers = "".join(f"{name}: {value}\r\n" for name, value in {**HEADERS, **own, **said.headers}.items())
+        transport.write(f"HTTP/1.1 {status.value} {status.phrase}\r\n{headers}\r\n".encode() + body)
         Polite(transport, self).close()
         self._on_refused(status)
 

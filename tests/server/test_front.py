@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,6 +22,7 @@ import pytest
 from aiohttp import web
 
 from asr_ws.server import front, http, listener
+from asr_ws.server.answer import HEADERS
 from asr_ws.server.form import BodyLimits
 from asr_ws.server.front import CHUNKED_SLICE_BYTES, END, HEAD_BYTES, SLICE_BYTES, Front, Head, Polite
 from asr_ws.server.http import Route, Visit
@@ -150,13 +152,14 @@ async def test_a_head_that_does_not_come_is_refused_in_the_shape_of_every_error(
     answer, _, content = ward.wire.written.partition(END)
     assert answer.split(b"\r\n") == [
         b"HTTP/1.1 408 Request Timeout",
-        b"Content-Type: application/json",
+        *(f"{name}: {value}".encode() for name, value in HEADERS.items()),
+        b"Content-Type: application/json; charset=utf-8",
         b"Content-Length: 116",
         b"Connection: close",
     ]
     assert content == (
-        b'{"error": {"message": "Request Timeout", "type": "invalid_request_error", "code": "request_timeout", '
-        b'"param": null}}'
+        b'{"error": {"message": "Request Timeout", "type": "invalid_request_error", "param": null, '
+        b'"code": "request_timeout"}}'
     )
     assert (ward.wire.done, ward.handed) == (["eof", "read on"], [])
     ward.feed(REQUEST[-1:])
@@ -216,6 +219,14 @@ async def test_who_is_in_his_head_when_it_closes_is_told_and_who_comes_then() ->
     late.connection_made(wires[2])
     assert refused == [503, 503]
     assert [wire.written[:12] for wire in wires] == [b"", b"HTTP/1.1 503", b"HTTP/1.1 503"]
+    answer, _, content = wires[1].written.partition(END)
+    assert set(answer.split(b"\r\n")) >= {b"Retry-After: 1", b"retry-after-ms: 1000", b"x-should-retry: true"}
+    assert json.loads(content) == {
+        "error": {"message": "the server is stopping", "type": "server_error", "param": None, "code": "draining"},
+        "retry_after_ms": 1000,
+        "estimated_wait_ms": 0,
+        "queue_depth": 0,
+    }
 
 
 async def test_heads_that_are_over_are_not_kept() -> None:
