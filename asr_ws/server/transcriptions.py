@@ -124,6 +124,7 @@ async def _stream(
     finally:
         if beating is not None:
             beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)  # whose peer has gone: the next write says so, too
     if stream is None:  # nothing was said in it
         stream = await visit.stream("text/event-stream")
     await stream.write(sse(last))

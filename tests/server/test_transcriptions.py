@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import aiohttp
 import psutil
 import pytest
 from structlog.testing import capture_logs
 
-from asr_ws.core.types import ServiceState
+from asr_ws.core.files import FileRequest, FileSlice
+from asr_ws.core.types import Hypothesis, ServiceState
 from asr_ws.errors import MediaError
-from asr_ws.server import media
+from asr_ws.server import media, transcriptions
 from asr_ws.server.app import App
 from asr_ws.server.files import MAX_FILES
+from asr_ws.server.http import Visit
 from asr_ws.testing.recognizer import Gate, scripted_worker
 from asr_ws.worker.supervisor import WorkerSpec
 from tests.media.files import KIND, encoded, film, tone
@@ -186,6 +190,54 @@ async def test_first_delta_is_there_while_the_second_slice_is_decoded(scripted: 
     delta, _, done = events((first + rest).decode())
     assert 0 < delta["progress"]["seconds"] < delta["progress"]["duration"]
     assert len(done["result"]["segments"]) == 2
+
+
+async def test_comments_come_between_the_first_event_and_the_last(
+    scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transcriptions, "BEAT_S", 0.01)
+    async with Gate() as gate, serving(scripted) as app:
+        body = form(LONG, prompt=gate.script, stream="true")
+        async with uploading(app, body=body) as socket:
+            await socket.send(body[-1:])
+            gate.release(await gate.entered())
+            before = await socket.reader.readuntil(b"data: ")
+            second = await gate.entered()
+            for _ in range(3):
+                await socket.reader.readuntil(transcriptions.BEAT)
+            gate.release(second)
+            rest = await socket.reader.readuntil(b'"transcript.text.done"')
+    assert transcriptions.BEAT not in before
+    assert b'"transcript.text.delta"' in rest
+
+
+async def test_comment_that_cannot_be_written_is_no_task_without_an_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transcriptions, "BEAT_S", 0.0)
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    tried = asyncio.Event()
+
+    class Gone:
+        async def write(self, data: bytes) -> None:
+            if data == transcriptions.BEAT:
+                tried.set()
+                raise ConnectionResetError
+
+    class Visitor:
+        async def stream(self, _: str) -> Gone:
+            return Gone()
+
+    async def parts() -> AsyncIterator[FileSlice]:
+        yield FileSlice(0, 16_000, Hypothesis("", "en", 1.0, (), None, 0.0))
+        await tried.wait()
+        await asyncio.sleep(0)
+        raise ConnectionResetError("of the handler")
+
+    file: Any = SimpleNamespace(parts=[], duration_s=None)
+    with suppress(ConnectionResetError):  # `raises` would keep the task
+        await transcriptions._stream(cast(Visit, Visitor()), file, FileRequest(), parts())
+    gc.collect()
+    assert told == []
 
 
 async def test_stream_of_a_short_file_and_of_one_without_a_text(scripted: WorkerSpec) -> None:
