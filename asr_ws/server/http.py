@@ -42,6 +42,7 @@ CORS_HEADERS: Final = {
     "Access-Control-Expose-Headers": "Location, Retry-After, retry-after-ms, x-should-retry",
     "Vary": "Origin",
 }
+CONTINUE: Final = "100-continue"
 NUMBERS: Final = ("/metrics", "/v1/stats")
 HOST: Final = re.compile(r"(?:\[([\da-f:.]{2,45})\]|([\w.-]{1,253}))(?::\d{1,5})?", re.ASCII | re.IGNORECASE)
 PARAMETER: Final = re.compile(r"[\w-]{1,64}", re.ASCII)
@@ -65,7 +66,7 @@ class Visit:
 
     async def want_body(self) -> None:
         """To be called before it is read: some clients wait for that, and need not send what is refused."""
-        if self.request.headers.get("Expect", "").lower() == "100-continue":
+        if self.request.headers.get("Expect", "").lower() == CONTINUE:
             await self.request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.request.writer.output_size = 0  # aiohttp's own handler does so: the response is still to begin
 
@@ -227,6 +228,9 @@ class Http:
         if (route := by_method.get(request.method)) is None:
             message = f"{request.method} is not for this path: {allowed}"
             return visit.fail(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", message, headers={"Allow": allowed})
+        if (expected := request.headers.get("Expect", CONTINUE).lower()) != CONTINUE:
+            message = f"nothing but {CONTINUE} can be expected, not {expected[:40]!r}"
+            return visit.fail(HTTPStatus.EXPECTATION_FAILED, "expectation_failed", message)
         self._n_open += 1
         self._empty.clear()
         try:

@@ -472,6 +472,13 @@ async def test_who_uploads_what_is_refused_is_told_so(serving: Callable[..., Any
                 assert status(await socket.rest()) == wanted, path
 
 
+async def test_what_else_is_expected_than_to_go_on_is_refused_at_once(serving: Callable[..., Any]) -> None:
+    """Regression: it was ignored, and the body waited for, which that client does not send."""
+    async with serving() as reach:
+        answer = await reach.exchange(post("/v1/jobs", b"", "Expect: something-else"))
+    assert (status(answer), b'"code": "expectation_failed"' in answer) == (417, True)
+
+
 async def test_a_body_that_is_none_is_refused_at_once(
     serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
