@@ -221,7 +221,10 @@ async def test_comment_that_cannot_be_written_is_no_task_without_an_owner(monkey
         async def write(self, data: bytes) -> None:
             if data == transcriptions.BEAT:
                 tried.set()
-                raise ConnectionResetError
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    raise ConnectionResetError
 
     class Visitor:
         async def stream(self, _: str) -> Gone:
@@ -236,6 +239,7 @@ async def test_comment_that_cannot_be_written_is_no_task_without_an_owner(monkey
     file: Any = SimpleNamespace(parts=[], duration_s=None)
     with suppress(ConnectionResetError):  # `raises` would keep the task
         await transcriptions._stream(cast(Visit, Visitor()), file, FileRequest(), parts())
+    assert "beat" not in {task.get_name() for task in asyncio.all_tasks()}
     gc.collect()
     assert told == []
 
