@@ -6,7 +6,8 @@ Rules:
   nothing that stands behind the first can be taken for something else.
 - The head is held back until its end is there, for some seconds and `HEAD_BYTES` at most; else 408 and 431. So
   nobody occupies either library with a head that does not come, and the one decision is made in one place: by the
-  path alone, as the client wrote it. What is not HTTP/1.0 or 1.1 is for neither: 505.
+  path alone, as the client wrote it (behind a scheme and a host it is HTTP's, which opens no session). What is
+  not HTTP/1.0 or 1.1 is for neither: 505.
 - Whoever is still in his head when the server stops is told 503.
 - What stands behind the head goes to aiohttp a slice at a time, in turns with what sessions send: of chunks of
   one byte it would look through 40,000 at once, 0.1 s and more in which nobody else is served.

@@ -42,6 +42,7 @@ CORS_HEADERS: Final = {
     "Access-Control-Expose-Headers": "Location, Retry-After, retry-after-ms, x-should-retry",
     "Vary": "Origin",
 }
+ABSOLUTE: Final = re.compile("^https?://[^/?#]*(?=/)", re.IGNORECASE)  # RFC 9112, 3.2.2: a server must take it
 CONTINUE: Final = "100-continue"
 NUMBERS: Final = ("/metrics", "/v1/stats")
 HOST: Final = re.compile(r"(?:\[([\da-f:.]{2,45})\]|([\w.-]{1,253}))(?::\d{1,5})?", re.ASCII | re.IGNORECASE)
@@ -87,10 +88,8 @@ class Visit:
         await response.prepare(self.request)
         return response
 
-    def fail(
-        self, status: int, code: str, message: str, *, param: str | None = None, headers: Mapping[str, str] = NONE
-    ) -> web.Response:
-        return self.respond(status, json.dumps(error_body(status, code, message, param)), headers=headers)
+    def fail(self, status: int, code: str, message: str, *, headers: Mapping[str, str] = NONE) -> web.Response:
+        return self.respond(status, json.dumps(error_body(status, code, message)), headers=headers)
 
 
 Handler = Callable[[Visit, str], Awaitable[web.StreamResponse]]  # the path's parameter, or nothing
@@ -161,37 +160,44 @@ class Http:
     # ------------------------------------------------------------ one request
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        path = self.path_of(request.raw_path)
-        found = [route for route in self._routes if route.matches(path) is not None]
+        target = ABSOLUTE.sub("", request.raw_path)
+        path = self.path_of(target)
+        found = self._find(path)
         status = GONE
         try:
-            response = await (self._api(request, path, found) if found else self._plain(request, path))
+            response = await (self._api(request, found) if found else self._plain(request, target, path))
             status = response.status
         except Exception:
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             raise
         finally:
-            self.count(path, status)
+            self._count(path, found, status)
         response.force_close()
         return response
 
     def count(self, path: str, status: int) -> None:
-        """An answer, by its route; those that we have not are all the same."""
-        route = next((route.path for route in self._routes if route.matches(path) is not None), None)
-        if route is None:
-            route = path if path in self._pages or path == messages.PATH else "other"
-        self.requests[route, int(status)] += 1
+        """An answer that was given elsewhere."""
+        self._count(path, self._find(path), status)
 
-    async def _plain(self, request: web.BaseRequest, path: str) -> web.Response:
+    def _find(self, path: str) -> list[tuple[Route, str]]:
+        """Its routes, one a method, each with the path's parameter."""
+        return [(route, name) for route in self._routes if (name := route.matches(path)) is not None]
+
+    def _count(self, path: str, found: list[tuple[Route, str]], status: int) -> None:
+        """By its route; those that we have not are all the same."""
+        other = path if path in self._pages or path == messages.PATH else "other"
+        self.requests[found[0][0].path if found else other, int(status)] += 1
+
+    async def _plain(self, request: web.BaseRequest, target: str, path: str) -> web.Response:
         asked = _asked(request)
         guard = Guard.NUMBERS if path in NUMBERS else Guard.NOTHING
         refusal = self._reception.refusal(guard, asked, self._reception.client(asked))
-        answer = REFUSALS[refusal] if refusal is not None else self._page(request, path)
+        answer = REFUSALS[refusal] if refusal is not None else self._page(request, target, path)
         if answer.status is HTTPStatus.NOT_FOUND and path.startswith("/v1/"):
             return Visit(request, SessionId("")).fail(answer.status, "not_found", f"there is no {path}")
         return _plain_response(answer, asked)
 
-    def _page(self, request: web.BaseRequest, path: str) -> Answer:
+    def _page(self, request: web.BaseRequest, target: str, path: str) -> Answer:
         name = name_asked_for(request.headers.getall("Host", ()))
         if path == messages.PATH and self._sessions_at is not None:
             where = self._sessions_at(name)
@@ -201,19 +207,18 @@ class Http:
         if request.method not in ("GET", "HEAD"):
             return Answer(HTTPStatus.METHOD_NOT_ALLOWED, "GET only\n", (("Allow", "GET, HEAD"),))
         if path == self._root_path:  # its links are relative
-            target = request.raw_path.replace(path, f"{path}/", 1)
-            return Answer(HTTPStatus.PERMANENT_REDIRECT, "", (("Location", target),))
+            return Answer(HTTPStatus.PERMANENT_REDIRECT, "", (("Location", target.replace(path, f"{path}/", 1)),))
         status, content_type, body = self._pages[path]()
         policy = [] if path != "/" or self._sessions_at is None else [_policy(self._sessions_at(name))]
         return Answer(status, body, (*policy,), content_type)
 
-    async def _api(self, request: web.BaseRequest, path: str, routes: list[Route]) -> web.StreamResponse:
+    async def _api(self, request: web.BaseRequest, found: list[tuple[Route, str]]) -> web.StreamResponse:
         asked = _asked(request)
         client, token = self._reception.client(asked), self._reception.token(asked)
         caller = SessionId(f"http {token.digest.hex() if token else owner(client.address)}")
         cors = _cors_headers(asked) if self._reception.admits_page(asked) else NONE
         visit = Visit(request, caller, token is not None, cors)
-        by_method = {route.method: route for route in routes}
+        by_method = {route.method: (route, name) for route, name in found}
         if "GET" in by_method:
             by_method["HEAD"] = by_method["GET"]  # whose body the library leaves out
         is_preflight = request.method == "OPTIONS"
@@ -225,7 +230,7 @@ class Http:
             wanted = ", ".join(asked.headers("Access-Control-Request-Headers"))
             may = {"Access-Control-Allow-Methods": allowed, "Access-Control-Allow-Headers": wanted}
             return visit.respond(HTTPStatus.NO_CONTENT, headers={**may, "Access-Control-Max-Age": "600"})
-        if (route := by_method.get(request.method)) is None:
+        if (asked_for := by_method.get(request.method)) is None:
             message = f"{request.method} is not for this path: {allowed}"
             return visit.fail(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", message, headers={"Allow": allowed})
         if (expected := request.headers.get("Expect", CONTINUE).lower()) != CONTINUE:
@@ -234,7 +239,8 @@ class Http:
         self._n_open += 1
         self._empty.clear()
         try:
-            return await route.handler(visit, route.matches(path) or "")
+            route, name = asked_for
+            return await route.handler(visit, name)
         except (AsrError, Refused) as error:
             said = failure(error)
             return visit.respond(said.status, json.dumps(said.body), headers=said.headers)

@@ -100,8 +100,11 @@ UPGRADES = {
     "a job's": (head("POST /v1/jobs HTTP/1.1", HOST, *UPGRADE), 415),
 }
 TARGETS = {
-    "of a proxy": (head("GET http://localhost/livez HTTP/1.1", HOST), 404),
-    "a session of a proxy": (head("GET http://localhost/v1/stream HTTP/1.1", HOST, *UPGRADE), 404),
+    "of a proxy": (head("GET http://localhost/livez HTTP/1.1", HOST), 200),
+    "of a proxy, in capitals": (head("GET HTTPS://elsewhere:1/asr/v1/models?x HTTP/1.1", HOST), 200),
+    "of a proxy, without a path": (head("GET http://localhost HTTP/1.1", HOST), 404),
+    "of a proxy, to another path": (head("GET http://localhost//livez HTTP/1.1", HOST), 404),
+    "of a proxy, of another scheme": (head("GET ftp://localhost/livez HTTP/1.1", HOST), 404),
     "an authority": (head("GET localhost:80 HTTP/1.1", HOST), 400),
     "CONNECT": (head("CONNECT localhost:80 HTTP/1.1", HOST), 404),
     "CONNECT to a page": (head("CONNECT /livez HTTP/1.1", HOST), 405),
@@ -137,6 +140,12 @@ PATHS = {path: (head(f"GET {path} HTTP/1.1", HOST, *UPGRADE), wanted) for path, 
 @pytest.fixture(autouse=True)
 def soon_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(front, "QUIET_S", 0.02)  # which is waited for, over TLS, by each that is not heard out
+
+
+async def test_a_session_of_a_proxy_is_none(ports: Ports, scripted: WorkerSpec, tmp_path: Path) -> None:
+    async with ports.serving(scripted, tmp_path) as reach:
+        answer = await reach.exchange(head("GET http://localhost/v1/stream HTTP/1.1", HOST, *UPGRADE))
+        assert status(answer) == (426 if ports.has_two else 404)
 
 
 @pytest.mark.parametrize(
