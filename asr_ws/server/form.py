@@ -296,6 +296,9 @@ class _Body:
 
 def check_head(request: web.BaseRequest, limits: BodyLimits) -> None:
     """What is wrong already, before the body is asked for. Raises: RequestError: 413 or 415."""
+    if request.query_string:
+        hint = "send them as fields of the form"
+        raise RequestError(400, "unknown_parameter", "the address has parameters, which would be ignored", hint)
     if request.content_type != "multipart/form-data":
         hint = "send multipart/form-data, as curl -F does"
         raise RequestError(415, "unsupported_media_type", f"the body is {_utf8(request.content_type)[:40]}", hint)

@@ -85,8 +85,9 @@ class Front:
 
     def begin(self, session: OnePort, transport: asyncio.Transport) -> None:
         def hand_off(transport: asyncio.Transport, data: bytes) -> None:
-            target = data.split(b" ", 2)[1:2]
-            if target and self._is_session(target[0].decode("latin-1")):
+            method, _, rest = data.partition(b" ")
+            # A handshake is a GET: of anything else websockets would close without a word.
+            if method == b"GET" and self._is_session(rest.partition(b" ")[0].decode("latin-1")):
                 session.take(transport, data)
             else:
                 self._to_http(transport, data)

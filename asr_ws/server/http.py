@@ -17,6 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from http import HTTPStatus
 from typing import Final, cast
 
@@ -37,6 +38,7 @@ EOF_GRACE_S: Final = 1.0
 STUCK_S: Final = 10.0  # for who does not read his answer
 WHOLE_BYTES: Final = 64 * 1024  # of an answer, written at once: more, not everybody has read within that
 STOP_TIMEOUT_S: Final = 0.5  # and as much once they are cancelled: `App.drain` has waited already
+MAX_TOLD: Final = 100  # characters of a path that is none
 GONE: Final = 499  # nginx' status of who did not wait for the answer: for the count alone
 CORS_HEADERS: Final = {
     "Access-Control-Expose-Headers": "Location, Retry-After, retry-after-ms, x-should-retry",
@@ -193,15 +195,19 @@ class Http:
         guard = Guard.NUMBERS if path in NUMBERS else Guard.NOTHING
         refusal = self._reception.refusal(guard, asked, self._reception.client(asked))
         answer = REFUSALS[refusal] if refusal is not None else self._page(request, target, path)
-        if answer.status is HTTPStatus.NOT_FOUND and path.startswith("/v1/"):
-            return Visit(request, SessionId("")).fail(answer.status, "not_found", f"there is no {path}")
+        if answer.status is HTTPStatus.NOT_FOUND and (path.startswith("/v1/") or request.method == "POST"):
+            close = get_close_matches(path[:MAX_TOLD], [route.path for route in self._routes], 1)
+            meant = f" (did you mean {close[0]}?)" if close else ""
+            return Visit(request, SessionId("")).fail(
+                answer.status, "not_found", f"there is no {path[:MAX_TOLD]}{meant}"
+            )
         return _plain_response(answer, asked)
 
     def _page(self, request: web.BaseRequest, target: str, path: str) -> Answer:
         name = name_asked_for(request.headers.getall("Host", ()))
-        if path == messages.PATH and self._sessions_at is not None:
-            where = self._sessions_at(name)
-            return Answer(HTTPStatus.UPGRADE_REQUIRED, f"sessions are at {where}\n", (("Upgrade", "websocket"),))
+        if path == messages.PATH:
+            where = f"at {self._sessions_at(name)}" if self._sessions_at is not None else "opened here by a GET"
+            return Answer(HTTPStatus.UPGRADE_REQUIRED, f"sessions are {where}\n", (("Upgrade", "websocket"),))
         if path not in self._pages and path != self._root_path:
             return Answer(HTTPStatus.NOT_FOUND, f"nothing here; sessions are at {messages.PATH}\n")
         if request.method not in ("GET", "HEAD"):

@@ -145,7 +145,7 @@ def soon_over(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_session_of_a_proxy_is_none(ports: Ports, scripted: WorkerSpec, tmp_path: Path) -> None:
     async with ports.serving(scripted, tmp_path) as reach:
         answer = await reach.exchange(head("GET http://localhost/v1/stream HTTP/1.1", HOST, *UPGRADE))
-        assert status(answer) == (426 if ports.has_two else 404)
+        assert status(answer) == 426
 
 
 @pytest.mark.parametrize(

@@ -517,6 +517,17 @@ async def test_too_many_files_at_once(scripted: WorkerSpec, tmp_path: Path) -> N
         assert (own.said, full.said) == ((429, "fair_share"), (503, "queue_full"))
 
 
+async def test_wrong_address_is_told_the_right_one(scripted: WorkerSpec) -> None:
+    async with serving(scripted) as app:
+        for path in ("/audio/transcriptions", "/v1/audio/transcription", "/v1/audio/transcriptions/"):
+            answer = await ask(app, "POST", path, form())
+            assert (answer.status, answer.json["error"]["code"]) == (404, "not_found")
+            assert answer.json["error"]["message"] == f"there is no {path} (did you mean /v1/audio/transcriptions?)"
+        answer = await ask(app, "POST", "/v1/audio/transcriptions?response_format=text", form())
+        assert answer.said == (400, "unknown_parameter")
+        assert (await ask(app, "POST", "/v1/stream", form())).status == 426
+
+
 async def test_who_was_let_in_waits_behind_who_came_while_he_sent(scripted: WorkerSpec) -> None:
     body = form(**HELLO)
     async with (
