@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 import signal
 import sys
@@ -518,14 +519,21 @@ async def test_too_many_files_at_once(scripted: WorkerSpec, tmp_path: Path) -> N
 
 
 async def test_wrong_address_is_told_the_right_one(scripted: WorkerSpec) -> None:
+    async def asked(app: App, path: str) -> tuple[int, str]:
+        async with raw(app) as socket:
+            body = form()
+            await socket.send(head(path, len(body)) + body)
+            answer = await answer_to(socket)
+            return answer.status, answer.body
+
     async with serving(scripted) as app:
         for path in ("/audio/transcriptions", "/v1/audio/transcription", "/v1/audio/transcriptions/"):
-            answer = await ask(app, "POST", path, form())
-            assert (answer.status, answer.json["error"]["code"]) == (404, "not_found")
-            assert answer.json["error"]["message"] == f"there is no {path} (did you mean /v1/audio/transcriptions?)"
-        answer = await ask(app, "POST", "/v1/audio/transcriptions?response_format=text", form())
-        assert answer.said == (400, "unknown_parameter")
-        assert (await ask(app, "POST", "/v1/stream", form())).status == 426
+            status, body = await asked(app, path)
+            meant = f"there is no {path} (did you mean /v1/audio/transcriptions?)"
+            assert (status, json.loads(body)["error"]["message"]) == (404, meant)
+        status, body = await asked(app, f"{TRANSCRIPTIONS}?response_format=text")
+        assert (status, json.loads(body)["error"]["code"]) == (400, "unknown_parameter")
+        assert await asked(app, "/v1/stream") == (426, "sessions are opened here by a GET\n")
 
 
 async def test_who_was_let_in_waits_behind_who_came_while_he_sent(scripted: WorkerSpec) -> None:
