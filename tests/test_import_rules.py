@@ -113,7 +113,7 @@ TABLE = {
     "asr_ws.server.entrance": Row((*SERVER, "asr_ws.server", "psutil")),
     "asr_ws.server.reload": Row(("asr_ws.errors", "structlog")),
     "asr_ws.server.form": Row(("asr_ws.core", "asr_ws.errors", "asr_ws.messages", "aiohttp")),
-    "asr_ws.server.shapes": Row(("asr_ws.core", "asr_ws.messages", "asr_ws.subtitles"), NO_CLOCK),
+    "asr_ws.server.shapes": Row(("asr_ws.core", "asr_ws.messages", "asr_ws.subtitles", "msgspec"), NO_CLOCK),
     "asr_ws.server.tally": Row(("asr_ws.core",)),
     "asr_ws.server.watch": Row(("asr_ws.core.types", "asr_ws.metrics", "structlog")),
     "asr_ws.server.exposition": Row((*SERVER, "asr_ws.server", "prometheus_client")),

@@ -6,12 +6,13 @@ hold against what is made here.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from asr_ws.core.files import FileRequest, FileSlice, FileTranscript, Granularity, ResponseFormat, delta
 from asr_ws.core.languages import NAMES
@@ -62,8 +63,8 @@ def usage(transcript: FileTranscript) -> Object:
 
 
 def dumps(value: Object) -> str:
-    """Raises: ValueError: a number that JSON has not; the worker lets none pass."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    """In a quarter of `json`'s time: hours of speech are megabytes. No number may be NaN: it would be null."""
+    return msgspec.json.encode(value).decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,13 @@ def _verbose(transcript: FileTranscript, request: FileRequest) -> Object:
 
 
 def _segment(n: int, timed: _Timed, cue: Said) -> Object:
-    """One cue; what the recognizer thinks, it thinks of the slice's whole text."""
+    """One cue; what the recognizer thinks, it thinks of the slice's whole text.
+
+    Raises: ValueError: a number that JSON has not; the worker lets none pass.
+    """
+    segment = timed.segment
+    if not all(map(math.isfinite, (segment.avg_logprob, segment.compression_ratio, segment.no_speech_prob))):
+        raise ValueError("a number is not JSON compliant")
     return {
         "id": n,
         "seek": timed.part.start_sample // WHISPER_HOP,
@@ -118,9 +125,9 @@ def _segment(n: int, timed: _Timed, cue: Said) -> Object:
         "text": cue.text,  # with the blank before it, as Whisper's: they are joined by nothing
         "tokens": [],  # OpenAI's clients take no null; ours never leave the worker
         "temperature": 0.0,
-        "avg_logprob": timed.segment.avg_logprob,
-        "compression_ratio": timed.segment.compression_ratio,
-        "no_speech_prob": timed.segment.no_speech_prob,
+        "avg_logprob": segment.avg_logprob,
+        "compression_ratio": segment.compression_ratio,
+        "no_speech_prob": segment.no_speech_prob,
     }
 
 

@@ -62,7 +62,7 @@ def test_json() -> None:
     media_type, text = body(WHOLE, asking(ResponseFormat.JSON))
     assert (media_type, text) == (
         "application/json",
-        '{"text": "Well! Hello <there>. Übrigens 水", "usage": {"type": "duration", "seconds": 33}}',
+        '{"text":"Well! Hello <there>. Übrigens 水","usage":{"type":"duration","seconds":33}}',
     )
     check_response("POST", TRANSCRIPTIONS, 200, text)
 
