@@ -189,21 +189,22 @@ async def test_another_version_is_for_neither_library(line: str, is_known: bool)
 
 
 async def test_who_goes_in_his_head_is_forgotten() -> None:
-    ward = Ward(timeout_s=0.01)
+    ward = Ward()
     ward.feed(REQUEST[:-1])
     ward.head.eof_received()
     ward.head.connection_lost(None)
     ward.feed(REQUEST[-1:])
     ward.head.refuse(HTTPStatus.SERVICE_UNAVAILABLE)
-    await asyncio.sleep(0.02)
     assert (ward.handed, ward.refused, ward.wire.written) == ([], [], b"")
+    assert ward.head._timer is not None
+    assert ward.head._timer.cancelled()
 
 
 async def test_who_was_handed_off_is_not_timed_any_more() -> None:
-    ward = Ward(timeout_s=0.01)
+    ward = Ward()
     ward.feed(REQUEST)
-    await asyncio.sleep(0.02)
-    assert ward.refused == []
+    assert ward.head._timer is not None
+    assert ward.head._timer.cancelled()
 
 
 async def test_who_is_in_his_head_when_it_closes_is_told_and_who_comes_then() -> None:
@@ -306,28 +307,28 @@ async def test_over_tls_who_was_heard_out_is_not_waited_for() -> None:
 
 
 async def test_over_tls_who_still_sends_is_read_until_he_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front, "QUIET_S", 0.05)
     wire = Wire(halves=False)
     leave(wire)
-    began = asyncio.get_running_loop().time()
-    while asyncio.get_running_loop().time() < began + 0.2:
+    for _ in range(3):
+        waited = wire.protocol._quiet
         wire.protocol.data_received(b"x")
-        await asyncio.sleep(0)
+        assert waited.cancelled()
     assert wire.done == ["read on"]
+    monkeypatch.setattr(front, "QUIET_S", 0.0)
+    wire.protocol.data_received(b"x")
     while not wire.is_closing():
         await asyncio.sleep(0)
     assert wire.done == ["read on", "close"]
 
 
-async def test_nothing_is_left_of_who_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front, "LINGER_S", 0.01)
-    monkeypatch.setattr(front, "QUIET_S", 0.01)
+async def test_nothing_is_left_of_who_has_left() -> None:
     wires = [Wire(), Wire(halves=False)]
     for wire in wires:
         leave(wire)
         wire.lose()
-    await asyncio.sleep(0.03)
     assert [wire.done for wire in wires] == [["eof", "read on"], ["read on"]]
+    timers = [timer for wire in wires for timer in (wire.protocol._timer, wire.protocol._quiet) if timer is not None]
+    assert [timer.cancelled() for timer in timers] == [True] * 3
 
 
 # ---------------------------------------------------------------- on sockets: both libraries
