@@ -119,6 +119,8 @@ TABLE = {
     "asr_ws.server.exposition": Row((*SERVER, "asr_ws.server", "prometheus_client")),
     "asr_ws.server.jobs": Row((*SERVER, "asr_ws.server", "aiohttp", "msgspec")),
     "asr_ws.server.job_store": Row(("asr_ws.core.files", "asr_ws.core.types", "asr_ws.errors", "msgspec"), NO_CLOCK),
+    # A result is put into the answer as it is kept.
+    "asr_ws.server.jobs": Row((*SERVER, "asr_ws.server", "aiohttp", "msgspec")),
     # What decodes is spawned by its module's name: neither FFmpeg nor a file's bytes are in the server.
     "asr_ws.server.media": Row(
         (*SERVER, "asr_ws.media.wire", "asr_ws.processes", "asr_ws.worker.system", *("msgspec", "numpy"))
