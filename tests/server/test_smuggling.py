@@ -188,9 +188,9 @@ async def nothing_else_was_done(reach: Reach, n_requests: int) -> None:
 # Where sessions are: by websockets, which says nothing to the worst of them.
 SESSIONS = {
     "no upgrade": (head("GET /v1/stream HTTP/1.1", HOST), 426),
-    "POST": (head("POST /v1/stream HTTP/1.1", HOST, *UPGRADE), 405),
-    "HEAD": (head("HEAD /v1/stream HTTP/1.1", HOST), 405),
-    "CONNECT": (head("CONNECT /v1/stream HTTP/1.1", HOST), 405),
+    "POST": (head("POST /v1/stream HTTP/1.1", HOST, *UPGRADE), 426),
+    "HEAD": (head("HEAD /v1/stream HTTP/1.1", HOST), 426),
+    "CONNECT": (head("CONNECT /v1/stream HTTP/1.1", HOST), 426),
     "HTTP/1.0": (head("GET /v1/stream HTTP/1.0", HOST, *UPGRADE), 505),
     "a length": (head("GET /v1/stream HTTP/1.1", HOST, *UPGRADE, "Content-Length: 5") + b"abcde", 0),
     "chunks": (head("GET /v1/stream HTTP/1.1", HOST, *UPGRADE, CHUNKED) + END_OF_CHUNKS, 0),
@@ -210,6 +210,9 @@ SESSIONS = {
 }
 
 
+OTHER_METHODS = ("POST", "HEAD", "CONNECT")  # where there is nothing but sessions, websockets answers them
+
+
 async def test_what_is_no_handshake_opens_no_session_and_no_request_behind_it_is_done(
     ports: Ports, scripted: WorkerSpec, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,7 +224,8 @@ async def test_what_is_no_handshake_opens_no_session_and_no_request_behind_it_is
                 await socket.send(sent + JOB)
                 answers[name] = await socket.rest()
         assert {name: status(answer) for name, answer in answers.items()} == {
-            name: wanted for name, (_, wanted) in SESSIONS.items()
+            name: 405 if wanted == 426 and ports.has_two and name in OTHER_METHODS else wanted
+            for name, (_, wanted) in SESSIONS.items()
         }
         assert max(answer.count(b"HTTP/1.1 ") for answer in answers.values()) == 1
         assert sum(reach.app.jobs.counts.values()) == reach.app.listener.n_sessions == 0
