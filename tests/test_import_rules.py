@@ -117,7 +117,6 @@ TABLE = {
     "asr_ws.server.tally": Row(("asr_ws.core",)),
     "asr_ws.server.watch": Row(("asr_ws.core.types", "asr_ws.metrics", "structlog")),
     "asr_ws.server.exposition": Row((*SERVER, "asr_ws.server", "prometheus_client")),
-    "asr_ws.server.jobs": Row((*SERVER, "asr_ws.server", "aiohttp", "msgspec")),
     "asr_ws.server.job_store": Row(("asr_ws.core.files", "asr_ws.core.types", "asr_ws.errors", "msgspec"), NO_CLOCK),
     # A result is put into the answer as it is kept.
     "asr_ws.server.jobs": Row((*SERVER, "asr_ws.server", "aiohttp", "msgspec")),
