@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from asr_ws.core.files import FileRequest
 from asr_ws.core.types import ServiceState
@@ -383,9 +384,14 @@ async def test_result_expires_and_is_forgotten(scripted: WorkerSpec, tmp_path: P
         assert (await shown(app, job)).said == (404, "not_found")
 
 
-async def test_log_says_how_each_job_ended(
-    scripted: WorkerSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_log_says_how_each_job_ended(scripted: WorkerSpec, tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        await _three_jobs(scripted, tmp_path)
+    said = [entry["status"] for entry in logs if entry["event"] == "job.ended"]
+    assert said == ["succeeded", "failed", "cancelled"]
+
+
+async def _three_jobs(scripted: WorkerSpec, tmp_path: Path) -> None:
     async with Gate() as gate, keeping(scripted, tmp_path) as app:
         for job in (await added(app), await added(app, b"")):
             await ended(app, job)
@@ -393,8 +399,6 @@ async def test_log_says_how_each_job_ended(
         await gate.entered()
         assert (await ask(app, "DELETE", held)).status == 204
         await until(lambda: app.jobs.counts["cancelled"] == 1)
-    said = [line.split() for line in capsys.readouterr().out.splitlines() if "job.ended" in line]
-    assert [line[-1] for line in said] == ["status=succeeded", "status=failed", "status=cancelled"]
 
 
 async def test_jobs_are_counted_while_one_is_being_done_and_the_count_costs_none_its_answer(
