@@ -96,8 +96,12 @@ class Attempt:
     text: str | None = None
 
     @property
+    def is_to_come_back(self) -> bool:
+        return self.outcome.startswith(("429", "503"))
+
+    @property
     def refused(self) -> bool:
-        return self.outcome.startswith(("429", "503")) and self.outcome != EXPIRED
+        return self.is_to_come_back and self.outcome != EXPIRED
 
 
 @dataclass(frozen=True, slots=True)
@@ -559,7 +563,7 @@ async def _send(
             attempts.append(Attempt(id, f"none: {error}"))
             return Post(tuple(attempts), perf_counter() - began)
         attempts.append(_attempt(id, answer))
-        is_over = not scene.again or not attempts[-1].refused or perf_counter() - began > DONE_LIMIT_S
+        is_over = not scene.again or not attempts[-1].is_to_come_back or perf_counter() - began > DONE_LIMIT_S
         if is_over:
             return Post(tuple(attempts), perf_counter() - began)
         await asyncio.sleep(float(answer.headers["retry-after-ms"]) / 1000)
