@@ -156,9 +156,9 @@ class Files:
             is_long = len(head) > MAX_SLICE
             wait = JOB_WAIT if is_job else SLICE_WAIT if is_long else _Wait(max_wait_s)
             async for piece in self._pieces(media, file, head):
+                n_decided += len(piece.samples)  # also what an earlier life has decoded, and counted
                 if (part := known.get((piece.start_sample, piece.end_sample))) is None:
                     outcome = "dropped"
-                    n_decided += len(piece.samples)
                     try:
                         hypothesis = await self._hypothesis(file.caller, piece, request, wait)
                         part, outcome = FileSlice(piece.start_sample, piece.end_sample, hypothesis), "final"

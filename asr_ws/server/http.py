@@ -300,13 +300,25 @@ class _Connection(web.RequestHandler):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if (transport := self.transport) is not None:
-            self._stuck = asyncio.get_running_loop().call_later(STUCK_S, transport.abort)
+        self._watch()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._stuck is not None:
             self._stuck.cancel()
+
+    def _watch(self) -> None:
+        if (transport := self.transport) is not None:
+            n_unread = transport.get_write_buffer_size()
+            self._stuck = asyncio.get_running_loop().call_later(STUCK_S, self._end_if_stuck, n_unread)
+
+    def _end_if_stuck(self, n_before: int) -> None:
+        """Who reads, however slowly, gets all of it."""
+        if (transport := self.transport) is not None:
+            if transport.get_write_buffer_size() < n_before:
+                self._watch()
+            else:
+                transport.abort()
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Who closes his side may still read an answer, if it comes soon; else he has gone, and it is of no use."""
