@@ -114,6 +114,7 @@ class Front:
         protocol.connection_made(cast(asyncio.Transport, Sliced(transport, slices)))
         end = data.index(END) + len(END)
         protocol.data_received(data[:end])  # by itself: what stands behind it must not spoil it
+        slices.set_full(not slices.is_heard_out)  # a body is not looked at before somebody wants it
         slices.data_received(data[end:])
 
 
@@ -251,14 +252,14 @@ class Slices(asyncio.Protocol):
         self._protocol = protocol
         self._unread = bytearray()
         self._is_waiting = False  # for its turn
-        self._is_full = False  # of what the protocol has, and nobody has taken yet
+        self._is_full = False  # of what nobody has taken yet
         self._is_over = False
         if (limit := getattr(transport, "set_read_buffer_limits", None)) is not None:
             limit(ENCRYPTED_AHEAD)
 
     @property
     def is_heard_out(self) -> bool:
-        return not self._unread and getattr(self._protocol, "is_heard_out", False)
+        return not self._unread and getattr(self._protocol, "is_heard_out", True)
 
     def data_received(self, data: bytes) -> None:
         if not self._is_over:

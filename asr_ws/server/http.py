@@ -26,7 +26,7 @@ from aiohttp import StreamReader, web
 
 from asr_ws import messages
 from asr_ws.core.access import owner
-from asr_ws.core.types import SessionId
+from asr_ws.core.types import SessionId, Shed
 from asr_ws.errors import AsrError
 from asr_ws.server.answer import HEADERS, POLICY, Answer, Page
 from asr_ws.server.failures import Refused, failure
@@ -68,7 +68,9 @@ class Visit:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     async def want_body(self) -> None:
-        """To be called before it is read: some clients wait for that, and need not send what is refused."""
+        """To be called before it is read: some clients wait for that, and what is refused need not be looked at."""
+        if (transport := cast(Polite | None, self.request.transport)) is not None:
+            transport.resume_reading()
         if self.request.headers.get("Expect", "").lower() == CONTINUE:
             await self.request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.request.writer.output_size = 0  # aiohttp's own handler does so: the response is still to begin
@@ -149,6 +151,11 @@ class Http:
     async def wait_empty(self) -> None:
         """Until no request of the API is being answered."""
         await self._empty.wait()
+
+    def refuse_uploads(self, shed: Shed) -> None:
+        """Tell so to whose body is not there yet: when it is, nobody is left who would take it."""
+        for connection in self._server.connections:
+            cast(_Connection, connection).break_off(Refused(shed))
 
     async def aclose(self) -> None:
         """End what is still being answered."""
@@ -295,8 +302,15 @@ class _Connection(web.RequestHandler):
             if self._messages:
                 message, self._body = self._messages[0]
                 self.is_chunked = getattr(message, "chunked", True)  # which what is no request has not
-        elif len(self._messages) > n_before and not self._body.is_eof():
-            self._body.set_exception(ValueError("it is not encoded as its head says"))
+        elif len(self._messages) > n_before:
+            self.break_off(ValueError("it is not encoded as its head says"))
+
+    def break_off(self, error: Exception) -> None:
+        """Tell so to who reads the body, if it is not complete."""
+        if self._body is not None and not self._body.is_eof():
+            self._body.set_exception(error)
+            # Who has just been woken, and goes on waiting, does not look: once more, when he has.
+            asyncio.get_running_loop().call_soon(self._body.set_exception, error)
 
     def pause_writing(self) -> None:
         super().pause_writing()
