@@ -25,14 +25,17 @@ class Said:
 
 def cues(words: Iterable[Said]) -> Iterator[Said]:
     """Args: words: of one utterance, in their order. A single word too long for a cue is one all the same."""
-    cue: list[Said] = []
+    cue: Said | None = None
     for word in words:
-        if cue and (len(_text([*cue, word]).strip()) > MAX_CUE_CHARS or cue[-1].text.endswith(SENTENCE_ENDS)):
-            yield _joined(cue)
-            cue = []
-        cue.append(word)
-    if cue:
-        yield _joined(cue)
+        if cue is None:
+            cue = word
+        elif cue.text.endswith(SENTENCE_ENDS) or len((cue.text + word.text).strip()) > MAX_CUE_CHARS:
+            yield cue
+            cue = word
+        else:
+            cue = Said(cue.text + word.text, cue.start_ms, word.end_ms)
+    if cue is not None:
+        yield cue
 
 
 def srt(cues: Iterable[Said]) -> str:
@@ -54,11 +57,3 @@ def clock(total_ms: int, decimal: str = ".") -> str:
 
 def _span(cue: Said, decimal: str) -> str:
     return f"{clock(cue.start_ms, decimal)} --> {clock(cue.end_ms, decimal)}"
-
-
-def _joined(words: list[Said]) -> Said:
-    return Said(_text(words), words[0].start_ms, words[-1].end_ms)
-
-
-def _text(words: list[Said]) -> str:
-    return "".join(word.text for word in words)

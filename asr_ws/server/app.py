@@ -30,7 +30,7 @@ from asr_ws.core.drafts import Drafts
 from asr_ws.core.holds import Holds
 from asr_ws.core.service_time import ServiceTime
 from asr_ws.core.session import HOLD_S, Service, Session
-from asr_ws.core.types import ServiceState, SessionId
+from asr_ws.core.types import RefusalReason, ServiceState, SessionId
 from asr_ws.detector import SileroModel
 from asr_ws.metrics import Metrics
 from asr_ws.resampler import AvResampler
@@ -83,6 +83,8 @@ class App:
     async def drain(self) -> None:
         """Admit nothing more; each session closes once what it admitted is told: waits for that, at most GRACE_S."""
         self.dispatcher.drain()
+        now = asyncio.get_running_loop().time()
+        self.listener.http.refuse_uploads(self.dispatcher.shed(RefusalReason.DRAINING, now=now))
         try:
             async with asyncio.timeout(GRACE_S):
                 await self.listener.wait_empty()

@@ -105,7 +105,8 @@ class Jobs:
     async def _create(self, visit: Visit, _: str) -> web.StreamResponse:
         check_head(visit.request, self._body_limits)
         key = _key(visit)
-        self._refuse_while_draining()
+        if self._dispatcher.status.state is ServiceState.DRAINING:
+            raise self._refused(RefusalReason.DRAINING)
         if key is not None and (visit.caller, key) in self._uploading:
             raise RequestError(
                 409, "idempotency_in_progress", "another request with this Idempotency-Key is on its way"
@@ -138,7 +139,6 @@ class Jobs:
         try:
             form = await Form.read(visit.request, limits=self._body_limits, on_file=on_file)
             request = parse_fields(form.fields, task="transcribe", languages=self._languages)
-            self._refuse_while_draining()
             job = await self._ask(store.add, upload, request, owner=visit.caller, idempotency_key=key)
         except StorageError as error:
             self._log.warning("job.not_kept", code=error.code, error=str(error))
@@ -175,10 +175,6 @@ class Jobs:
         if job.is_expired:
             raise RequestError(410, "expired", "the job's result has expired")
         return job
-
-    def _refuse_while_draining(self) -> None:
-        if self._dispatcher.status.state is ServiceState.DRAINING:
-            raise self._refused(RefusalReason.DRAINING)
 
     def _refused(self, reason: RefusalReason) -> Refused:
         shed = self._dispatcher.shed(reason, now=asyncio.get_running_loop().time())

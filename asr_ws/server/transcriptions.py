@@ -98,7 +98,7 @@ async def _respond(
 ) -> web.StreamResponse:
     async for _ in parts:
         pass
-    content_type, text = body(file.transcript, request)
+    content_type, text = await asyncio.to_thread(body, file.transcript, request)
     return visit.respond(200, text, content_type)
 
 
@@ -116,7 +116,7 @@ async def _stream(
             done_s = part.end_sample / SAMPLE_RATE
             is_first = not any(delta(each) for each in file.parts[:-1])
             await stream.write(sse(delta_event(part, is_first=is_first, done_s=done_s, duration_s=file.duration_s)))
-        last = done_event(file.transcript, request)
+        last = await asyncio.to_thread(done_event, file.transcript, request)
     except (AsrError, Refused) as error:
         if stream is None:
             raise

@@ -33,6 +33,7 @@ from tests.media.files import KIND, encoded, film, tone
 from tests.openapi import check, check_response, events
 from tests.server.asking import (
     FORM,
+    JOBS,
     LONG,
     TRANSCRIPTIONS,
     TRANSLATIONS,
@@ -795,6 +796,17 @@ async def test_what_is_admitted_is_finished_when_the_server_is_told_to_stop(tmp_
             answer = await queued
             assert (answer.status, answer.json["text"]) == (200, "Hello there.")
         assert await running.process.wait() == 0
+
+
+@pytest.mark.parametrize("path", [TRANSCRIPTIONS, JOBS])
+async def test_upload_on_its_way_is_refused_as_soon_as_the_server_stops(
+    scripted: WorkerSpec, tmp_path: Path, path: str
+) -> None:
+    async with serving(scripted, state_dir=str(tmp_path)) as app, uploading(app, path, body=form(LONG)) as socket:
+        await until(lambda: app.jobs._uploading or app.jobs._files._here)
+        await app.drain()  # to its end: it waits for no upload
+        assert (await answer_to(socket)).said == (503, "draining")
+        assert await asyncio.to_thread(lambda: not [*tmp_path.glob("jobs/spool/*")])
 
 
 async def test_each_second_that_was_sent_has_its_fate(scripted: WorkerSpec) -> None:
