@@ -183,31 +183,22 @@ class Result:
     def outcomes(self) -> dict[str, int]:
         return dict(sorted(Counter(each.outcome for each in self.attempts).items()))
 
-    def refusals(self, *, early: bool) -> list[Attempt]:
-        return [each for each in self.attempts if each.refused and self._is_early(each) is early]
-
-    def _is_early(self, attempt: Attempt) -> bool:
-        return attempt.id not in self.seen or self.seen[attempt.id].early
-
     @property
-    def early_ms(self) -> list[float]:
-        return [each.from_head_ms for each in self.refusals(early=True)]
-
-    @property
-    def late_from_head_ms(self) -> list[float]:
-        return [each.from_head_ms for each in self.refusals(early=False)]
-
-    @property
-    def late_ms(self) -> list[float]:
-        """From the body's last byte; 0 where it was answered before that was out."""
-        return [each.from_body_ms or 0.0 for each in self.refusals(early=False)]
-
-    def in_server_ms(self, *, early: bool) -> list[float]:
-        return [self.seen[each.id].ms for each in self.refusals(early=early) if each.id in self.seen]
-
-    @property
-    def accepted_ms(self) -> list[float]:
-        return [each.from_head_ms for each in self.attempts if each.outcome == "200"]
+    def spreads(self) -> dict[str, list[float]]:
+        """What the figures are spreads of. From the body: 0 where it was answered before that was out."""
+        refused = [each for each in self.attempts if each.refused]
+        early = [each for each in refused if each.id not in self.seen or self.seen[each.id].early]
+        late = [each for each in refused if each not in early]
+        return {
+            "early_ms": [each.from_head_ms for each in early],
+            "early_in_server_ms": [self.seen[each.id].ms for each in early if each.id in self.seen],
+            "late_from_head_ms": [each.from_head_ms for each in late],
+            "late_from_body_ms": [each.from_body_ms or 0.0 for each in late],
+            "late_in_server_ms": [self.seen[each.id].ms for each in late],
+            "accepted_ms": [each.from_head_ms for each in self.attempts if each.outcome == "200"],
+            "done_after_s": [post.took_s for post in self.heard.posts if post.attempts[-1].outcome == "200"],
+            "live_wait_ms": list(self.heard.live.waits_ms),
+        }
 
     @property
     def slices_waited(self) -> int:
@@ -252,15 +243,8 @@ class Result:
         return {
             "requests": len(self.attempts),
             "outcomes": self.outcomes,
-            "early_ms": _spread(self.early_ms),
-            "early_in_server_ms": _spread(self.in_server_ms(early=True)),
-            "late_from_head_ms": _spread(self.late_from_head_ms),
-            "late_from_body_ms": _spread(self.late_ms),
-            "late_in_server_ms": _spread(self.in_server_ms(early=False)),
-            "accepted_ms": _spread(self.accepted_ms),
-            "done_after_s": _spread([post.took_s for post in self.heard.posts if post.attempts[-1].outcome == "200"]),
+            **{name: Spread.of(values).figures(1) if values else None for name, values in self.spreads.items()},
             "live_finals": len(live.waits_ms),
-            "live_wait_ms": _spread(live.waits_ms),
             "live_refusals": live.refusals,
             "lost_ms": live.lost_ms,
             "worker_waited_for_core": self.waited,
@@ -268,10 +252,6 @@ class Result:
             "clients_waited_for_core": self.heard.waited and round(self.heard.waited, 3),
             **(slices if slices["slices"] else {}),
         }
-
-
-def _spread(values: Sequence[float]) -> dict[str, float] | None:
-    return Spread.of(values).figures(1) if values else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,11 +278,11 @@ class Outcome:
 
 
 def _misses(name: str, result: Result, max_wait_ms: int, said: str | None) -> Iterator[str]:
-    live = result.heard.live
+    live, spreads = result.heard.live, result.spreads
     for outcome, n in result.outcomes.items():
         if not outcome.startswith(tuple(map(str, ANSWERS))):
             yield f"{n} requests: {outcome}"
-    for what, times_ms in (("early", result.early_ms), ("late", result.late_ms)):
+    for what, times_ms in (("early", spreads["early_ms"]), ("late", spreads["late_from_body_ms"])):
         if times_ms and (p99 := percentile(times_ms, 99)) >= MAX_REFUSAL_MS:
             yield f"{what} refusals took {p99:.1f} ms (p99)"
     if not live.waits_ms:
@@ -322,6 +302,13 @@ def _misses(name: str, result: Result, max_wait_ms: int, said: str | None) -> It
         yield f"{unfinished} files have no text in the end"
 
 
+REFUSALS: Final = (  # how they are called, and of which spreads their times are, with the clients and in the server
+    ("early, from the head", "early_ms", "early_in_server_ms"),
+    ("late, from the head", "late_from_head_ms", ""),
+    ("late, from the body", "late_from_body_ms", "late_in_server_ms"),
+)
+
+
 def table(outcome: Outcome) -> list[str]:
     """Lines for people."""
     lines = [
@@ -331,7 +318,7 @@ def table(outcome: Outcome) -> list[str]:
     for name, result in outcome.results.items():
         counts = Counter(each.outcome[:3] for each in result.attempts)
         other = len(result.attempts) - sum(counts[str(status)] for status in ANSWERS)
-        after = [ms / 1000 for ms in result.accepted_ms]
+        after = [ms / 1000 for ms in result.spreads["accepted_ms"]]
         live = result.heard.live
         lines.append(
             f"{name:<14}{len(result.attempts):>9}{counts['200']:>5}{counts['429']:>5}{counts['503']:>5}{other:>6}"
@@ -340,12 +327,10 @@ def table(outcome: Outcome) -> list[str]:
         )
     lines.append(f"{'refusals, ms':<36}{'n':>5}{'p50':>8}{'p99':>8}{'max':>8}{'in the server: p50':>20}{'p99':>8}")
     for name, result in outcome.results.items():
-        for what, times_ms, seen_ms in (
-            ("early, from the head", result.early_ms, result.in_server_ms(early=True)),
-            ("late, from the head", result.late_from_head_ms, []),
-            ("late, from the body", result.late_ms, result.in_server_ms(early=False)),
-        ):
-            if times_ms:
+        spreads = result.spreads
+        for what, times, seen in REFUSALS:
+            if times_ms := spreads[times]:
+                seen_ms = spreads.get(seen, [])
                 lines.append(
                     f"{name:<14}{what:<22}{len(times_ms):>5}{_at(times_ms, 50, 1):>8}{_at(times_ms, 99, 1):>8}"
                     f"{_at(times_ms, 100, 1):>8}{_at(seen_ms, 50, 2):>20}{_at(seen_ms, 99, 2):>8}"
@@ -392,18 +377,22 @@ class Refusals:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Stamp requests where aiohttp hands them on, where their body is wanted, and where it is complete."""
+        """Stamp requests where their head is complete, where their body is wanted, and where that is complete."""
+        from asr_ws.server.front import Front
         from asr_ws.server.http import Http, Visit
         from asr_ws.server.media import Media
 
         current: ContextVar[_Stamps | None] = ContextVar("current", default=None)
-        handle, want_body, end = Http._handle, Visit.want_body, Media.end
+        to_http, handle, want_body, end = Front._to_http, Http._handle, Visit.want_body, Media.end
+
+        def stamped_to_http(front: Front, transport: asyncio.Transport, data: bytes) -> None:
+            current.set(_Stamps(perf_counter()))  # of the task that is begun now
+            to_http(front, transport, data)
 
         async def stamped_handle(http: Http, request: web.BaseRequest) -> web.StreamResponse:
-            stamps = _Stamps(perf_counter())
-            current.set(stamps)
             response = await handle(http, request)
-            if response.status in ANSWERS[1:] and (name := request.headers.get(NAME)):
+            stamps = current.get()
+            if stamps and response.status in ANSWERS[1:] and (name := request.headers.get(NAME)):
                 since = stamps.body_there_at or stamps.asked_at
                 self.seen[name] = Seen(not stamps.wants_body, (perf_counter() - since) * 1000)
             return response
@@ -419,6 +408,7 @@ class Refusals:
             await end(media)
 
         with (
+            patch.object(Front, "_to_http", stamped_to_http),
             patch.object(Http, "_handle", stamped_handle),
             patch.object(Visit, "want_body", stamped_want_body),
             patch.object(Media, "end", stamped_end),

@@ -34,8 +34,16 @@ def outcome(name: str, found: Result, **changes: Any) -> Outcome:
 
 def test_refusals_are_early_or_late_by_what_the_server_saw() -> None:
     found = GOOD.results[MANY]
-    assert (found.early_ms, found.late_from_head_ms, found.late_ms) == ([4.0], [400.0], [30.0])
-    assert (found.in_server_ms(early=True), found.in_server_ms(early=False)) == ([1.5], [1.5])
+    assert found.spreads == {
+        "early_ms": [4.0],
+        "early_in_server_ms": [1.5],
+        "late_from_head_ms": [400.0],
+        "late_from_body_ms": [30.0],
+        "late_in_server_ms": [1.5],
+        "accepted_ms": [900.0],
+        "done_after_s": [2.0],
+        "live_wait_ms": [0, 300],
+    }
     assert found.outcomes == {"200": 1, "503 predicted_wait": 1, FULL: 1}
 
 
