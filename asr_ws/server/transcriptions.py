@@ -64,17 +64,20 @@ class Transcriptions:
         check_head(visit.request, body_limits)
         with self._files.admitted(visit.caller) as file:
             await visit.want_body()
-            async with self._media() as media:
+            media: Media | None = None
+            async with AsyncExitStack() as stack:
 
                 async def on_file(_: str) -> Media:
+                    nonlocal media
+                    media = await stack.enter_async_context(self._media())
                     return media
 
                 form = await Form.read(visit.request, limits=body_limits, on_file=on_file)
+                assert media is not None  # else there is no form
                 await media.end()
                 request = parse_fields(form.fields, task=task, languages=self._languages)
-                async with aclosing(self._files.transcribe(media, file, request)) as parts:
-                    respond = _stream if request.stream else _respond
-                    return await respond(visit, file, request, parts)
+                parts = await stack.enter_async_context(aclosing(self._files.transcribe(media, file, request)))
+                return await (_stream if request.stream else _respond)(visit, file, request, parts)
 
     @asynccontextmanager
     async def _media(self) -> AsyncIterator[Media]:
