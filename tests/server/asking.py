@@ -24,7 +24,7 @@ from tests.server.raw import Raw, raw
 from tests.server.running import MANUAL, SECOND, Client
 
 TRANSCRIPTIONS, TRANSLATIONS, JOBS = "/v1/audio/transcriptions", "/v1/audio/translations", "/v1/jobs"
-BOUNDARY = "simple-boundary"
+BOUNDARY = "x"
 FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
 WAV = encoded(KIND["wav-s16-16k"], tone(1.0, 16_000))
 LONG = (SPEECH / "long-two-cities.wav").read_bytes()  # 44 s: two slices

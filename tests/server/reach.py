@@ -12,6 +12,7 @@ from typing import Any
 from asr_ws.server.app import App
 from asr_ws.server.self_signed import self_signed
 from asr_ws.worker.supervisor import WorkerSpec
+from tests.server import asking
 from tests.server.raw import Raw, raw
 from tests.server.running import Client, serving
 
@@ -23,15 +24,11 @@ UPGRADE = (
     "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
     "Sec-WebSocket-Version: 13",
 )
-FORM = "Content-Type: multipart/form-data; boundary=x"
+FORM = f"Content-Type: {asking.FORM['Content-Type']}"
 
 
 def head(line: str, *headers: str) -> bytes:
     return (CRLF.join((line, *headers)) + 2 * CRLF).encode("latin-1")
-
-
-def form(content: bytes) -> bytes:
-    return b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n' + content + b"\r\n--x--\r\n"
 
 
 def post(path: str, body: bytes, *headers: str) -> bytes:

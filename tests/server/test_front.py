@@ -29,8 +29,9 @@ from asr_ws.server.http import Route, Visit
 from asr_ws.server.intake import Turns
 from asr_ws.worker.supervisor import WorkerSpec
 from benchmarks.wire import CLOSE, TEXT
+from tests.server.asking import form
 from tests.server.raw import frame
-from tests.server.reach import FORM, GET, HOST, STREAM, UPGRADE, Ports, Reach, body, form, head, post, status
+from tests.server.reach import FORM, GET, HOST, STREAM, UPGRADE, Ports, Reach, body, head, post, status
 
 REQUEST = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 FOR_EVER_S = 1e6

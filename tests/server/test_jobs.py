@@ -466,24 +466,29 @@ async def test_limit_on_the_size_of_files(tmp_path: Path) -> None:
         assert (await ended(app, await added(app)))["status"] == "succeeded"
 
 
+def failing_twice(monkeypatch: pytest.MonkeyPatch, method: str, error: Exception) -> list[Any]:
+    """A method of the store. Returns: what it is called with, which grows."""
+    whole, calls = getattr(JobStore, method), list[Any]()
+
+    def call(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) <= 2:
+            raise error
+        return whole(*args)
+
+    monkeypatch.setattr(JobStore, method, call)
+    return calls
+
+
 @pytest.mark.parametrize("method", ["start", "save_slice", "succeed", "slices", "next_unfinished"])
 async def test_disk_that_fails_a_job_that_runs_is_tried_again(
     scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    whole, n_failed = getattr(JobStore, method), 0
-
-    def fail_twice(*args: Any) -> Any:
-        nonlocal n_failed
-        n_failed += 1
-        if n_failed <= 2:
-            raise StorageError("storage_unavailable", "no")
-        return whole(*args)
-
-    monkeypatch.setattr(JobStore, method, fail_twice)
+    calls = failing_twice(monkeypatch, method, StorageError("storage_unavailable", "no"))
     async with keeping(scripted, tmp_path) as app:
         told = await ended(app, await added(app, **HELLO))
         assert (told["status"], told["result"]) == ("succeeded", TEXT)
-        assert (n_failed > 2, spool(tmp_path)) == (True, [])
+        assert (len(calls) > 2, spool(tmp_path)) == (True, [])
 
 
 async def test_bug_ends_the_job_and_not_the_server(
@@ -531,21 +536,12 @@ async def test_slices_that_are_kept_are_not_decoded_again(scripted: WorkerSpec, 
 async def test_bug_of_the_store_ends_nothing(
     scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    whole, n_failed = getattr(JobStore, method), 0
-
-    def fail_twice(*args: Any) -> Any:
-        nonlocal n_failed
-        n_failed += 1
-        if n_failed <= 2:
-            raise ZeroDivisionError
-        return whole(*args)
-
     with earlier_life(tmp_path) as store:
         id = keep(store)
-    monkeypatch.setattr(JobStore, method, fail_twice)
+    calls = failing_twice(monkeypatch, method, ZeroDivisionError())
     async with keeping(scripted, tmp_path) as app:
         assert (await ended(app, f"{JOBS}/{id}"))["result"] == TEXT
-        assert n_failed > 2
+        assert len(calls) > 2
 
 
 async def test_job_that_can_never_be_done_now_lets_the_others_go_first(

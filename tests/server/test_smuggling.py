@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from asr_ws import log
 from asr_ws.server import front, listener
 from asr_ws.worker.supervisor import WorkerSpec
-from tests.server.reach import CRLF, FORM, GET, HOST, STREAM, UPGRADE, Ports, Reach, form, head, post, status
+from tests.server.asking import form
+from tests.server.reach import CRLF, FORM, GET, HOST, STREAM, UPGRADE, Ports, Reach, head, post, status
 
 JOB = post("/v1/jobs", form(b"RIFF"))  # would make a job, were it executed
 CHUNKED = "Transfer-Encoding: chunked"

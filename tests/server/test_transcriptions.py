@@ -578,7 +578,7 @@ async def test_body_that_is_too_large_by_its_head_is_not_asked_for(scripted: Wor
 
 async def test_body_that_turns_out_too_large(scripted: WorkerSpec) -> None:
     async def chunks() -> AsyncIterator[bytes]:
-        yield form(WAV)[: -len("--simple-boundary--\r\n") - 2]
+        yield form(WAV)[: -len("--x--\r\n") - 2]
         while True:
             yield bytes(100_000)
 

@@ -14,7 +14,8 @@ from asr_ws.cli import main
 from asr_ws.errors import UsageError
 from asr_ws.server.app import announce
 from asr_ws.worker.supervisor import WorkerSpec
-from tests.server.reach import GET, HOST, STREAM, Ports, Reach, body, form, head, post, status
+from tests.server.asking import form
+from tests.server.reach import GET, HOST, STREAM, Ports, Reach, body, head, post, status
 from tests.server.running import MANUAL, SECOND, Client, get, serving
 
 TWO = [Ports(has_two=True, is_encrypted=encrypted) for encrypted in (False, True)]
