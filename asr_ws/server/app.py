@@ -84,7 +84,7 @@ class App:
         """Admit nothing more; each session closes once what it admitted is told: waits for that, at most GRACE_S."""
         self.dispatcher.drain()
         now = asyncio.get_running_loop().time()
-        self.listener.http.refuse_uploads(self.dispatcher.shed(RefusalReason.DRAINING, now=now))
+        self.listener.http.refuse_uploads(partial(self.dispatcher.shed, RefusalReason.DRAINING, now=now))
         try:
             async with asyncio.timeout(GRACE_S):
                 await self.listener.wait_empty()

@@ -375,4 +375,5 @@ def _bad_multipart(message: str, hint: str = "") -> RequestError:
 
 
 def _too_large(limits: BodyLimits) -> RequestError:
-    return RequestError(413, "too_large", f"the body is larger than {limits.max_bytes} bytes")
+    hint = "the server's --max-upload-mb; compressed, as FLAC, MP3 or Opus, audio is smaller"
+    return RequestError(413, "too_large", f"the body is larger than {limits.max_bytes} bytes", hint)

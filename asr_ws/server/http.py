@@ -49,6 +49,7 @@ CONTINUE: Final = "100-continue"
 NUMBERS: Final = ("/metrics", "/v1/stats")
 HOST: Final = re.compile(r"(?:\[([\da-f:.]{2,45})\]|([\w.-]{1,253}))(?::\d{1,5})?", re.ASCII | re.IGNORECASE)
 PARAMETER: Final = re.compile(r"[\w-]{1,64}", re.ASCII)
+JSON: Final = "application/json"
 NONE: Final[Mapping[str, str]] = {}
 
 
@@ -76,11 +77,11 @@ class Visit:
             self.request.writer.output_size = 0  # aiohttp's own handler does so: the response is still to begin
 
     def respond(
-        self, status: int, body: str = "", content_type: str = "application/json", headers: Mapping[str, str] = NONE
+        self, status: int, body: str = "", content_type: str = JSON, headers: Mapping[str, str] = NONE
     ) -> web.Response:
         kind = {"Content-Type": f"{content_type}; charset=utf-8"} if body else {}
         every = {**HEADERS, **self.headers, **kind, **headers}
-        content = body.encode()
+        content = f"{body}\n".encode() if content_type == JSON and body else body.encode()  # for who has a terminal
         whole = io.BytesIO(content) if len(content) > WHOLE_BYTES else content or None  # a file's is written bit by bit
         return web.Response(status=status, body=whole, headers=every)
 
@@ -152,10 +153,10 @@ class Http:
         """Until no request of the API is being answered."""
         await self._empty.wait()
 
-    def refuse_uploads(self, shed: Shed) -> None:
+    def refuse_uploads(self, shed: Callable[[], Shed]) -> None:
         """Tell so to whose body is not there yet: when it is, nobody is left who would take it."""
         for connection in self._server.connections:
-            cast(_Connection, connection).break_off(Refused(shed))
+            cast(_Connection, connection).break_off(lambda: Refused(shed()))
 
     async def aclose(self) -> None:
         """End what is still being answered."""
@@ -303,11 +304,12 @@ class _Connection(web.RequestHandler):
                 message, self._body = self._messages[0]
                 self.is_chunked = getattr(message, "chunked", True)  # which what is no request has not
         elif len(self._messages) > n_before:
-            self.break_off(ValueError("it is not encoded as its head says"))
+            self.break_off(lambda: ValueError("it is not encoded as its head says"))
 
-    def break_off(self, error: Exception) -> None:
+    def break_off(self, why: Callable[[], Exception]) -> None:
         """Tell so to who reads the body, if it is not complete."""
         if self._body is not None and not self._body.is_eof():
+            error = why()
             self._body.set_exception(error)
             # Who has just been woken, and goes on waiting, does not look: once more, when he has.
             asyncio.get_running_loop().call_soon(self._body.set_exception, error)

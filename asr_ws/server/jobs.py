@@ -173,7 +173,7 @@ class Jobs:
         if job is None or (visit.is_known and job.owner != visit.caller):
             raise RequestError(404, "not_found", "there is no such job")
         if job.is_expired:
-            raise RequestError(410, "expired", "the job's result has expired")
+            raise RequestError(410, "expired", "the job's result has expired, or was deleted")
         return job
 
     def _refused(self, reason: RefusalReason) -> Refused:
@@ -343,10 +343,11 @@ class Jobs:
 
     async def _fail(self, store: JobStore, job: Job, file: File, code: str, message: str) -> None:
         if await self._disk.run(store.fail, job.id, code, message):
-            self._log_end(job, JobStatus.FAILED, file)
+            self._log_end(job, JobStatus.FAILED, file, code=code)
 
-    def _log_end(self, job: Job, status: JobStatus, file: File) -> None:
-        self._log.info("job.ended", job=job.id, status=status.value, audio_s=round(file.n_samples / SAMPLE_RATE, 1))
+    def _log_end(self, job: Job, status: JobStatus, file: File, **why: str) -> None:
+        audio_s = round(file.n_samples / SAMPLE_RATE, 1)
+        self._log.info("job.ended", job=job.id, status=status.value, audio_s=audio_s, **why)
 
 
 class Postponed(Exception):
