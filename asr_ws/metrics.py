@@ -27,7 +27,7 @@ class Histogram:
 class Metrics:
     def __init__(self) -> None:
         self.partials = 0
-        self.finals = 0  # without those of the background
+        self.finals = 0  # without slices of long files
         self.finals_speculated = 0
         self.refusals: Counter[str] = Counter()  # `busy`, by reason
         self.access_refused: Counter[str] = Counter()  # who may not come in, or finds no room, by why
@@ -43,12 +43,12 @@ class Metrics:
         self._decodes_failed: deque[bool] = deque(maxlen=WINDOW)
 
     def observe_wait(self, wait_s: float) -> None:
-        """One admitted attempt left the queue, for the worker or by its deadline; not of the background."""
+        """One admitted attempt left the queue, for the worker or by its deadline; not a slice."""
         self._waits_s.append(wait_s)
         self.wait_s.observe(wait_s)
 
     def observe_decode(self, kind: str, decode_s: float) -> None:
-        """Args: kind: ``final``, a speculation included, ``partial``, or ``job``, in the background."""
+        """Args: kind: ``final``, a speculation included, ``partial``, or ``job``, a slice of a long file too."""
         self._decodes_failed.append(False)
         self.decode_s[kind].observe(decode_s)
 

@@ -211,7 +211,7 @@ def watched(app: App) -> Iterator[list[Decode]]:
             ticket, began = dispatcher.queue.in_flight, loop.time()
             hypothesis = await worker.decode(samples, options, expected_s)
             if ticket is not None:
-                accepted_at, background = ticket.accepted_at, ticket.background
+                accepted_at, background = ticket.accepted_at, ticket.is_slice
                 decodes.append(Decode("final", began, loop.time(), accepted_at=accepted_at, background=background))
             else:
                 kind: DecodeKind = "partial" if options.partial else "speculation"

@@ -75,6 +75,7 @@ class Ticket:
     abandoned: bool = False  # nobody wants the result any more
     speculated: bool = False  # its decode began before it was accepted
     background: bool = False  # it waits behind all that are not
+    is_slice: bool = False  # of a long file, or of a job: for it alone nobody waits
 
     def expired(self, now: float) -> bool:
         """From its deadline on; but never at the moment of its acceptance: a wait of 0 means now or not at all."""
@@ -185,8 +186,12 @@ class AdmissionQueue:
             return None
         return self.shed(reason, now=now, session=session, max_wait_s=max_wait_s, n_expected=len(expected))
 
-    def offer_background(self, utterance: Utterance, *, now: float, max_wait_s: float) -> Ticket | Shed:
+    def offer_background(
+        self, utterance: Utterance, *, now: float, max_wait_s: float, is_slice: bool = True
+    ) -> Ticket | Shed:
         """Admit it behind everything else, or refuse: there is no worker, or no room in the lane.
+
+        Whose deadline comes first is first there: a job's, which has none, is behind whoever waits for his text.
 
         Args: max_wait_s: may be inf.
         """
@@ -196,8 +201,10 @@ class AdmissionQueue:
         if reason is not None:
             return self.shed(reason, now=now, background=True)
         self._forget_refusal(utterance.session, utterance.id)
-        ticket = self._ticket(utterance, [*self._all_waiting], now=now, max_wait_s=max_wait_s, background=True)
-        self._background.append(ticket)
+        before = [ticket for ticket in self._background if ticket.deadline <= now + max_wait_s]
+        ticket = self._ticket(utterance, [*self._waiting, *before], now=now, max_wait_s=max_wait_s)
+        ticket.background, ticket.is_slice = True, is_slice
+        self._background.insert(len(before), ticket)
         return ticket
 
     def _ticket(
@@ -207,7 +214,6 @@ class AdmissionQueue:
         *,
         now: float,
         max_wait_s: float,
-        background: bool = False,
     ) -> Ticket:
         wait_s = self._wait_behind(ahead, now)
         return Ticket(
@@ -217,7 +223,6 @@ class AdmissionQueue:
             position=len(ahead) + self._runs(now),
             estimated_wait_s=wait_s,
             estimated_final_s=wait_s + self.expected_decode(utterance),
-            background=background,
         )
 
     @property
@@ -297,7 +302,7 @@ class AdmissionQueue:
         return min(max(frees_in_s, MIN_HINT_S), MAX_HINT_S) + self._uniform(0.0, HINT_SPREAD_S)
 
     def take(self, now: float) -> Ticket | None:
-        """The oldest ticket whose deadline has not passed goes in flight, of the background only when no other waits.
+        """The first ticket whose deadline has not passed goes in flight, of the background only when no other waits.
 
         Returns: None when there is none.
         """
@@ -333,7 +338,7 @@ class AdmissionQueue:
         self.in_flight = None
 
     def expire(self, now: float) -> list[Ticket]:
-        """Remove and return the waiting tickets whose deadline has come, oldest first, the background's last."""
+        """Remove and return the waiting tickets whose deadline has come, first to last, the background's behind."""
         expired = [ticket for ticket in self._all_waiting if ticket.expired(now)]
         self._keep_waiting(lambda ticket: not ticket.expired(now))
         return expired

@@ -85,10 +85,12 @@ class Desk:
         self.tick(now)
         return answer
 
-    def offer_background(self, utterance: Utterance, *, now: float, max_wait_s: float) -> Ticket | Shed:
+    def offer_background(
+        self, utterance: Utterance, *, now: float, max_wait_s: float, is_slice: bool = True
+    ) -> Ticket | Shed:
         """As `AdmissionQueue` does. `Unfinished` carries the deaths under it, and is what to offer again."""
         self.tick(now)
-        answer = self.queue.offer_background(utterance, now=now, max_wait_s=max_wait_s)
+        answer = self.queue.offer_background(utterance, now=now, max_wait_s=max_wait_s, is_slice=is_slice)
         self.tick(now)
         return answer
 
@@ -199,7 +201,7 @@ class Desk:
                     result,
                     ticket.waited_s,
                     speculated=ticket.speculated,
-                    background=ticket.background,
+                    is_slice=ticket.is_slice,
                 )
                 self._tell(ticket, decoded)
             case DecodeFailed():
@@ -314,7 +316,7 @@ class Desk:
 
     def _tell_unfinished(self, ticket: Ticket, reason: RefusalReason, now: float) -> None:
         shed = self.queue.shed(reason, now=now, session=ticket.utterance.session, background=ticket.background)
-        self._tell(ticket, Unfinished(ticket.utterance, shed, now - ticket.accepted_at, ticket.background))
+        self._tell(ticket, Unfinished(ticket.utterance, shed, now - ticket.accepted_at, ticket.is_slice))
 
     def _tell(self, ticket: Ticket, outcome: Outcome) -> None:
         if not ticket.abandoned:

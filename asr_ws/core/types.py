@@ -203,7 +203,7 @@ class Decoded:
     hypothesis: Hypothesis
     wait_s: float  # in the queue
     speculated: bool = False  # its decode began before its endpoint
-    background: bool = False  # it waited behind all that were not
+    is_slice: bool = False  # of a long file, or of a job
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +213,7 @@ class Unfinished:
     utterance: Utterance
     shed: Shed
     waited_s: float
-    background: bool = False
+    is_slice: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,14 +88,13 @@ class Dispatcher:
         """Args: or_behind: where others have all the room, it may wait behind everything else, for as long."""
         answer = self._desk.offer(utterance, now=now, max_wait_s=max_wait_s)
         if or_behind and isinstance(answer, Shed) and answer.reason in NO_ROOM:
-            answer = self._desk.offer_background(utterance, now=now, max_wait_s=max_wait_s)
-        if isinstance(answer, Shed):
-            self._metrics.refusals[answer.reason] += 1
-        self._settle()
-        return answer
+            answer = self._desk.offer_background(utterance, now=now, max_wait_s=max_wait_s, is_slice=False)
+        return self._answered(answer)
 
     def offer_background(self, utterance: Utterance, *, now: float, max_wait_s: float) -> Ticket | Shed:
-        answer = self._desk.offer_background(utterance, now=now, max_wait_s=max_wait_s)
+        return self._answered(self._desk.offer_background(utterance, now=now, max_wait_s=max_wait_s))
+
+    def _answered(self, answer: Ticket | Shed) -> Ticket | Shed:
         if isinstance(answer, Shed):
             self._metrics.refusals[answer.reason] += 1
         self._settle()
@@ -226,7 +225,7 @@ class Dispatcher:
                         self._metrics.first_partial_s.observe(news.since_onset_s)
                     self._loop.call_soon(owner.partial, news)
                 return
-            case Decoded(background=False):
+            case Decoded(is_slice=False):
                 self._metrics.finals += 1
                 self._metrics.finals_speculated += news.speculated
                 self._metrics.observe_wait(news.wait_s)
@@ -234,7 +233,7 @@ class Dispatcher:
                     self._metrics.final_latency_s.observe(self._loop.time() - ended_at)
             case Unfinished():
                 self._metrics.unfinished[news.shed.reason] += 1
-                if news.shed.reason is RefusalReason.DEADLINE and not news.background:
+                if news.shed.reason is RefusalReason.DEADLINE and not news.is_slice:
                     self._metrics.observe_wait(news.waited_s)
         if (owner := self._subscribers.get(news.utterance.session)) is not None:
             self._loop.call_soon(owner.outcome, news)
@@ -242,6 +241,6 @@ class Dispatcher:
 
 def _kind(work: Work) -> str:
     """As `Metrics.observe_decode` takes it."""
-    if isinstance(work.of, Ticket) and work.of.background:
+    if isinstance(work.of, Ticket) and work.of.is_slice:
         return "job"
     return "partial" if work.options.partial else "final"

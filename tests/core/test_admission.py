@@ -758,6 +758,16 @@ def test_background_is_taken_when_nothing_else_waits_the_oldest_first() -> None:
     assert queue.take(2.0) is None
 
 
+def test_who_waits_for_his_text_is_taken_before_a_job_that_came_first() -> None:
+    queue = queue_of()
+    job, other_job = put_behind(queue, "f1"), put_behind(queue, "f2")
+    long, short = put_behind(queue, "f3", max_wait_s=60.0), put_behind(queue, "f4", max_wait_s=8.0)
+    assert (short.position, short.estimated_wait_s, long.position) == (0, 0.0, 0), "as it was when they came"
+    for ticket in (short, long, job, other_job):
+        assert queue.take(1.0) is ticket
+        queue.finish(1.0)
+
+
 def test_what_waits_in_the_background_is_in_nobodys_way() -> None:
     queue = queue_of(capacity=3)
     for id in ("f1", "f2", "f3"):
@@ -1004,7 +1014,7 @@ class AnySchedule(RuleBasedStateMachine):
         open = self.queue.state in (ServiceState.READY, ServiceState.RESTARTING)
         assert isinstance(answer, Ticket) is (open and len(self.background) < 2)
         if isinstance(answer, Ticket):
-            self.background.append(answer)
+            self.background = sorted([*self.background, answer], key=lambda ticket: ticket.deadline)
 
     @precondition(lambda self: self.queue.in_flight is None and self.queue.aside is None)
     @rule()

@@ -697,7 +697,7 @@ def put_behind(desk: Desk, *utterances: Utterance, now: float = 0.0, max_wait_s:
 
 
 def behind(utterance: Utterance, wait_s: float) -> Decoded:
-    return Decoded(utterance, TEXT, wait_s, background=True)
+    return Decoded(utterance, TEXT, wait_s, is_slice=True)
 
 
 def test_live_utterance_waits_for_one_slice_at_most() -> None:
@@ -730,7 +730,7 @@ def test_slice_with_a_deadline_is_told_at_it() -> None:
     begun(desk)
     assert desk.next_deadline() == 8.0
     desk.tick(8.0)
-    assert desk.take_news() == [Unfinished(F2, Shed(RefusalReason.DEADLINE, 1.0, 7.0, 0, 16), 8.0, background=True)]
+    assert desk.take_news() == [Unfinished(F2, Shed(RefusalReason.DEADLINE, 1.0, 7.0, 0, 16), 8.0, is_slice=True)]
 
 
 @pytest.mark.parametrize("draft", [SPEAKING, COMPLETE])
@@ -752,7 +752,7 @@ def test_slice_is_replayed_handed_back_with_its_death_and_poison_the_second_time
     desk.receive_worker_state(UNAVAILABLE, now=1.0, load_s=9.0)
     once = replace(F1, deaths=1)
     crash = Shed(RefusalReason.WORKER_CRASHED, 1.0, 9.0, 0, 16)
-    assert desk.take_news() == [Unfinished(once, crash, 1.0, background=True), told(UNAVAILABLE)]
+    assert desk.take_news() == [Unfinished(once, crash, 1.0, is_slice=True), told(UNAVAILABLE)]
     desk.receive_worker_state(READY, now=10.0)
     put_behind(desk, once, now=10.0)
     assert (begun(desk, 10.0), desk.take_news()) == (once, [told(READY)])

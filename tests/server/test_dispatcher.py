@@ -377,6 +377,19 @@ async def test_background_decodes_are_jobs_and_no_waits_or_finals() -> None:
         assert metrics.unfinished == {RefusalReason.DEADLINE: 1}
 
 
+async def test_who_waits_behind_the_others_is_counted_like_them() -> None:
+    async with desk(capacity=1) as at:
+        now = asyncio.get_running_loop().time()
+        for id in ("u1", "u2", "u3"):
+            answer = at.dispatcher.offer(utterance(id), now=now, max_wait_s=WAIT_S, or_behind=True)
+            assert isinstance(answer, Ticket)
+        assert (at.dispatcher.queue.depth, at.dispatcher.queue.background_depth) == (1, 1)
+        for _ in range(3):
+            await at.finish()
+            assert isinstance(await at.told.get(), Decoded)
+        assert (at.metrics.finals, len(at.metrics._waits_s), sum(at.metrics.decode_s["final"].counts)) == (3, 3, 3)
+
+
 async def test_refusals_of_the_background_and_of_who_asks_are_counted() -> None:
     async with desk(capacity=1) as at:
         now = asyncio.get_running_loop().time()

@@ -29,7 +29,7 @@ PROMISED = """queue_depth queue_capacity in_flight_tasks queue_wait_seconds deco
 first_partial_seconds sessions sessions_total utterances_total refusals_total audio_seconds_total decode_failures_total
 worker_up worker_restarts_total worker_resident_bytes worker_load_seconds event_loop_lag_seconds
 log_records_dropped_total http_requests_total jobs build_info"""  # the protocol's
-OURS = "access_refused_total"
+OURS = ("access_refused_total", "background_depth")
 Samples = dict[tuple[str, ...], float]
 
 
@@ -83,7 +83,7 @@ async def test_what_happened_is_exposed(scripted: WorkerSpec) -> None:
 
 async def test_names_types_and_labels_are_those_of_the_reference(scripted: WorkerSpec) -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \|(.*?)\|", REFERENCE.read_text("utf-8"), flags=re.MULTILINE)
-    assert sorted(name for name, _, _ in rows) == sorted(f"asr_ws_{name}" for name in (*PROMISED.split(), OURS))
+    assert sorted(name for name, _, _ in rows) == sorted(f"asr_ws_{name}" for name in (*PROMISED.split(), *OURS))
     async with serving(scripted) as app:
         app.supervisor.restarts["segv"] += 1  # labels are seen on a value only
         await get(app, "/livez")
