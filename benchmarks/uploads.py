@@ -407,10 +407,10 @@ class Refusals:
                 stamps.wants_body = True
             await want_body(visit)
 
-        async def stamped_end(media: Media) -> None:
+        def stamped_end(media: Media) -> None:
             if (stamps := current.get()) is not None:
                 stamps.body_there_at = perf_counter()
-            await end(media)
+            end(media)
 
         with (
             patch.object(Front, "_to_http", stamped_to_http),

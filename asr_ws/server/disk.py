@@ -2,7 +2,7 @@
 
 One, because SQLite and the folder have one writer anyway, and calls that follow each other need no lock. It is no
 hidden room where utterances wait: nothing live passes through it, only uploads and jobs. Who comes by HTTP uses `ask`,
-which takes no call where `MAX_CALLS` wait, and waits for none longer than `ASK_TIMEOUT_S`; whoever runs the jobs,
+comes to none where `MAX_CALLS` wait, and waits for none longer than `ASK_TIMEOUT_S`; whoever runs the jobs,
 or cleans up after one of few uploads, uses `run`. Nor does the thread keep the process alive, since a disk may not
 answer for ever.
 """
@@ -64,13 +64,11 @@ class Disk:
             raise
 
     async def ask(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The same for one of many, who waits neither behind all of them nor for ever.
+        """The same for one of many, who does not wait for ever, nor asks where it `is_full`.
 
         Raises:
-            StorageError: also where too many calls wait, or this one took too long; it runs to its end all the same.
+            StorageError: also where this call took too long; it runs to its end all the same.
         """
-        if self._calls.qsize() >= MAX_CALLS:
-            raise StorageError("storage_unavailable", f"{MAX_CALLS} calls wait for the disk")
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S) as deadline:
                 return await self.run(function, *args, **kwargs)
@@ -78,6 +76,10 @@ class Disk:
             if not deadline.expired():
                 raise
             raise StorageError("storage_unavailable", f"the disk took more than {ASK_TIMEOUT_S:g} s") from None
+
+    @property
+    def is_full(self) -> bool:
+        return self._calls.qsize() >= MAX_CALLS
 
     @property
     def is_closed(self) -> bool:

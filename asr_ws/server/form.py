@@ -14,13 +14,20 @@ import difflib
 import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
 from enum import StrEnum
-from typing import Any, Final, Protocol, Self, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
-from aiohttp import BadContentDispositionHeader, BodyPartReader, MultipartReader, StreamReader, web
+from aiohttp import (
+    BadContentDispositionHeader,
+    BadContentDispositionParam,
+    BodyPartReader,
+    MultipartReader,
+    StreamReader,
+    web,
+)
 from aiohttp.http_exceptions import HttpProcessingError
 
 from asr_ws.core.files import FileRequest, Granularity, ResponseFormat
@@ -93,7 +100,7 @@ def parse_fields(fields: Iterable[tuple[str, str]], *, task: str, languages: tup
         raise RequestError(
             400, "invalid_value", f"{name} needs response_format {ResponseFormat.VERBOSE_JSON}", param=name
         )
-    _number("temperature", single.get("temperature", "0"), 1)  # decoding is at 0, the wrong ones are said all the same
+    _check_temperature(single.get("temperature", "0"))  # decoding is at 0, the wrong ones are said all the same
     max_wait_ms = single.get("max_wait_ms")
     return FileRequest(
         task=task,
@@ -125,14 +132,11 @@ def _choice(kind: type[E], name: str, value: str) -> E:
         raise _wrong(name, value, f"one of {', '.join(kind)}", code) from None
 
 
-def _number(name: str, value: str, high: float) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= high:  # which NaN is not either
-        raise _wrong(name, value, f"a number from 0 to {high}")
-    return number
+def _check_temperature(value: str) -> None:
+    with suppress(ValueError):
+        if 0 <= float(value) <= 1:  # which NaN is not either
+            return
+    raise _wrong("temperature", value, "a number from 0 to 1")
 
 
 def _whole(name: str, value: str) -> int:
@@ -155,10 +159,12 @@ def _wrong(name: str, value: str, wanted: str, code: str = "invalid_value") -> R
 
 CHUNK_BYTES: Final = 64 * 1024  # of the file, handed on at a time
 TURN_S: Final = 0.002  # what is here already keeps nobody else waiting for longer: lines of one byte, for one
+MAX_HEADER_CHARS: Final = 2048  # the standard library's parser takes the square of it: 0.1 s for 8 KB
 PLAIN: Final = ("7bit", "8bit", "binary")  # transfer encodings that encode nothing, which some clients name
 
 # It says on stderr, once for each wrong header, what was in it: names of files, as many as somebody likes to send.
-warnings.simplefilter("ignore", BadContentDispositionHeader)
+for kind in (BadContentDispositionHeader, BadContentDispositionParam):
+    warnings.simplefilter("ignore", kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,62 +197,55 @@ class Sink(Protocol):
     async def write(self, data: bytes, /) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """What a body was, less its file's content."""
+async def read_form(
+    request: web.BaseRequest,
+    *,
+    limits: BodyLimits,
+    on_file: Callable[[], Awaitable[Sink]],
+    clock: Callable[[], float] = time.monotonic,
+) -> list[tuple[str, str]]:
+    """Read a request's body to its end.
 
-    fields: tuple[tuple[str, str], ...]
-    file_name: str  # the client's word, for the eye only; "" where it has none
-
-    @classmethod
-    async def read(
-        cls,
-        request: web.BaseRequest,
-        *,
-        limits: BodyLimits,
-        on_file: Callable[[str], Awaitable[Sink]],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> Self:
-        """Read a request's body to its end.
-
-        Args:
-            on_file: called with the file's name where its content begins, which its sink then gets, at most
-                `CHUNK_BYTES` at a time. A file that was begun may turn out to be half: discard it when this raises.
-        Raises:
-            RequestError: 400, 408, 413 or 415; the rest of the body is unread.
-            OSError: the client is gone.
-        """
-        check_head(request, limits)
-        body = cast(StreamReader, _Body(request.content, limits, clock))
+    Args:
+        request: `check_head` has nothing against it.
+        on_file: called where the file's content begins, which its sink then gets, at most `CHUNK_BYTES` at a time. A
+            file that was begun may turn out to be half: discard it when this raises.
+    Returns:
+        The fields, as they came.
+    Raises:
+        RequestError: 400, 408 or 413; the rest of the body is unread.
+        OSError: the client is gone.
+    """
+    body = cast(StreamReader, _Body(request.content, limits, clock))
+    with _as_bad_multipart():
+        reader = MultipartReader(request.headers, body)
+    fields: list[tuple[str, str]] = []
+    has_file = False
+    while True:
         with _as_bad_multipart():
-            reader = MultipartReader(request.headers, body)
-        fields: list[tuple[str, str]] = []
-        file_name: str | None = None
-        while True:
-            with _as_bad_multipart():
-                part = await reader.next()
-            if part is None:
-                break
-            if not isinstance(part, BodyPartReader):
-                raise _bad_multipart("a part is a multipart of its own")
-            name, part_file_name = _names(part)
-            if name != FILE:
-                if part_file_name is not None:
-                    raise RequestError(
-                        400, "unknown_parameter", f"a file in {name[:40]!r}", f"it goes into {FILE!r}", param=name[:40]
-                    )
-                known_name(name)
-                if len(fields) == limits.max_fields:
-                    raise _bad_multipart(f"more than {limits.max_fields} fields")
-                fields.append((name, await _text(part, name, limits)))
-            elif file_name is not None:
-                raise RequestError(400, "duplicate_parameter", "more than one file", param=FILE)
-            else:
-                file_name = part_file_name or ""
-                await _pass_on(part, await on_file(file_name))
-        if file_name is None:
-            raise RequestError(400, "missing_file", "there is no file", "curl: -F file=@speech.wav", param=FILE)
-        return cls(tuple(fields), file_name)
+            part = await reader.next()
+        if part is None:
+            break
+        if not isinstance(part, BodyPartReader):
+            raise _bad_multipart("a part is a multipart of its own")
+        name, is_file = _name(part)
+        if name != FILE:
+            if is_file:
+                raise RequestError(
+                    400, "unknown_parameter", f"a file in {name[:40]!r}", f"it goes into {FILE!r}", param=name[:40]
+                )
+            known_name(name)
+            if len(fields) == limits.max_fields:
+                raise _bad_multipart(f"more than {limits.max_fields} fields")
+            fields.append((name, await _text(part, name, limits)))
+        elif has_file:
+            raise RequestError(400, "duplicate_parameter", "more than one file", param=FILE)
+        else:
+            has_file = True
+            await _pass_on(part, await on_file())
+    if not has_file:
+        raise RequestError(400, "missing_file", "there is no file", "curl: -F file=@speech.wav", param=FILE)
+    return fields
 
 
 class _Body:
@@ -295,10 +294,12 @@ class _Body:
 
 
 def check_head(request: web.BaseRequest, limits: BodyLimits) -> None:
-    """What is wrong already, before the body is asked for. Raises: RequestError: 413 or 415."""
+    """What is wrong already, before the body is asked for. Raises: RequestError: 400, 413 or 415."""
     if request.query_string:
         hint = "send them as fields of the form"
         raise RequestError(400, "unknown_parameter", "the address has parameters, which would be ignored", hint)
+    if len(request.headers.get("Content-Type", "")) > MAX_HEADER_CHARS:
+        raise RequestError(415, "unsupported_media_type", f"Content-Type is more than {MAX_HEADER_CHARS} characters")
     if request.content_type != "multipart/form-data":
         hint = "send multipart/form-data, as curl -F does"
         raise RequestError(415, "unsupported_media_type", f"the body is {_utf8(request.content_type)[:40]}", hint)
@@ -309,20 +310,22 @@ def check_head(request: web.BaseRequest, limits: BodyLimits) -> None:
         raise _too_large(limits)
 
 
-def _names(part: BodyPartReader) -> tuple[str, str | None]:
-    """Of the field, and of its file.
+def _name(part: BodyPartReader) -> tuple[str, bool]:
+    """Of the field, and whether it is a file.
 
     By the standard library: aiohttp refuses a header whose file's name has two semicolons.
     """
-    header = Message()
+    header, text = Message(), part.headers.get("Content-Disposition", "")
+    if len(text) > MAX_HEADER_CHARS:
+        raise _bad_multipart(f"a part's header is more than {MAX_HEADER_CHARS} characters")
     with _as_bad_multipart():
-        header["Content-Disposition"] = _utf8(part.headers.get("Content-Disposition", ""))
+        header["Content-Disposition"] = _utf8(text)
         name, file_name = header.get_param("name", header="Content-Disposition"), header.get_filename()
     if not isinstance(name, str) or header.get_content_disposition() != "form-data":
         raise _bad_multipart("a part has no name")
     if part.headers.get("Content-Transfer-Encoding", "binary").strip().lower() not in PLAIN:
         raise _bad_multipart(f"{name[:40]!r} is encoded for mail", "send its bytes as they are")
-    return _utf8(name), None if file_name is None else _utf8(file_name)
+    return _utf8(name), file_name is not None
 
 
 def _utf8(text: str) -> str:
@@ -362,11 +365,11 @@ async def _chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
 
 @contextmanager
 def _as_bad_multipart() -> Iterator[None]:
-    """Around aiohttp's calls alone: what else raises these is our own fault."""
+    """Around the parsers' calls alone: what else raises these is our own fault."""
     try:
         yield
-    # Those of its parser; it asserts where a field `_charset_` meets a long boundary.
-    except (ValueError, RuntimeError, AssertionError, HttpProcessingError) as error:
+    # aiohttp asserts where a field `_charset_` meets a long boundary; the standard library sorts what cannot be sorted.
+    except (ValueError, RuntimeError, AssertionError, TypeError, HttpProcessingError) as error:
         raise _bad_multipart(_utf8(str(error))[:200]) from error
 
 

@@ -38,6 +38,7 @@ from asr_ws.server.shapes import error_body
 HEAD_BYTES: Final = 64 * 1024
 END: Final = b"\r\n\r\n"
 OTHER_VERSION: Final = re.compile(rb"[A-Z]+ [^ \r\n]+(?: HTTP/(?!1\.[01]\r)\d\.\d)?\r")  # of HTTP/0.9 there is none
+BODY: Final = re.compile(rb"\r\n(?:content-length:[ \t]*0*[1-9]|transfer-encoding:)", re.IGNORECASE)
 SLICE_BYTES: Final = 64 * 1024  # of a body, looked at at once
 CHUNKED_SLICE_BYTES: Final = 4096  # if it is of chunks: at worst 680 of one byte, some milliseconds
 LINGER_S: Final = 10.0  # for what a peer still sends, and for the response to be read
@@ -86,8 +87,9 @@ class Front:
     def begin(self, session: OnePort, transport: asyncio.Transport) -> None:
         def hand_off(transport: asyncio.Transport, data: bytes) -> None:
             method, _, rest = data.partition(b" ")
-            # A handshake is a GET: of anything else websockets would close without a word.
-            if method == b"GET" and self._is_session(rest.partition(b" ")[0].decode("latin-1")):
+            # A handshake is a GET without a body: of anything else websockets would close without a word.
+            is_handshake = method == b"GET" and not BODY.search(data, 0, data.index(END))
+            if is_handshake and self._is_session(rest.partition(b" ")[0].decode("latin-1")):
                 session.take(transport, data)
             else:
                 self._to_http(transport, data)

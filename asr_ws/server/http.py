@@ -30,7 +30,7 @@ from asr_ws.core.types import SessionId, Shed
 from asr_ws.errors import AsrError
 from asr_ws.server.answer import HEADERS, POLICY, Answer, Page
 from asr_ws.server.failures import Refused, failure
-from asr_ws.server.front import Polite
+from asr_ws.server.front import STOPPING, Polite
 from asr_ws.server.reception import REFUSALS, Asked, Guard, Reception
 from asr_ws.server.shapes import error_body
 
@@ -77,11 +77,11 @@ class Visit:
             self.request.writer.output_size = 0  # aiohttp's own handler does so: the response is still to begin
 
     def respond(
-        self, status: int, body: str = "", content_type: str = JSON, headers: Mapping[str, str] = NONE
+        self, status: int, body: str | bytes = "", content_type: str = JSON, headers: Mapping[str, str] = NONE
     ) -> web.Response:
         kind = {"Content-Type": f"{content_type}; charset=utf-8"} if body else {}
         every = {**HEADERS, **self.headers, **kind, **headers}
-        content = f"{body}\n".encode() if content_type == JSON and body else body.encode()  # for who has a terminal
+        content = (body if isinstance(body, bytes) else body.encode()) + b"\n" * (content_type == JSON and bool(body))
         whole = io.BytesIO(content) if len(content) > WHOLE_BYTES else content or None  # a file's is written bit by bit
         return web.Response(status=status, body=whole, headers=every)
 
@@ -140,7 +140,8 @@ class Http:
         self._root_path = root_path
         self._sessions_at = sessions_at
         self.log = structlog.get_logger()
-        self._n_open = 0
+        self._handling = set[asyncio.Task[object]]()
+        self._given_up = False
         self._empty = asyncio.Event()
         self._empty.set()
         self._server = web.Server(self._handle, handler_cancellation=True)
@@ -157,6 +158,12 @@ class Http:
         """Tell so to whose body is not there yet: when it is, nobody is left who would take it."""
         for connection in self._server.connections:
             cast(_Connection, connection).break_off(lambda: Refused(shed()))
+
+    def give_up(self) -> None:
+        """Tell whose answer has not begun that there will be none."""
+        self._given_up = True
+        for task in self._handling:
+            task.cancel()
 
     async def aclose(self) -> None:
         """End what is still being answered."""
@@ -250,18 +257,25 @@ class Http:
         if (expected := request.headers.get("Expect", CONTINUE).lower()) != CONTINUE:
             message = f"nothing but {CONTINUE} can be expected, not {expected[:40]!r}"
             return visit.fail(HTTPStatus.EXPECTATION_FAILED, "expectation_failed", message)
-        self._n_open += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._handling.add(task)
         self._empty.clear()
         try:
             route, name = asked_for
             return await route.handler(visit, name)
         except (AsrError, Refused) as error:
             said = failure(error)
-            return visit.respond(said.status, json.dumps(said.body), headers=said.headers)
+        except asyncio.CancelledError:
+            if not self._given_up or request.transport is None or request.writer.output_size:
+                raise
+            task.uncancel()
+            said = failure(Refused(STOPPING))
         finally:
-            self._n_open -= 1
-            if not self._n_open:
+            self._handling.discard(task)
+            if not self._handling:
                 self._empty.set()
+        return visit.respond(said.status, json.dumps(said.body), headers=said.headers)
 
 
 class _Connection(web.RequestHandler):
@@ -342,6 +356,7 @@ class _Connection(web.RequestHandler):
         if transport is None or not transport.can_write_eof():
             return None
         transport.peer_has_left = True
+        self.break_off(lambda: ValueError("it ends before its end"))
         asyncio.get_running_loop().call_later(EOF_GRACE_S, transport.give_up)
         return True
 

@@ -32,11 +32,11 @@ from asr_ws.server.disk import Disk
 from asr_ws.server.dispatcher import Dispatcher
 from asr_ws.server.failures import Refused
 from asr_ws.server.files import File, Files
-from asr_ws.server.form import BodyLimits, Form, check_head, parse_fields
+from asr_ws.server.form import BodyLimits, check_head, parse_fields, read_form
 from asr_ws.server.http import Route, Visit
 from asr_ws.server.job_store import Job, JobStatus, JobStore, Upload
 from asr_ws.server.media import CRASHED, HUNG, Media, MediaLimits
-from asr_ws.server.shapes import error_body, result
+from asr_ws.server.shapes import dumps, error_body, result
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,11 +49,13 @@ RETRY_S: Final = 5.0  # after the disk, or the system, failed a job that is bein
 MAX_TRIES: Final = 5  # that fail for what may pass; then the others come first
 LOOK_EVERY_S: Final = 60.0  # for what has expired, and whether the folder is usable
 CLOSE_TIMEOUT_S: Final = 2.0
+DISCARD_TIMEOUT_S: Final = 1.0  # in which it is waited for: it is done in any case
+OUR_FAULT: Final = ("internal", "spool_lost")  # of codes of jobs: another file would fare no better
 
 
 class Jobs:
     """Args:
-    folder: theirs alone; made with the first job.
+    folder: theirs alone; made when somebody asks for one.
     languages: that the model can be told.
     capacity: of the backlog; half of it for one caller.
     ttl_s: from a job's end until its result is gone.
@@ -133,25 +135,23 @@ class Jobs:
     async def _receive(self, visit: Visit, store: JobStore, key: str | None) -> Job:
         upload = store.new_upload()
 
-        async def on_file(_: str) -> _Spool:
+        async def on_file() -> _Spool:
             return _Spool(self._ask, upload)
 
         try:
-            form = await Form.read(visit.request, limits=self._body_limits, on_file=on_file)
-            request = parse_fields(form.fields, task="transcribe", languages=self._languages)
+            fields = await read_form(visit.request, limits=self._body_limits, on_file=on_file)
+            request = parse_fields(fields, task="transcribe", languages=self._languages)
             job = await self._ask(store.add, upload, request, owner=visit.caller, idempotency_key=key)
-        except StorageError as error:
-            self._log.warning("job.not_kept", code=error.code, error=str(error))
-            raise
         finally:
-            with suppress(StorageError):  # the disk is closed, and the store has done it
-                await self._disk.run(upload.discard)
+            with suppress(StorageError, TimeoutError):  # the disk is closed, and the store has done it; or it hangs
+                async with asyncio.timeout(DISCARD_TIMEOUT_S):
+                    await self._disk.run(upload.discard)
         if isinstance(job, RefusalReason):
             raise self._refused(job)
         return job
 
     async def _show(self, visit: Visit, id: str) -> web.StreamResponse:
-        return visit.respond(200, msgspec.json.encode(_shown(await self._found(visit, id))).decode())
+        return visit.respond(200, msgspec.json.encode(_shown(await self._found(visit, id))))
 
     async def _delete(self, visit: Visit, id: str) -> web.StreamResponse:
         """Of one that has ended the result is gone, as when it expires."""
@@ -178,24 +178,28 @@ class Jobs:
 
     def _refused(self, reason: RefusalReason) -> Refused:
         shed = self._dispatcher.shed(reason, now=asyncio.get_running_loop().time())
-        n_unfinished = self.counts[JobStatus.QUEUED] + self.counts[JobStatus.RUNNING]
-        return Refused(replace(shed, queue_depth=n_unfinished, queue_capacity=self._capacity))
+        return Refused(replace(shed, queue_depth=self.counts[JobStatus.QUEUED] + self.counts[JobStatus.RUNNING]))
 
     # ------------------------------------------------------------ the store
 
     async def _ask(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`Disk.ask`, for who comes by HTTP. Raises: Refused: the server stops; and what the function does."""
+        """`Disk.ask`, for who comes by HTTP: the log says why the disk did not.
+
+        Raises: Refused: the server stops, or too many wait for the disk; and what the function does.
+        """
         if self._disk.is_closed:
             raise self._refused(RefusalReason.DRAINING)
-        return await self._disk.ask(function, *args, **kwargs)
+        if self._disk.is_full:
+            raise self._refused(RefusalReason.QUEUE_FULL)
+        try:
+            return await self._disk.ask(function, *args, **kwargs)
+        except StorageError as error:
+            self._log.warning("jobs.storage_failed", code=error.code, error=str(error))
+            raise
 
     async def _opened(self) -> JobStore:
         """Raises: Refused, StorageError."""
-        try:
-            return self._store if self._store is not None else await self._ask(self._open)
-        except StorageError as error:
-            self._log.warning("jobs.not_opened", code=error.code, error=str(error))
-            raise
+        return self._store if self._store is not None else await self._ask(self._open)
 
     def _open(self) -> JobStore:
         """In the disk's thread."""
@@ -226,14 +230,18 @@ class Jobs:
             self._store.close()
             self._store = None
 
-    def _look(self) -> tuple[Job | None, Mapping[JobStatus, int]]:
-        """In the disk's thread: what is to be done next, and how many there are; what has expired is gone."""
+    def _tidy(self) -> Mapping[JobStatus, int]:
+        """In the disk's thread: what has expired is gone. Returns: how many there are."""
         if self._store is None:
-            return None, self.counts
+            return self.counts
         expiry = self._store.next_expiry()
         if expiry is not None and expiry <= self._now():
             self._store.expire()
-        return self._store.next_unfinished(), self._store.counts()
+        return self._store.counts()
+
+    def _next(self) -> Job | None:
+        """In the disk's thread: what is to be done next."""
+        return self._store.next_unfinished() if self._store is not None else None
 
     # ------------------------------------------------------------ the one that does them
 
@@ -253,11 +261,14 @@ class Jobs:
                     self._log.exception("jobs.failed")
                     await asyncio.sleep(RETRY_S)
                     continue
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_EVERY_S):
-                        await self._touched.wait()
+                await self._wait_touched()
         finally:
             await self._disk.aclose(CLOSE_TIMEOUT_S, self._close)
+
+    async def _wait_touched(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_EVERY_S):
+                await self._touched.wait()
 
     async def _do_next(self) -> bool:
         """Returns: whether there was one. Raises: Postponed, StorageError: it could not be done now."""
@@ -267,9 +278,10 @@ class Jobs:
                     return False
                 await self._disk.run(self._open)
             except StorageError as error:
-                self._log.warning("jobs.not_opened", code=error.code, error=str(error))
+                self._log.warning("jobs.storage_failed", code=error.code, error=str(error))
                 return False
-        job, self.counts = await self._disk.run(self._look)
+        self.counts = await self._disk.run(self._tidy)
+        job = await self._disk.run(self._next)
         if job is None:
             return False
         store = await self._disk.run(self._open)
@@ -289,10 +301,10 @@ class Jobs:
         doing.add_done_callback(lambda _: self._touched.set())
         try:
             while not doing.done():
-                await self._touched.wait()
+                await self._wait_touched()
                 self._touched.clear()
                 with suppress(StorageError):  # which is no reason to end the job
-                    self.counts = await self._disk.run(store.counts)
+                    self.counts = await self._disk.run(self._tidy)
             if not doing.cancelled():
                 doing.result()
         finally:
@@ -377,7 +389,7 @@ def _key(visit: Visit) -> str | None:
 
 
 def _encoded_result(transcript: FileTranscript, request: FileRequest) -> str:
-    return msgspec.json.encode(result(transcript, request)).decode()
+    return dumps(result(transcript, request))
 
 
 def _shown(job: Job) -> dict[str, Any]:
@@ -386,5 +398,6 @@ def _shown(job: Job) -> dict[str, Any]:
     if job.result is not None:
         shown["result"] = msgspec.Raw(job.result.encode())  # megabytes, which nobody parses
     if job.error_code is not None:
-        shown |= error_body(422, job.error_code, job.error_message or "")
+        status = 500 if job.error_code in OUR_FAULT else 422
+        shown |= error_body(status, job.error_code, job.error_message or "")
     return shown

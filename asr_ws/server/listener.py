@@ -114,7 +114,7 @@ class Listener:
         self._front = Front(
             http.protocol,
             self._is_session,
-            self._note_refused_head,
+            partial(http.count, ""),
             HANDSHAKE_TIMEOUT_S,
             self._turns,
         )
@@ -366,9 +366,6 @@ class Listener:
 
     def _count(self, _: ServerConnection, request: Request, response: Response) -> None:
         self.http.count(self.http.path_of(request.path), response.status_code)
-
-    def _note_refused_head(self, status: HTTPStatus) -> None:
-        self.http.count("", status)
 
     def _note_turned_away(self, address: str) -> None:
         self.http.count("", HTTPStatus.SERVICE_UNAVAILABLE)

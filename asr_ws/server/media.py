@@ -189,7 +189,7 @@ class Media:
             opened = await self.open()  # which says why
             raise AssertionError(f"{opened} before the end of the file") from None
 
-    async def end(self) -> None:
+    def end(self) -> None:
         """The file is complete."""
         self._process.stdin.close()
 

@@ -62,7 +62,7 @@ def usage(transcript: FileTranscript) -> Object:
     return {"type": "duration", "seconds": math.ceil(transcript.duration_s)}  # begun ones count, as OpenAI's
 
 
-def dumps(value: Object) -> str:
+def dumps(value: Object | str) -> str:
     """In a quarter of `json`'s time: hours of speech are megabytes. No number may be NaN: it would be null."""
     return msgspec.json.encode(value).decode()
 

@@ -17,7 +17,7 @@ from asr_ws.core.types import SAMPLE_RATE
 from asr_ws.errors import AsrError, MediaError
 from asr_ws.server.failures import Refused, failure
 from asr_ws.server.files import File, Files
-from asr_ws.server.form import BodyLimits, Form, check_head, parse_fields
+from asr_ws.server.form import BodyLimits, check_head, parse_fields, read_form
 from asr_ws.server.http import Route, Visit
 from asr_ws.server.media import Media, MediaLimits, SpareProcess
 from asr_ws.server.shapes import body, delta_event, done_event, models_body, sse
@@ -67,15 +67,15 @@ class Transcriptions:
             media: Media | None = None
             async with AsyncExitStack() as stack:
 
-                async def on_file(_: str) -> Media:
+                async def on_file() -> Media:
                     nonlocal media
                     media = await stack.enter_async_context(self._media())
                     return media
 
-                form = await Form.read(visit.request, limits=body_limits, on_file=on_file)
-                assert media is not None  # else there is no form
-                await media.end()
-                request = parse_fields(form.fields, task=task, languages=self._languages)
+                fields = await read_form(visit.request, limits=body_limits, on_file=on_file)
+                assert media is not None  # else there are no fields
+                media.end()
+                request = parse_fields(fields, task=task, languages=self._languages)
                 parts = await stack.enter_async_context(aclosing(self._files.transcribe(media, file, request)))
                 return await (_stream if request.stream else _respond)(visit, file, request, parts)
 
@@ -119,18 +119,18 @@ async def _stream(
             done_s = part.end_sample / SAMPLE_RATE
             is_first = not any(delta(each) for each in file.parts[:-1])
             await stream.write(sse(delta_event(part, is_first=is_first, done_s=done_s, duration_s=file.duration_s)))
-        last = await asyncio.to_thread(done_event, file.transcript, request)
+        last = await asyncio.to_thread(lambda: sse(done_event(file.transcript, request)))
     except (AsrError, Refused) as error:
         if stream is None:
             raise
-        last = dict(failure(error).body)
+        last = sse(dict(failure(error).body))
     finally:
         if beating is not None:
             beating.cancel()
             await asyncio.gather(beating, return_exceptions=True)  # whose peer has gone: the next write says so, too
     if stream is None:  # nothing was said in it
         stream = await visit.stream("text/event-stream")
-    await stream.write(sse(last))
+    await stream.write(last)
     await stream.write_eof()
     return stream
 

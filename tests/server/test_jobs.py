@@ -21,6 +21,7 @@ from structlog.testing import capture_logs
 from asr_ws.core.files import FileRequest
 from asr_ws.core.types import ServiceState
 from asr_ws.errors import StorageError
+from asr_ws.server import disk as disk_module
 from asr_ws.server import jobs as jobs_module
 from asr_ws.server.app import App
 from asr_ws.server.job_store import Job, JobId, JobStore, Upload
@@ -341,6 +342,30 @@ async def test_disk_that_does_not_answer_is_no_reason_not_to_stop(
     assert await stuck is True
 
 
+async def test_file_for_a_disk_that_hangs_is_refused_and_leaves_its_place(
+    scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: the answer waited until the file could be deleted."""
+    monkeypatch.setattr(jobs_module, "DISCARD_TIMEOUT_S", 0.01)
+    answers = threading.Event()
+    async with keeping(scripted, tmp_path) as app:
+        with monkeypatch.context() as hangs:
+            hangs.setattr(Upload, "flush", lambda _: answers.wait())
+            hangs.setattr(disk_module, "ASK_TIMEOUT_S", 0.5)
+            assert (await add(app)).said == (507, "storage_unavailable")
+        assert app.jobs._uploading == []
+        answers.set()
+
+
+async def test_too_many_who_wait_for_the_disk_are_told_to_come_again(
+    scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with keeping(scripted, tmp_path) as app:
+        job = await added(app)
+        monkeypatch.setattr(disk_module, "MAX_CALLS", 0)
+        assert (await shown(app, job)).said == (503, "queue_full")
+
+
 # ---------------------------------------------------------------- cancelled, forgotten, expired
 
 
@@ -382,6 +407,22 @@ async def test_result_expires_and_is_forgotten(scripted: WorkerSpec, tmp_path: P
         while (await shown(app, job)).status == 410:
             pass
         assert (await shown(app, job)).said == (404, "not_found")
+
+
+async def test_result_expires_while_another_job_runs(
+    scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: what was said stayed on the disk until that one had ended."""
+    monkeypatch.setattr(jobs_module, "LOOK_EVERY_S", 0.01)
+    now = 1000.0
+    async with Gate() as gate, keeping(scripted, tmp_path, job_ttl_s=60.0) as app:
+        app.jobs._now = lambda: now
+        await ended(app, await added(app))
+        await added(app, prompt=gate.script)
+        decode = await gate.entered()
+        now = 1060.0
+        await until(lambda: not app.jobs.counts["succeeded"])
+        gate.release(decode)
 
 
 async def test_log_says_how_each_job_ended(scripted: WorkerSpec, tmp_path: Path) -> None:
@@ -582,9 +623,12 @@ async def test_error_of_the_systems_in_a_job_that_has_its_process_ends_it(
         assert (await ended(app, await added(app)))["error"]["code"] == "internal"
 
 
-async def test_job_of_a_folder_that_is_usable_at_last_is_done_at_once(scripted: WorkerSpec, tmp_path: Path) -> None:
+async def test_job_of_a_folder_that_is_usable_at_last_is_done_at_once(
+    scripted: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "state").write_text("a file")
-    async with asyncio.timeout(jobs_module.LOOK_EVERY_S / 2), keeping(scripted, tmp_path) as app:
+    monkeypatch.setattr(jobs_module, "LOOK_EVERY_S", 1e9)
+    async with keeping(scripted, tmp_path) as app:
         assert (await ask_by_head(app, JOBS)).said == (507, "storage_unavailable")
         (tmp_path / "state").unlink()
         (tmp_path / "state" / "jobs").mkdir(parents=True)

@@ -52,7 +52,7 @@ async def transcoded(
     async with asyncio.timeout(600), Media(limits, decoder=decoder) as media:
         for start in range(0, len(file), chunk):
             await media.write(file[start : start + chunk])
-        await media.end()
+        media.end()
         opened = await media.open()
         parts = []
         while len(samples := await media.read(10_000)):
@@ -119,7 +119,7 @@ async def test_read_that_is_cancelled_loses_nothing() -> None:
     pcm = tone(5.0, 16_000)
     async with Media(LIMITS) as media:
         await media.write(encoded(KIND["wav-s16-16k"], pcm))
-        await media.end()
+        media.end()
         await media.open()
         reading = asyncio.create_task(media.read(len(pcm)))
         while not media._pcm:
@@ -215,7 +215,7 @@ async def test_hour_of_silence_in_a_small_file_is_bounded_in_time_and_memory() -
     soundfile.write(file, np.zeros(8_000 * 7200, np.int16), 8_000, format="FLAC")
     async with Media(replace(LIMITS, max_audio_s=600)) as media:
         await media.write(file.getvalue())
-        await media.end()
+        media.end()
         opened = await media.open()
         assert opened.duration_s is None
         process, peak, n_samples = psutil.Process(media.pid), 0, 0
@@ -273,7 +273,7 @@ async def test_processor_time_is_limited() -> None:
 async def test_death_in_mid_decode_is_known_when_its_audio_is_read(name: str) -> None:
     async with Media(LIMITS, decoder=scripted("endless")) as media:
         await media.write(b"x")
-        await media.end()
+        media.end()
         await media.open()
         assert len(await media.read(16_000)) == 16_000
         os.kill(media.pid, getattr(signal, f"SIG{name}"))
@@ -296,7 +296,7 @@ async def test_process_that_is_stopped_in_mid_decode_is_ended() -> None:
     with capture_logs() as logs:
         async with Media(LIMITS, decoder=scripted("endless")) as media:
             await media.write(b"x")
-            await media.end()
+            media.end()
             await media.open()
             os.kill(media.pid, signal.SIGSTOP)
             media._limits = replace(LIMITS, stall_s=0.1)
@@ -322,7 +322,7 @@ async def test_upload_to_a_process_that_takes_nothing_is_ended() -> None:
 async def test_process_waits_for_a_client_that_does_not_read() -> None:
     async with Media(LIMITS, decoder=scripted("endless")) as media:
         await media.write(b"x")
-        await media.end()
+        media.end()
         await media.open()
         process = psutil.Process(media.pid)
         for _ in range(2000):  # in which it would write gigabytes
@@ -353,7 +353,7 @@ async def test_leaving_ends_the_process_and_leaves_nothing(when: str) -> None:
                 media._process.stdin.write(bytes(10_000_000))
             elif when != "at once":
                 await media.write(b"x")
-                await media.end()
+                media.end()
             if when == "in its audio":
                 await media.open()
                 await media.read(100_000)
@@ -375,7 +375,7 @@ async def test_cancelled_request_leaves_nothing() -> None:
         async with Media(LIMITS, decoder=scripted("loop")) as media:
             pids.append(media.pid)
             await media.write(b"x")
-            await media.end()
+            media.end()
             waiting.set()
             await media.open()
 
@@ -431,7 +431,7 @@ async def test_process_is_started_before_its_file_is_there(monkeypatch: pytest.M
         async with Media(LIMITS, spare=spare) as second:
             assert second.pid == waiting
             await second.write(encoded(KIND["wav-s16-16k"], tone(1.0, 16_000)))
-            await second.end()
+            second.end()
             assert (await second.open()).format == "wav pcm_s16le"
         waiting = await refilled(spare)
         async with Media(LIMITS, Path("/nowhere"), spare=spare) as of_job:

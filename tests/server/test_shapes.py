@@ -17,7 +17,7 @@ from asr_ws.core.files import FileRequest, FileSlice, FileTranscript, Granularit
 from asr_ws.core.languages import NAMES
 from asr_ws.core.types import Hypothesis, RefusalReason, Segment, Shed, Word
 from asr_ws.errors import RequestError
-from asr_ws.server.form import BodyLimits, Form, parse_fields
+from asr_ws.server.form import BodyLimits, parse_fields, read_form
 from asr_ws.server.shapes import (
     body,
     delta_event,
@@ -317,14 +317,13 @@ class Nowhere:
 async def transcribed(request: web.BaseRequest) -> web.StreamResponse:
     """As the server will, less what it hears."""
 
-    async def on_file(name: str) -> Nowhere:
-        assert name == "speech.wav"
+    async def on_file() -> Nowhere:
         return Nowhere()
 
     try:
-        form = await Form.read(request, limits=BodyLimits(1_000_000), on_file=on_file)
+        fields = await read_form(request, limits=BodyLimits(1_000_000), on_file=on_file)
         task = "translate" if request.path.endswith("translations") else "transcribe"
-        asked = parse_fields(form.fields, task=task, languages=tuple(NAMES))
+        asked = parse_fields(fields, task=task, languages=tuple(NAMES))
     except RequestError as error:
         refusal = error_body(error.status, error.code, str(error), error.param)
         return web.json_response(refusal, status=error.status)

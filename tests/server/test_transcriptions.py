@@ -327,7 +327,7 @@ async def test_who_goes_away_while_he_sends_leaves_nothing(scripted: WorkerSpec)
                     assert len(files._expected) == 1
                 await until(lambda: not files._here)
                 await until(lambda: not media_processes())
-        await until(lambda: app.listener.http.requests == {(TRANSCRIPTIONS, 200): 1, (TRANSCRIPTIONS, 499): 3})
+        await until(lambda: app.listener.http.requests == {(TRANSCRIPTIONS, 200): 1, (TRANSCRIPTIONS, 400): 3})
 
 
 async def test_who_goes_away_in_the_queue_leaves_his_place(scripted: WorkerSpec) -> None:
@@ -384,7 +384,7 @@ async def test_who_goes_away_in_mid_stream_leaves_nothing(scripted: WorkerSpec) 
 async def test_full_disk_is_logged_and_not_to_be_tried_again_at_once(
     scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def full(self: media.Media) -> None:
+    def full(self: media.Media) -> None:
         raise MediaError("no_space", "there is no room for it")
 
     monkeypatch.setattr(media.Media, "end", full)
@@ -807,6 +807,24 @@ async def test_upload_on_its_way_is_refused_as_soon_as_the_server_stops(
         await app.drain()  # to its end: it waits for no upload
         assert (await answer_to(socket)).said == (503, "draining")
         assert await asyncio.to_thread(lambda: not [*tmp_path.glob("jobs/spool/*")])
+
+
+async def test_who_waits_for_the_process_that_decodes_his_file_is_told_when_the_server_gives_up(
+    scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: the connection was closed without a word."""
+    opening = asyncio.Event()
+
+    async def open(_: object) -> None:
+        opening.set()
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(media.Media, "open", open)
+    async with serving(scripted) as app:
+        asked = asyncio.create_task(transcribe(app))
+        await opening.wait()
+        await app.give_up()
+        assert (await asked).said == (503, "draining")
 
 
 async def test_each_second_that_was_sent_has_its_fate(scripted: WorkerSpec) -> None:
