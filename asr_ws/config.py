@@ -136,7 +136,7 @@ class Admission:
 @dataclass(frozen=True, slots=True)
 class Files:
     max_upload_mb: int = _setting(100, "MB of an uploaded file, its form included", low=1)
-    max_jobs: int = _setting(100, "jobs that may wait for their turn, half of them of one caller", low=1)
+    max_jobs: int = _setting(100, "jobs that may wait or run, half of them of one caller", low=1)
     job_ttl_s: float = _setting(86_400.0, "seconds for which a job's result is kept", low=1)
 
 

@@ -155,7 +155,7 @@ class RequestLost(ClientError):
 class RequestFailed(ClientError):
     """The server refused the file, or could not finish it; ``code`` is its word."""
 
-    def __init__(self, code: str, message: str, hint: str) -> None:
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
         self.code = code
         super().__init__(f"{code}: {message}" if code else message, hint)
 
@@ -168,7 +168,6 @@ class _Progress(msgspec.Struct):
 class _Complaint(msgspec.Struct):
     message: str = ""
     code: str | None = None
-    hint: str = ""
 
 
 class _Said(msgspec.Struct):
@@ -471,7 +470,7 @@ def _refusal(url: str, response: http.client.HTTPResponse, user: str, token: str
             hint = "the user and password in the address leave no room for the token: try it without --http"
         raise RequestFailed(code, said.error.message if said.error else f"no answer at {url}: HTTP {status}", hint)
     if said.error is not None:
-        raise RequestFailed(code, said.error.message or f"HTTP {status}", said.error.hint)
+        raise RequestFailed(code, said.error.message or f"HTTP {status}")
     if leads_to := headers.get("Location"):
         raise ClientError(f"{url} leads to {leads_to}", "give the address it leads to")
     is_text = response.headers.get("Content-Type", "").startswith("text/plain")
@@ -513,7 +512,7 @@ def _event(data: str) -> Refused | Delta | Other | Done:
     if said.error is not None and said.retry_after_ms is not None:  # such as of a server that restarts
         return _again(said.error.code or "", said.retry_after_ms, said.estimated_wait_ms)
     if said.error is not None:
-        raise RequestFailed(said.error.code or "", said.error.message, said.error.hint)
+        raise RequestFailed(said.error.code or "", said.error.message)
     match said.type:
         case "transcript.text.delta":
             told = said.progress

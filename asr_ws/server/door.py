@@ -18,21 +18,18 @@ import sys
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from http import HTTPStatus
 from typing import Any, Final
 
 from asr_ws.core.access import owner
+from asr_ws.core.types import RefusalReason, Shed
+from asr_ws.server.failures import Refused, failure
 
 NOT_HERE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # such as ::1 of localhost, without IPv6
 CONNECTIONS_BESIDE: Final = 64  # handshakes, pages, and refusals that are being told, beside the sessions
 TURNED_AWAY_AT_ONCE: Final = 32  # before the loop sees to other things
 BUFFER_BYTES: Final = 64 * 1024  # of the system, for each way of a connection: 2 s of audio, and hundreds of events
 DECRYPTED_BYTES: Final = 1024  # at once: asyncio's TLS would take 256 KiB, or ten thousand records
-FULL: Final = b"too many connections\n"
-FULL_RESPONSE: Final = (
-    f"HTTP/1.1 {HTTPStatus.SERVICE_UNAVAILABLE.value} {HTTPStatus.SERVICE_UNAVAILABLE.phrase}\r\n"
-    f"Retry-After: 1\r\nContent-Type: text/plain\r\nContent-Length: {len(FULL)}\r\nConnection: close\r\n\r\n"
-).encode() + FULL
+FULL_RESPONSE: Final = failure(Refused(Shed(RefusalReason.MAX_SESSIONS, 1.0, 0.0, 0, 0))).response
 
 
 class Door:

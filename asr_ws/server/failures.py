@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -9,6 +10,7 @@ from typing import Any, Final
 
 from asr_ws.core.types import RefusalReason, Shed
 from asr_ws.errors import AsrError, RequestError, StorageError
+from asr_ws.server.answer import HEADERS
 from asr_ws.server.shapes import error_body, refusal_headers
 
 # Of what is wrong with a file or the disk, by code: else 422, which no repetition of the same file would change.
@@ -29,7 +31,7 @@ MESSAGES: Final = {
     RefusalReason.RESTARTING: "the model is being loaded again",
     RefusalReason.UNAVAILABLE: "the model cannot be loaded",
     RefusalReason.DRAINING: "the server is stopping",
-    RefusalReason.MAX_SESSIONS: "there are too many sessions",
+    RefusalReason.MAX_SESSIONS: "there are too many connections",
     RefusalReason.DEADLINE: "it waited for as long as it may",
     RefusalReason.WORKER_CRASHED: "the recognizer crashed",
     RefusalReason.WORKER_HUNG: "the recognizer hung",
@@ -49,6 +51,14 @@ class Failure:
     status: int
     body: Mapping[str, Any]
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def response(self) -> bytes:
+        """All of it, for where no library writes it; the connection ends with it."""
+        body = json.dumps(self.body).encode() + b"\n"
+        own = {"Content-Type": "application/json; charset=utf-8", "Content-Length": len(body), "Connection": "close"}
+        headers = "".join(f"{name}: {value}\r\n" for name, value in {**HEADERS, **own, **self.headers}.items())
+        return f"HTTP/1.1 {self.status:d} {HTTPStatus(self.status).phrase}\r\n{headers}\r\n".encode() + body
 
 
 def failure(error: AsrError | Refused) -> Failure:

@@ -22,7 +22,6 @@ is the guard of that; where it fails, ``--http-port`` needs neither.
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import weakref
 from collections.abc import Callable
@@ -30,7 +29,6 @@ from http import HTTPStatus
 from typing import Any, Final, cast
 
 from asr_ws.core.types import RefusalReason, Shed
-from asr_ws.server.answer import HEADERS
 from asr_ws.server.failures import Failure, Refused, failure
 from asr_ws.server.intake import ENCRYPTED_AHEAD, Intake, Turns
 from asr_ws.server.shapes import error_body
@@ -186,10 +184,7 @@ class Head(asyncio.Protocol):
             said = failure(Refused(STOPPING))
         else:
             said = Failure(status, error_body(status, status.phrase.lower().replace(" ", "_"), status.phrase))
-        body = json.dumps(said.body).encode()
-        own = {"Content-Type": "application/json; charset=utf-8", "Content-Length": len(body), "Connection": "close"}
-        headers = "".join(f"{name}: {value}\r\n" for name, value in {**HEADERS, **own, **said.headers}.items())
-        transport.write(f"HTTP/1.1 {status.value} {status.phrase}\r\n{headers}\r\n".encode() + body)
+        transport.write(said.response)
         Polite(transport, self).close()
         self._on_refused(status)
 
