@@ -106,7 +106,7 @@ TABLE = {
     "asr_ws.server.answer": Row(()),
     "asr_ws.server.reception": Row(SOCKETS),
     "asr_ws.server.intake": Row(("websockets",)),
-    "asr_ws.server.door": Row(("asr_ws.core.access",)),
+    "asr_ws.server.door": Row(("asr_ws.core.access", "asr_ws.core.types", "asr_ws.server.failures")),
     "asr_ws.server.tls": Row(("asr_ws.errors",)),
     "asr_ws.server.self_signed": Row((*SERVER, "asr_ws.server", "cryptography")),
     "asr_ws.server.disk": Row(("asr_ws.errors", "structlog")),

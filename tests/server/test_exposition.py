@@ -95,7 +95,7 @@ async def test_names_types_and_labels_are_those_of_the_reference(scripted: Worke
         for sample in family.samples
     }
     assert labels == {name: set(re.findall(r"`(\w+)`", described)) for name, _, described in rows}
-    [refused] = re.findall(rf"`asr_ws_{OURS}` \| \w+ \| `reason` \|(.*)\|", REFERENCE.read_text("utf-8"))
+    [refused] = re.findall(r"`asr_ws_access_refused_total` \| \w+ \| `reason` \|(.*)\|", REFERENCE.read_text("utf-8"))
     assert set(re.findall(r"`(\w+)`", refused)) == set(AccessRefusal)
 
 

@@ -155,7 +155,7 @@ async def test_a_head_that_does_not_come_is_refused_in_the_shape_of_every_error(
         b"HTTP/1.1 408 Request Timeout",
         *(f"{name}: {value}".encode() for name, value in HEADERS.items()),
         b"Content-Type: application/json; charset=utf-8",
-        b"Content-Length: 116",
+        b"Content-Length: 117",
         b"Connection: close",
     ]
     assert content == (
