@@ -160,7 +160,7 @@ async def test_a_head_that_does_not_come_is_refused_in_the_shape_of_every_error(
     ]
     assert content == (
         b'{"error": {"message": "Request Timeout", "type": "invalid_request_error", "param": null, '
-        b'"code": "request_timeout"}}'
+        b'"code": "request_timeout"}}\n'
     )
     assert (ward.wire.done, ward.handed) == (["eof", "read on"], [])
     ward.feed(REQUEST[-1:])
