@@ -92,12 +92,11 @@ class App:
             await self.give_up()
 
     async def give_up(self) -> None:
-        """Tell what is still admitted that it will not be finished, and who waits for something else the same."""
-        for give_up in (self.dispatcher.give_up, self.listener.http.give_up):
-            give_up()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAST_WORDS_S):
-                    await self.listener.wait_empty()
+        """Tell what is still admitted that it will not be finished."""
+        self.dispatcher.give_up()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self.listener.wait_empty()
 
 
 def build(settings: Settings, spec: WorkerSpec, *, fair: bool = True) -> App:

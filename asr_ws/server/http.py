@@ -141,7 +141,7 @@ class Http:
         self._sessions_at = sessions_at
         self.log = structlog.get_logger()
         self._handling = set[asyncio.Task[object]]()
-        self._given_up = False
+        self._is_closing = False
         self._empty = asyncio.Event()
         self._empty.set()
         self._server = web.Server(self._handle, handler_cancellation=True)
@@ -159,14 +159,11 @@ class Http:
         for connection in self._server.connections:
             cast(_Connection, connection).break_off(lambda: Refused(shed()))
 
-    def give_up(self) -> None:
-        """Tell whose answer has not begun that there will be none."""
-        self._given_up = True
+    async def aclose(self) -> None:
+        """End what is still being answered; whose answer has not begun is told that there will be none."""
+        self._is_closing = True
         for task in self._handling:
             task.cancel()
-
-    async def aclose(self) -> None:
-        """End what is still being answered."""
         await self._server.shutdown(STOP_TIMEOUT_S)
 
     def path_of(self, target: str) -> str:
@@ -267,7 +264,7 @@ class Http:
         except (AsrError, Refused) as error:
             said = failure(error)
         except asyncio.CancelledError:
-            if not self._given_up or request.transport is None or request.writer.output_size:
+            if not self._is_closing or request.transport is None or request.writer.output_size:
                 raise
             task.uncancel()
             said = failure(Refused(STOPPING))

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -24,6 +25,7 @@ from structlog.testing import capture_logs
 from asr_ws.core.types import Samples
 from asr_ws.errors import MediaError
 from asr_ws.media.wire import Opened
+from asr_ws.processes import ChildProcess
 from asr_ws.server import media as media_module
 from asr_ws.server.media import DECODER, Media, MediaLimits, SpareProcess
 from tests.media.files import KIND, KINDS, Kind, encoded, film, tone
@@ -448,13 +450,19 @@ async def test_process_is_started_before_its_file_is_there(monkeypatch: pytest.M
 
 async def test_process_is_not_kept_for_who_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(media_module, "REFILL_S", 0.0)
-    monkeypatch.setattr(media_module, "KEEP_S", 1.0)
+    monkeypatch.setattr(media_module, "KEEP_S", 0.01)
+    start, started = media_module._start, list[ChildProcess]()
+
+    async def noted(*args: Any) -> ChildProcess:
+        started.append(await start(*args))
+        return started[-1]
+
+    monkeypatch.setattr(media_module, "_start", noted)
     async with keeping_spare() as spare:
         assert spare.take() is None
-        waiting = await refilled(spare)
-        while psutil.pid_exists(waiting):
+        while not started or not started[0].has_ended:
             await asyncio.sleep(0.01)
-        assert spare._process is None
+        assert (spare._process, len(started)) == (None, 1)
 
 
 async def test_process_ends_with_its_server() -> None:
