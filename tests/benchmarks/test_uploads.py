@@ -110,7 +110,7 @@ def test_a_final_that_waits_for_one_slice_is_as_promised_and_for_two_is_not() ->
 
 def test_every_post_is_answered_beside_sessions_that_speak() -> None:
     arguments = ("--scripted", "--decode-ms", "100", "--posts", "10", "--rounds", "1", "--sessions", "2")
-    lines, told = run("uploads", *arguments, "--seconds", "4", "--long", "1")
+    lines, told = run("uploads", *arguments, "--seconds", "2", "--long", "1")
     late_or_slow = [miss for miss in told["missed"] if "refusals took" in miss]
     assert told["missed"] == late_or_slow, lines
     scenes = told["scenes"]

@@ -291,7 +291,8 @@ async def test_what_is_too_much_for_an_event_ends_the_session() -> None:
         socket.transport.abort()
 
     left = asyncio.Event()
-    async with serve(serve_one, "127.0.0.1", 0) as server:
+    # Pings end what answers no close.
+    async with serve(serve_one, "127.0.0.1", 0, ping_interval=0.1, ping_timeout=0.1) as server:
         async with connect(url_of(server)) as opened:
             with pytest.raises(ClientError, match="an event of more than 1048576 bytes"):
                 [event async for event in opened.events()]

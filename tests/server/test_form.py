@@ -27,6 +27,11 @@ from asr_ws.server.form import (
     read_form,
 )
 
+# The module's own filters are undone by pytest.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::aiohttp.BadContentDispositionHeader"),
+    pytest.mark.filterwarnings("ignore::aiohttp.BadContentDispositionParam"),
+]
 ALL = tuple(NAMES)
 SEGMENT, WORD = Granularity.SEGMENT, Granularity.WORD
 VERBOSE = ("response_format", "verbose_json")
@@ -314,9 +319,6 @@ FORM = part("model", "whisper-1") + part("file", SOUND, "a b.wav") + part("promp
 FIELDS = [("model", "whisper-1"), ("prompt", "Ä, 水")]
 
 
-@pytest.mark.filterwarnings(
-    "ignore::aiohttp.BadContentDispositionHeader"
-)  # the module's own filter is undone by pytest
 @pytest.mark.parametrize("cut", [whole, bytewise])
 @pytest.mark.parametrize(
     ("body", "expected"),

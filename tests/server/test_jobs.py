@@ -747,7 +747,7 @@ async def test_second_signal_while_a_job_runs(tmp_path: Path) -> None:
 @posix
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 async def test_what_was_acknowledged_is_done_once_whenever_the_server_ends(tmp_path: Path, number: int) -> None:
-    """Five lives, each ended at a moment of its own; the last one finishes what is left."""
+    """Three lives, each ended at a moment of its own; the last one finishes what is left."""
     chance, state = random.Random(f"{number}"), {"state_dir": str(tmp_path / "state")}
     jobs: dict[str, str] = {}
     results: dict[str, Any] = {}
@@ -759,7 +759,7 @@ async def test_what_was_acknowledged_is_done_once_whenever_the_server_ends(tmp_p
             if told["status"] in ENDED:
                 assert results.setdefault(job, told) == told
 
-    for life in range(5):
+    for life in range(3):
         async with server(tmp_path, **state) as running:
             app = await reached(running)
             await look(app)
@@ -777,7 +777,7 @@ async def test_what_was_acknowledged_is_done_once_whenever_the_server_ends(tmp_p
             assert results.get(job, told) == told
             assert told["status"] == "succeeded"
             assert told["result"]["text"] in (text, f"{text} {text}")
-    assert len(jobs) == 15
+    assert len(jobs) == 9
 
 
 async def test_second_server_on_a_folder_keeps_no_jobs_and_serves_the_rest(
