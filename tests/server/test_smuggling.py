@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 import ssl
 from contextlib import suppress
@@ -297,8 +298,8 @@ async def test_whatever_is_sent_the_next_honest_request_is_answered(
         @given(st.sampled_from(BASES), edits, st.integers(0, 200), st.sampled_from(both))
         def fuzz(base: bytes, changes: list[tuple[float, int, bytes]], cut: int, port: int) -> None:
             answer = exchange(port, reach.tls, edited(base, changes), cut)
-            heads = answer.count(b"HTTP/1.1 ") + answer.count(b"HTTP/1.0 ") - answer.count(b"HTTP/1.1 100 ")
-            assert heads <= 1
+            heads = re.findall(rb"HTTP/1\.[01] (?!100)\d{3} ", answer)  # what is told of the request may be like one
+            assert len(heads) <= 1
             assert exchange(both[1], reach.tls, GET, 0).startswith(b"HTTP/1.1 200 ")
 
         await asyncio.to_thread(fuzz)
