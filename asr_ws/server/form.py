@@ -163,8 +163,8 @@ MAX_HEADER_CHARS: Final = 2048  # the standard library's parser takes the square
 PLAIN: Final = ("7bit", "8bit", "binary")  # transfer encodings that encode nothing, which some clients name
 
 # It says on stderr, once for each wrong header, what was in it: names of files, as many as somebody likes to send.
-for kind in (BadContentDispositionHeader, BadContentDispositionParam):
-    warnings.simplefilter("ignore", kind)
+warnings.simplefilter("ignore", BadContentDispositionHeader)
+warnings.simplefilter("ignore", BadContentDispositionParam)
 
 
 @dataclass(frozen=True, slots=True)

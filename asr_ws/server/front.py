@@ -5,10 +5,11 @@ Rules:
 - A connection is a session's (websockets) or one HTTP request's (aiohttp); neither is asked for a second request, so
   nothing that stands behind the first can be taken for something else.
 - The head is held back until its end is there, for some seconds and `HEAD_BYTES` at most; else 408 and 431. So
-  nobody occupies either library with a head that does not come, and the one decision is made in one place: by the
-  path alone, as the client wrote it (behind a scheme and a host it is HTTP's, which opens no session). What is
-  not HTTP/1.0 or 1.1 is for neither: 505.
+  nobody occupies either library with a head that does not come, and the one decision is made in one place: what may
+  be a handshake, a GET without a body of that path as the client wrote it, is the session's; all else, such as the
+  path behind a scheme and a host, is HTTP's, which opens none. What is not HTTP/1.0 or 1.1 is for neither: 505.
 - Whoever is still in his head when the server stops is told 503.
+- A body is not read before somebody wants it: of most that are refused it need not be looked at.
 - What stands behind the head goes to aiohttp a slice at a time, in turns with what sessions send: of chunks of
   one byte it would look through 40,000 at once, 0.1 s and more in which nobody else is served.
 - After the response our side is closed, and what still comes is thrown away for a while. Closed with something unread,
@@ -42,7 +43,7 @@ CHUNKED_SLICE_BYTES: Final = 4096  # if it is of chunks: at worst 680 of one byt
 LINGER_S: Final = 10.0  # for what a peer still sends, and for the response to be read
 QUIET_S: Final = 0.5  # without a byte: the peer, over TLS, sends no more
 
-STOPPING: Final = Shed(RefusalReason.DRAINING, 1.0, 0.0, 0, 0)  # to who has asked for nothing yet
+STOPPING: Final = Shed(RefusalReason.DRAINING, 1.0, 0.0, 0, 0)  # to who waits for nothing of the queue's
 
 HandOff = Callable[[asyncio.Transport, bytes], None]  # takes the connection, and what was read of it
 
