@@ -193,7 +193,7 @@ class Decode:
     ended: float
     accepted_at: float | None = None  # of a final
     promoted_at: float | None = None  # of a speculation that became the final while it ran
-    background: bool = False  # of a long file or a job, a slice
+    background: bool = False  # of a file, behind what is live
 
     @property
     def took_s(self) -> float:
@@ -211,7 +211,7 @@ def watched(app: App) -> Iterator[list[Decode]]:
             ticket, began = dispatcher.queue.in_flight, loop.time()
             hypothesis = await worker.decode(samples, options, expected_s)
             if ticket is not None:
-                accepted_at, background = ticket.accepted_at, ticket.is_slice
+                accepted_at, background = ticket.accepted_at, ticket.background
                 decodes.append(Decode("final", began, loop.time(), accepted_at=accepted_at, background=background))
             else:
                 kind: DecodeKind = "partial" if options.partial else "speculation"

@@ -75,7 +75,7 @@ class Ticket:
     abandoned: bool = False  # nobody wants the result any more
     speculated: bool = False  # its decode began before it was accepted
     background: bool = False  # it waits behind all that are not
-    is_slice: bool = False  # of a long file, or of a job: for it alone nobody waits
+    is_slice: bool = False  # a part of a long file, or of a job: its wait and its decode are no utterance's
 
     def expired(self, now: float) -> bool:
         """From its deadline on; but never at the moment of its acceptance: a wait of 0 means now or not at all."""

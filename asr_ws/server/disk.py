@@ -1,10 +1,10 @@
 """The one thread on which the server works with files and SQLite, so that a slow disk never holds up the event loop.
 
 One, because SQLite and the folder have one writer anyway, and calls that follow each other need no lock. It is no
-hidden room where utterances wait: nothing live passes through it, only uploads and jobs. Who comes by HTTP uses `ask`,
-comes to none where `MAX_CALLS` wait, and waits for none longer than `ASK_TIMEOUT_S`; whoever runs the jobs,
-or cleans up after one of few uploads, uses `run`. Nor does the thread keep the process alive, since a disk may not
-answer for ever.
+hidden room where utterances wait: nothing live passes through it, only uploads and jobs. Who comes by HTTP looks
+whether it `is_full`, where `MAX_CALLS` wait, and uses `ask`, which waits no longer than `ASK_TIMEOUT_S`; whoever runs
+the jobs, or cleans up after one of few uploads, uses `run`. Nor does the thread keep the process alive, since a disk
+may not answer for ever.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Disk:
             raise
 
     async def ask(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The same for one of many, who does not wait for ever, nor asks where it `is_full`.
+        """The same for one of many, who does not wait for ever, and has looked whether it `is_full`.
 
         Raises:
             StorageError: also where this call took too long; it runs to its end all the same.

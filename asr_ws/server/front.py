@@ -37,7 +37,7 @@ from asr_ws.server.shapes import error_body
 HEAD_BYTES: Final = 64 * 1024
 END: Final = b"\r\n\r\n"
 OTHER_VERSION: Final = re.compile(rb"[A-Z]+ [^ \r\n]+(?: HTTP/(?!1\.[01]\r)\d\.\d)?\r")  # of HTTP/0.9 there is none
-BODY: Final = re.compile(rb"\r\n(?:content-length:[ \t]*0*[1-9]|transfer-encoding:)", re.IGNORECASE)
+BODY: Final = re.compile(rb"\r\n(?:content-length:(?![ \t]*0[ \t]*\r)|transfer-encoding:)", re.IGNORECASE)
 SLICE_BYTES: Final = 64 * 1024  # of a body, looked at at once
 CHUNKED_SLICE_BYTES: Final = 4096  # if it is of chunks: at worst 680 of one byte, some milliseconds
 LINGER_S: Final = 10.0  # for what a peer still sends, and for the response to be read

@@ -6,8 +6,9 @@ Rules:
   what is decoded of it is kept slice by slice, and the server's next life goes on from there.
 - Its slices wait behind all that is spoken live, for as long as it takes; nothing else is waited for.
 - Two deaths of the worker under a slice, or two of the process that decodes the file, end it as failed.
-- A disk that does not take what is to be kept costs new jobs a 507. One that is being done is tried again; after
-  `MAX_TRIES` those behind it come first. Nothing that is wrong with a job ends the server.
+- A disk that does not take what is to be kept costs new jobs a 507, and one for which too many wait a 503. A job that
+  is being done is tried again; after `MAX_TRIES` those behind it come first. Nothing that is wrong with a job ends
+  the server.
 """
 
 from __future__ import annotations
@@ -236,7 +237,10 @@ class Jobs:
             return self.counts
         expiry = self._store.next_expiry()
         if expiry is not None and expiry <= self._now():
-            self._store.expire()
+            try:
+                self._store.expire()
+            except StorageError as error:  # which is no reason not to count
+                self._log.warning("jobs.storage_failed", code=error.code, error=str(error))
         return self._store.counts()
 
     def _next(self) -> Job | None:

@@ -618,7 +618,13 @@ async def test_who_closes_his_side_within_the_body_is_told_that_it_is_none(servi
 async def test_who_asks_for_a_session_with_a_body_has_an_answer(serving: Callable[..., Any]) -> None:
     """Regression: websockets closes without a word."""
     async with serving() as reach:
-        for body in ("Content-Length: 5", "content-length:05", "Transfer-Encoding: chunked"):
+        for body in (
+            "Content-Length: 5",
+            "content-length:00",
+            "Content-Length: +5",
+            "Content-Length:",
+            "Transfer-Encoding: chunked",
+        ):
             request = head("GET /v1/stream HTTP/1.1", HOST, *UPGRADE, body)
             assert status(await reach.exchange(request)) in (400, 426)
 
