@@ -73,7 +73,11 @@ class Exposition(Collector):
         queue, metrics = self._dispatcher.queue, self._metrics
         yield GaugeMetricFamily("asr_ws_queue_depth", "Utterances that wait for the model", queue.depth)
         yield GaugeMetricFamily("asr_ws_queue_capacity", "Utterances that may wait", queue.capacity)
-        yield GaugeMetricFamily("asr_ws_background_depth", "What waits behind them, of files", queue.background_depth)
+        yield GaugeMetricFamily(
+            "asr_ws_background_depth",
+            "Slices of files, and short files, that wait behind the queue",
+            queue.background_depth,
+        )
         yield GaugeMetricFamily(
             "asr_ws_in_flight_tasks",
             "Decodes in progress, partials included: 0 or 1",

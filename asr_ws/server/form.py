@@ -159,7 +159,7 @@ def _wrong(name: str, value: str, wanted: str, code: str = "invalid_value") -> R
 
 CHUNK_BYTES: Final = 64 * 1024  # of the file, handed on at a time
 TURN_S: Final = 0.002  # what is here already keeps nobody else waiting for longer: lines of one byte, for one
-MAX_HEADER_CHARS: Final = 2048  # the standard library's parser takes the square of it: 0.1 s for 8 KB
+MAX_HEADER_CHARS: Final = 1024  # the standard library's parser takes the square of it: 0.1 s for 8 KB
 PLAIN: Final = ("7bit", "8bit", "binary")  # transfer encodings that encode nothing, which some clients name
 
 # It says on stderr, once for each wrong header, what was in it: names of files, as many as somebody likes to send.
