@@ -27,7 +27,7 @@ from asr_ws import log
 from asr_ws.client import Transcript, connect
 from asr_ws.config import DEFAULTS, Settings
 from asr_ws.testing.wer import WordErrors, total, word_errors, words
-from benchmarks.common import NO_SPEECH, Recording, progress, read_manifest, report, speech_folder, within
+from benchmarks.common import NO_SPEECH, Recording, progress, read_manifest, report, reported, speech_folder, within
 
 MAX_EXTRA_RATE: Final = 0.02  # of the words; on a few hundred of them, single words decide below that
 STEP_LIMIT_S: Final = 300.0  # for one recording, or the load: a run that will never end says so
@@ -202,6 +202,7 @@ def decode_whole(served: Served, recordings: Sequence[Recording], step: Callable
 
 
 @click.command()
+@reported
 @click.argument("folder", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--model", default="tiny.en", show_default=True, help="served where no --url is given")
 @click.option(

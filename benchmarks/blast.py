@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import cycle, islice
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import click
 from websockets.asyncio.client import ClientConnection
@@ -53,6 +53,7 @@ from benchmarks.common import (
     other_process,
     progress,
     report,
+    reported,
     speech_pcm,
     told_plainly,
     within,
@@ -411,16 +412,14 @@ async def flood(socket: ClientConnection, blocks: Iterable[bytes], note_sent: Ca
 
 
 @click.command()
+@reported
 @click.option("--seconds", default=180.0, show_default=True, type=click.FloatRange(1), help="of speech")
 @click.option("--blasters", "n_blasters", default=3, show_default=True, type=click.IntRange(0, 16))
 @click.option("--speakers", "n_speakers", default=4, show_default=True, type=click.IntRange(1, 40))
 @click.option("--model", default="tiny.en", show_default=True)
 @click.option("--pause", default=3.0, show_default=True, type=click.FloatRange(0), help="of speakers, see above")
 @click.option("--speech", is_flag=True, help="blasters send speech too, which fills the queue")
-@click.option("--report", "file", type=click.File("w", "utf-8", lazy=False), help="write the last line there too")
-def main(
-    seconds: float, n_blasters: int, n_speakers: int, model: str, pause: float, speech: bool, file: TextIO | None
-) -> None:
+def main(seconds: float, n_blasters: int, n_speakers: int, model: str, pause: float, speech: bool) -> None:
     """Whether those who speak notice that others send as fast as the socket takes it."""
     with progress(still=True) as bars, told_plainly():
         bars.add_task(f"{n_blasters} blasters and {n_speakers} speakers, for {seconds:g} s", total=None)
@@ -430,7 +429,7 @@ def main(
         click.echo(line)
     settings = {"model": model, "seconds": seconds, "blasters": n_blasters, "speakers": n_speakers}
     settings |= {"pause": pause, "speech": speech}
-    sys.exit(report("blast", settings=settings, figures=outcome.figures(), passed=not outcome.misses(), file=file))
+    sys.exit(report("blast", settings=settings, figures=outcome.figures(), passed=not outcome.misses()))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from benchmarks.common import (
     pin,
     progress,
     report,
+    reported,
     sessions,
     settings_of,
     split_cores,
@@ -211,6 +212,7 @@ async def _speak(session: BareSession, name: str, began: float, seconds: float) 
 
 
 @click.command()
+@reported
 @click.option("--sessions", "n_sessions", default=200, show_default=True, type=click.IntRange(1, 2000))
 @click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(1, 600))
 @click.option("--together", is_flag=True, help="all commits at once; reported, without a verdict")

@@ -31,7 +31,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from statistics import linear_regression, mean
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import click
 import psutil
@@ -42,7 +42,7 @@ from asr_ws.errors import ClientError
 from asr_ws.testing import marks
 from asr_ws.testing.bare import BareSession, Event, connect
 from asr_ws.testing.faults import PREFIX
-from benchmarks.common import progress, report, speech_pcm, told_plainly, until, within
+from benchmarks.common import progress, report, reported, speech_pcm, told_plainly, until, within
 from benchmarks.crowd import STAYS, WAYS, Account, Crowd
 from benchmarks.offered import spoken_cuts
 from benchmarks.served import LIBRARY_ERROR, STACKS, TRACEBACK, Sample, Served, send_signal, stats_with
@@ -454,6 +454,7 @@ def names_of(context: click.Context, parameter: click.Parameter, text: str | Non
 
 
 @click.command()
+@reported
 @click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(6), help="how long there is load")
 @click.option("--seed", default=1, show_default=True, help="of the schedule and of what clients do")
 @click.option("--model", default="tiny.en", show_default=True)
@@ -461,7 +462,6 @@ def names_of(context: click.Context, parameter: click.Parameter, text: str | Non
 @click.option("--load", type=click.FloatRange(0.01), help="what is offered, in capacities [1; with --clean 5]")
 @click.option("--clean", is_flag=True, help="no faults")
 @click.option("--without", callback=names_of, metavar="FAULT,...", help="leave these faults out")
-@click.option("--report", "file", type=click.File("w", "utf-8", lazy=False), help="write the last line there too")
 def main(
     seconds: float,
     seed: int,
@@ -470,7 +470,6 @@ def main(
     load: float | None,
     clean: bool,
     without: tuple[str, ...],
-    file: TextIO | None,
 ) -> None:
     """Break a server in all ways there are, while many clients use it, and see whether any of them is harmed."""
     plan = Plan(seconds, seed, model, sessions or SESSIONS[clean], load or LOADS[clean], clean, without)
@@ -479,7 +478,7 @@ def main(
     click.echo("\n".join(table(outcome)))
     settings = {"model": model, "sessions": plan.sessions, "load": plan.load, "clean": clean, "without": without}
     figures = {"seconds": seconds, "seed": seed, **outcome.figures()}
-    sys.exit(report("chaos", settings=settings, figures=figures, passed=outcome.ok, file=file))
+    sys.exit(report("chaos", settings=settings, figures=figures, passed=outcome.ok))
 
 
 if __name__ == "__main__":

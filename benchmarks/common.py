@@ -2,7 +2,8 @@
 
 Every benchmark is a command, ``python -m benchmarks.NAME``. It prints a table for people, and as its last line one JSON
 object: ``benchmark``, ``machine``, ``settings``, the figures, and ``passed``: whether they keep the target, or null
-where there is none. Exit code 1: the target was missed. Progress goes to standard error, on a terminal only.
+where there is none. Exit code 1: the target was missed. Progress goes to standard error, on a terminal only. With
+``--report FILE`` the object is written there too, and beside it, as .png, the module's ``draw`` of it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from importlib.metadata import version
 from importlib.resources import as_file, files
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Final, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 import soundfile
@@ -37,11 +38,19 @@ from asr_ws import config
 from asr_ws.config import Settings
 from asr_ws.testing.bare import BareSession, Event, connect
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 NO_SPEECH: Final = "none"
 PCM_BYTES_PER_S: Final = 2 * 16_000  # of what sessions take unless told otherwise
 VERSIONS_OF: Final = ("asr-ws", "faster-whisper", "ctranslate2", "onnxruntime", "numpy", "websockets")
 
 _E = TypeVar("_E", bound=Event)
+_F = TypeVar("_F", bound=Callable[..., Any])
+_REPORT: Final = "report"
+
+Report = Mapping[str, Any]  # what `report` writes, as it is read again
+Draw = Callable[["Figure", Report], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,20 +253,49 @@ async def sessions(
         yield [await stack.enter_async_context(connect(url, partials=partials, **start_fields)) for _ in range(n)]
 
 
+def reported(command: _F) -> _F:
+    """Give a benchmark's command --report, which `report` finds by itself."""
+
+    def keep(context: click.Context, parameter: click.Parameter, file: Path | None) -> None:
+        context.meta[_REPORT] = file
+
+    return click.option(
+        f"--{_REPORT}",
+        type=click.Path(path_type=Path, dir_okay=False, writable=True),
+        callback=keep,
+        expose_value=False,
+        help="write the last line there too, and beside it, as .png, its picture if there is one",
+    )(command)
+
+
 def report(
     benchmark: str,
     *,
     settings: Mapping[str, object],
     figures: Mapping[str, object],
     passed: bool | None,
-    file: TextIO | None = None,
+    draw: Draw | None = None,
 ) -> int:
-    """Print the last line, and write it to a file where one is given. Returns: the exit code."""
+    """Print the last line, and write and draw it where --report says so. Returns: the exit code."""
     line = {"benchmark": benchmark, "machine": machine(), "settings": settings, **figures, "passed": passed}
     click.echo(json.dumps(line))
-    if file is not None:
-        file.write(json.dumps(line, indent=2) + "\n")
+    context = click.get_current_context(silent=True)
+    if context is not None and (file := context.meta.get(_REPORT)) is not None:
+        file.write_text(json.dumps(line, indent=2) + "\n", "utf-8")
+        if draw is not None:
+            picture(draw, json.loads(file.read_text("utf-8")), file.with_suffix(".png"))
     return 1 if passed is False else 0
+
+
+def picture(draw: Draw, line: Report, file: Path) -> None:
+    """What a report looks like, as PNG; below it, where it was measured."""
+    from matplotlib.figure import Figure  # slow to import, and not needed by who only wants the table
+
+    figure = Figure(figsize=(9, 5), dpi=100, layout="constrained")
+    draw(figure, line)
+    machine = line["machine"]
+    figure.supxlabel(f"{machine['cpu']}, {machine['cores']} cores, {machine['os']}", fontsize=8, color="0.4")
+    figure.savefig(file, metadata={"Software": None})  # the same report gives the same bytes
 
 
 def machine() -> dict[str, object]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from asr_ws import models
 from asr_ws.core.types import SAMPLE_RATE, DecodeOptions
-from benchmarks.common import Cores, Spread, other_process, progress, report, speech_pcm
+from benchmarks.common import Cores, Spread, other_process, progress, report, reported, speech_pcm
 
 POLICIES: Final = ("default", "passive")
 AUDIO_S: Final = 4
@@ -84,6 +84,7 @@ def row(policy: str, busy: bool, times_ms: Spread) -> str:
 
 
 @click.command()
+@reported
 @click.option("--model", default="tiny.en", show_default=True)
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1, 100))
 @click.option("--decodes", default=5, show_default=True, type=click.IntRange(1, 100), help="in each round")

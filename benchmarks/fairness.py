@@ -37,6 +37,7 @@ from benchmarks.common import (
     percentile,
     progress,
     report,
+    reported,
     sessions,
     settings_of,
     speech_pcm,
@@ -249,6 +250,7 @@ async def _hog(session: BareSession, talk: Talk) -> None:
 
 
 @click.command()
+@reported
 @click.option("--model", default=SCRIPTED, show_default=True, help="or a real one")
 @click.option("--decode-ms", default=100, show_default=True, type=click.IntRange(1, 10_000), help="of the scripted one")
 @click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(1, 600), help="of each round")

@@ -47,7 +47,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import click
 from websockets.asyncio.client import ClientConnection
@@ -59,7 +59,7 @@ from asr_ws.server.door import descriptors_for
 from asr_ws.server.memory import EVERY_S
 from benchmarks.blast import flood, session_url
 from benchmarks.chaos import BUGS
-from benchmarks.common import PCM_BYTES_PER_S, narrow_socket, progress, report, told_plainly, within
+from benchmarks.common import PCM_BYTES_PER_S, narrow_socket, progress, report, reported, told_plainly, within
 from benchmarks.served import POLL_S, READY_LIMIT_S, Served
 
 MAX_IDLE_KIB: Final = 20.0
@@ -249,15 +249,13 @@ async def measure(kind: Kind, n: int, seconds: float, settle_s: float, model: st
 
 
 @click.command()
+@reported
 @click.option("--sessions", default=50, show_default=True, type=click.IntRange(1, 1000), help="of each kind")
 @click.option("--kind", "names", multiple=True, type=click.Choice([*KINDS]), help="only this; may be repeated")
 @click.option("--seconds", default=5.0, show_default=True, type=click.FloatRange(0.1, 60), help="of each flood")
 @click.option("--settle-s", default=SETTLE_S, show_default=True, type=click.FloatRange(0.1, 60), help="see above")
 @click.option("--model", default="tiny.en", show_default=True)
-@click.option("--report", "file", type=click.File("w", "utf-8", lazy=False), help="write the last line there too")
-def main(
-    sessions: int, names: tuple[str, ...], seconds: float, settle_s: float, model: str, file: TextIO | None
-) -> None:
+def main(sessions: int, names: tuple[str, ...], seconds: float, settle_s: float, model: str) -> None:
     """What a connection costs the server's memory, whatever its client does with it."""
     descriptors_for(2 * (N_WARM_UP + sessions))
     click.echo(HEADER)
@@ -270,7 +268,7 @@ def main(
             click.echo(row(footprints[-1]))
     settings = {"model": model, "sessions": sessions, "warm_up": N_WARM_UP, "seconds": seconds, "settle_s": settle_s}
     figures = {each.kind: each.figures() for each in footprints}
-    sys.exit(report("footprint", settings=settings, figures=figures, passed=verdict(footprints), file=file))
+    sys.exit(report("footprint", settings=settings, figures=figures, passed=verdict(footprints)))
 
 
 if __name__ == "__main__":

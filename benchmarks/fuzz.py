@@ -34,7 +34,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from typing import Any, Final, TextIO
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import click
@@ -48,7 +48,7 @@ from asr_ws.errors import ClientError
 from asr_ws.testing.bare import connect
 from asr_ws.testing.conservation import Conservation
 from benchmarks.chaos import BUGS
-from benchmarks.common import PCM_BYTES_PER_S, progress, report, told_plainly, within
+from benchmarks.common import PCM_BYTES_PER_S, progress, report, reported, told_plainly, within
 from benchmarks.examples import KINDS, Example
 from benchmarks.served import POLL_S, Sample, Served
 from benchmarks.wire import LIMIT_S
@@ -360,16 +360,16 @@ def _is_ready(url: str) -> bool:
 
 
 @click.command()
+@reported
 @click.option("--examples", default=20_000, show_default=True, type=click.IntRange(1), help="in all")
 @click.option("--seed", "number", default=1, show_default=True, help="the same examples for the same seed")
-@click.option("--report", "file", type=click.File("w", "utf-8", lazy=False), help="write the last line there too")
-def main(examples: int, number: int, file: TextIO | None) -> None:
+def main(examples: int, number: int) -> None:
     """Say everything to a server that one should not, and see whether it or anybody else minds."""
     with progress() as bars, told_plainly():
         outcome = asyncio.run(run(examples, number, bars))
     click.echo("\n".join(table(outcome)))
     asked = {"examples": examples, "seed": number}
-    sys.exit(report("fuzz", settings=asked, figures=outcome.figures(), passed=outcome.passed, file=file))
+    sys.exit(report("fuzz", settings=asked, figures=outcome.figures(), passed=outcome.passed))
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ from benchmarks.common import (
     pin,
     progress,
     report,
+    reported,
     sessions,
     settings_of,
     speech_pcm,
@@ -235,6 +236,7 @@ async def _speak(url: str, n_sessions: int, frame_s: float, seconds: float) -> t
 
 
 @click.command()
+@reported
 @click.option("--frame-ms", default=100, show_default=True, type=click.IntRange(10, 1000))
 @click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(1, 600), help="of each level")
 @click.option(

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import click
 import numpy as np
@@ -38,7 +38,7 @@ import psutil
 import soundfile
 
 from asr_ws.testing.wer import word_errors
-from benchmarks.common import Spread, progress, read_manifest, report, speech_folder, told_plainly, within
+from benchmarks.common import Spread, progress, read_manifest, report, reported, speech_folder, told_plainly, within
 from benchmarks.posts import NoAnswer, Upload, ask
 from benchmarks.served import LIBRARY_ERROR, STACKS, TRACEBACK, Served, is_running, send_signal
 
@@ -436,12 +436,12 @@ def _kept(folder: Path) -> Kept:
 
 
 @click.command()
+@reported
 @click.option("--kills", default=50, show_default=True, type=click.IntRange(1), help="how many")
 @click.option("--seed", default=1, show_default=True, help="of the moments, and of what is posted")
 @click.option("--model", default="tiny.en", show_default=True)
 @click.option("--scripted", is_flag=True, help=f"no model, but a worker whose every decode is: {SCRIPT}")
-@click.option("--report", "file", type=click.File("w", "utf-8", lazy=False), help="write the last line there too")
-def main(kills: int, seed: int, model: str, scripted: bool, file: TextIO | None) -> None:
+def main(kills: int, seed: int, model: str, scripted: bool) -> None:
     """Kill a server again and again while it has jobs to do, and see whether each of them is done once."""
     model = "scripted" if scripted else model
     with progress() as bar, told_plainly(), TemporaryDirectory() as folder:
@@ -450,7 +450,7 @@ def main(kills: int, seed: int, model: str, scripted: bool, file: TextIO | None)
         outcome = asyncio.run(run.outcome())
     click.echo("\n".join(table(outcome)))
     settings = {"kills": kills, "seed": seed, "model": model}
-    sys.exit(report("jobs", settings=settings, figures=outcome.figures(), passed=not outcome.faults, file=file))
+    sys.exit(report("jobs", settings=settings, figures=outcome.figures(), passed=not outcome.faults))
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ from benchmarks.common import (
     progress,
     read_manifest,
     report,
+    reported,
     settings_of,
     speech_folder,
     within,
@@ -431,6 +432,7 @@ def offer(url: str, plans: Sequence[Sequence[Offer]], start: dict[str, Any]) -> 
 
 
 @click.command()
+@reported
 @click.argument("folder", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--model", default="tiny.en", show_default=True, help=f"or {SCRIPTED}: 0.1 s a decode")
 @click.option("--cpu-threads", default=0, show_default=True, type=click.IntRange(0, 1024), help="as of serve")

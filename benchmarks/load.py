@@ -46,6 +46,7 @@ from benchmarks.common import (
     percentile,
     progress,
     report,
+    reported,
     settings_of,
     speech_pcm,
     within,
@@ -418,6 +419,7 @@ async def _speak(url: str, plans: Sequence[Sequence[Offer]], start: dict[str, An
 
 
 @click.command()
+@reported
 @click.option("--model", default="tiny.en", show_default=True, help=f"or {SCRIPTED}: 0.1 s a decode")
 @click.option("--cpu-threads", default=0, show_default=True, type=click.IntRange(0, 1024), help="as of serve")
 @click.option("--loads", default="1,2,3", show_default=True, callback=numbers, help="in multiples of the capacity")

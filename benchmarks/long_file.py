@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Final, TextIO
+from typing import Final
 
 import click
 import numpy as np
@@ -24,7 +24,7 @@ import psutil
 import soundfile
 
 from asr_ws.testing.wer import word_errors
-from benchmarks.common import PCM_BYTES_PER_S, read_manifest, report, speech_folder, speech_pcm, within
+from benchmarks.common import PCM_BYTES_PER_S, read_manifest, report, reported, speech_folder, speech_pcm, within
 from benchmarks.served import Served
 
 SAMPLE_S: Final = 0.25
@@ -157,10 +157,10 @@ async def _transcribe(server: Served, file: Path, said: str, audio_s: float) -> 
 
 
 @click.command()
+@reported
 @click.option("--minutes", type=click.FloatRange(min=0.5), default=10.0, show_default=True, help="Of audio.")
 @click.option("--model", default="tiny.en", show_default=True, help="Name or folder.")
-@click.option("--report", "report_file", type=click.File("w"), help="Write the last line there too.")
-def main(minutes: float, model: str, report_file: TextIO | None) -> None:
+def main(minutes: float, model: str) -> None:
     """Transcribe a long file by the command, and watch."""
     outcome = asyncio.run(measure(minutes, model))
     click.echo("\n".join(table(outcome)))
@@ -173,9 +173,7 @@ def main(minutes: float, model: str, report_file: TextIO | None) -> None:
         "faults": outcome.faults,
     }
     settings = {"minutes": minutes, "model": model}
-    raise SystemExit(
-        report("long_file", settings=settings, figures=figures, passed=not outcome.faults, file=report_file)
-    )
+    raise SystemExit(report("long_file", settings=settings, figures=figures, passed=not outcome.faults))
 
 
 if __name__ == "__main__":

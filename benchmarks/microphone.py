@@ -22,7 +22,7 @@ import soundfile
 
 from asr_ws.testing.wer import WordErrors, total, word_errors
 from benchmarks.chromium import browser, hears
-from benchmarks.common import NO_SPEECH, Recording, progress, read_manifest, report, speech_folder
+from benchmarks.common import NO_SPEECH, Recording, progress, read_manifest, report, reported, speech_folder
 from benchmarks.served import Served
 
 WAYS: Final[Mapping[str, dict[str, bool]]] = {
@@ -65,6 +65,7 @@ async def run(recordings: list[Recording], model: str) -> dict[str, WordErrors]:
 
 
 @click.command()
+@reported
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), required=False)
 @click.option("--model", default="tiny.en", show_default=True)
 def main(folder: Path | None, model: str) -> int:

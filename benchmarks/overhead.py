@@ -38,6 +38,7 @@ from benchmarks.common import (
     other_process,
     progress,
     report,
+    reported,
     sessions,
     settings_of,
     speech_pcm,
@@ -129,6 +130,7 @@ async def _commit(url: str, n_commits: int) -> list[float]:
 
 
 @click.command()
+@reported
 @click.option("--model", default="tiny.en", show_default=True, help=f"or {SCRIPTED}: none")
 @click.option("--commits", "n_commits", default=100, show_default=True, type=click.IntRange(1, 10_000))
 def main(model: str, n_commits: int) -> None:

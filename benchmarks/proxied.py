@@ -27,7 +27,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import click
 from websockets.asyncio.client import connect as open_socket
@@ -36,7 +36,7 @@ from websockets.exceptions import InvalidStatus
 from asr_ws import messages
 from asr_ws.server.self_signed import self_signed
 from asr_ws.testing.bare import connect
-from benchmarks.common import progress, report, speech_pcm, told_plainly, within
+from benchmarks.common import progress, report, reported, speech_pcm, told_plainly, within
 from benchmarks.served import Served
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "howto" / "expose-it.md"
@@ -230,11 +230,11 @@ async def measure(proxy: str, model: str, seconds: float) -> dict[str, tuple[obj
 
 
 @click.command(help=__doc__.partition("\n")[0])
+@reported
 @click.option("--seconds", type=click.FloatRange(min=1), default=600.0, show_default=True)
 @click.option("--proxy", type=click.Choice(list(PROXIES)), default="nginx", show_default=True)
 @click.option("--model", default="tiny.en", show_default=True)
-@click.option("--report", "file", type=click.File("w", encoding="utf-8"), help="Write the last line there too.")
-def main(seconds: float, proxy: str, model: str, file: TextIO | None) -> None:
+def main(seconds: float, proxy: str, model: str) -> None:
     if shutil.which(proxy) is None:
         raise click.ClickException(f"{proxy} is not installed: apt-get install {proxy}")
     with told_plainly():
@@ -244,7 +244,7 @@ def main(seconds: float, proxy: str, model: str, file: TextIO | None) -> None:
     passed = all(found == wanted for found, wanted in seen.values())
     figures = {"seen": {what: json.loads(json.dumps(found)) for what, (found, _) in seen.items()}}
     settings = {"seconds": seconds, "proxy": proxy, "model": model}
-    sys.exit(report("proxied", settings=settings, figures=figures, passed=passed, file=file))
+    sys.exit(report("proxied", settings=settings, figures=figures, passed=passed))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from benchmarks.common import (
     other_process,
     progress,
     report,
+    reported,
     sessions,
     settings_of,
     speech_pcm,
@@ -251,6 +252,7 @@ async def measure(model: str, cycles: int, kills: int, n_sessions: int, seconds:
 
 
 @click.command()
+@reported
 @click.option("--model", default="tiny.en", show_default=True)
 @click.option("--cycles", default=100, show_default=True, type=click.IntRange(1, 10_000))
 @click.option("--kills", default=10, show_default=True, type=click.IntRange(1, 1000), help="of the server, by kind")

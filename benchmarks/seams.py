@@ -15,7 +15,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import click
 import msgspec
@@ -31,6 +31,7 @@ from benchmarks.common import (
     progress,
     read_manifest,
     report,
+    reported,
     speech_folder,
     speech_pcm,
     within,
@@ -255,11 +256,11 @@ async def measure(model: str, n_cuts: int, seed: int, tick: Callable[[], None]) 
 
 
 @click.command()
+@reported
 @click.option("--cuts", type=click.IntRange(min=1), default=50, show_default=True, help="How many.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the moments.")
 @click.option("--model", default="tiny.en", show_default=True, help="Name or folder.")
-@click.option("--report", "report_file", type=click.File("w"), help="Write the last line there too.")
-def main(cuts: int, seed: int, model: str, report_file: TextIO | None) -> None:
+def main(cuts: int, seed: int, model: str) -> None:
     """Cut a session again and again, and compare what it heard with the same audio uncut."""
     with progress() as bar:
         task = bar.add_task("cuts", total=cuts)
@@ -274,7 +275,7 @@ def main(cuts: int, seed: int, model: str, report_file: TextIO | None) -> None:
         "faults": outcome.faults,
     }
     settings = {"cuts": cuts, "seed": seed, "model": model}
-    raise SystemExit(report("seams", settings=settings, figures=figures, passed=not outcome.faults, file=report_file))
+    raise SystemExit(report("seams", settings=settings, figures=figures, passed=not outcome.faults))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final
 from unittest.mock import patch
 
 import click
@@ -57,6 +57,7 @@ from benchmarks.common import (
     progress,
     read_manifest,
     report,
+    reported,
     settings_of,
     speech_folder,
     speech_pcm,
@@ -587,6 +588,7 @@ def scenes_of(n_posts: int, n_rounds: int, minutes: float) -> list[Scene]:
 
 
 @click.command()
+@reported
 @click.option("--model", default="tiny.en", show_default=True)
 @click.option("--scripted", is_flag=True, help="no model, but a worker whose every decode takes --decode-ms")
 @click.option("--decode-ms", default=400, show_default=True, type=click.IntRange(1, 10_000), help="with --scripted")
@@ -595,7 +597,6 @@ def scenes_of(n_posts: int, n_rounds: int, minutes: float) -> list[Scene]:
 @click.option("--sessions", "n_sessions", default=4, show_default=True, type=click.IntRange(1, 60), help="that speak")
 @click.option("--seconds", default=20.0, show_default=True, type=click.FloatRange(1, 600), help="of each, at least")
 @click.option("--long", "minutes", default=0.0, type=click.FloatRange(0, 240), help="minutes of a file beside them")
-@click.option("--report", "file", type=click.File("w", "utf-8", lazy=False), help="write the last line there too")
 def main(
     model: str,
     scripted: bool,
@@ -605,7 +606,6 @@ def main(
     n_sessions: int,
     seconds: float,
     minutes: float,
-    file: TextIO | None,
 ) -> None:
     """What comes of files by HTTP, many at once, and of those who speak meanwhile."""
     log.configure(level="error")
@@ -636,7 +636,6 @@ def main(
                 "missed": outcome.misses,
             },
             passed=not outcome.misses,
-            file=file,
         )
     )
 

@@ -55,7 +55,7 @@ from asr_ws.worker.recognizer import (
     pick_device,
 )
 from benchmarks.accuracy import choose
-from benchmarks.common import NO_SPEECH, Recording, progress, read_manifest, report, speech_folder
+from benchmarks.common import NO_SPEECH, Recording, progress, read_manifest, report, reported, speech_folder
 
 MAX_EXTRA_RATE: Final = 0.005
 MAX_TIME: Final = 0.6  # of the full window's
@@ -274,6 +274,7 @@ def measure(
 
 
 @click.command()
+@reported
 @click.argument("folder", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option(
     "--model", "models", multiple=True, default=["tiny.en"], show_default=True, help="may be given repeatedly"

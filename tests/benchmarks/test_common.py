@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
+from matplotlib.figure import Figure
 
 from asr_ws import messages
 from asr_ws.client import Event
@@ -17,11 +19,13 @@ from benchmarks.common import (
     PCM_BYTES_PER_S,
     CoreUse,
     Recording,
+    Report,
     Spread,
     numbers,
     percentile,
     read_manifest,
     report,
+    reported,
     settings_of,
     speech_folder,
     speech_pcm,
@@ -65,6 +69,22 @@ def test_the_report_is_one_line_of_json_and_the_exit_code(
     told = json.loads(capsys.readouterr().out)
     assert told.pop("machine").keys() >= {"cpu", "cores", "os", "python", "asr-ws"}
     assert told == {"benchmark": "sleep", "settings": {"n": 3}, "p50_ms": 1.5, "passed": passed}
+
+
+def test_the_report_is_kept_and_drawn_beside_it(tmp_path: Path) -> None:
+    @click.command()
+    @reported
+    def main() -> None:
+        report("sleep", settings={}, figures={"p50_ms": [1.5, 2.5]}, passed=None, draw=draw)
+
+    def draw(figure: Figure, line: Report) -> None:
+        figure.add_subplot().plot(line["p50_ms"])
+
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    for file in (first, second):
+        told = CliRunner().invoke(main, ["--report", str(file)], catch_exceptions=False).stdout
+        assert json.loads(file.read_text("utf-8")) == json.loads(told)
+    assert first.with_suffix(".png").read_bytes() == second.with_suffix(".png").read_bytes()
 
 
 async def test_a_run_that_does_not_end_says_what_it_waited_for() -> None:
