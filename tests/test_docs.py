@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("asr_ws/**/*.md")])
 PROTOCOL = (ROOT / "docs" / "reference" / "protocol.md").read_text("utf-8")
 HTTP = (ROOT / "docs" / "reference" / "http.md").read_text("utf-8")
+LOG = (ROOT / "docs" / "reference" / "log.md").read_text("utf-8")
 COMMAND_LINE = (ROOT / "docs" / "reference" / "command-line.md").read_text("utf-8")
 
 IN, OUT = "Messages to the server", "Events from the server"
@@ -185,6 +186,44 @@ def test_every_http_error_has_its_row_and_its_status() -> None:
     }
     given |= {code: 507 for status, code in said(HTTP_ERROR_CALLS) if status == code}
     assert {code: described.get(code) for code in given} == given
+
+
+# ---------------------------------------------------------------- docs/reference/log.md
+
+
+def logged() -> Iterator[tuple[str, str, set[str]]]:
+    """Each event in the source, its level, and the keys that are given to it by name."""
+    for path in Path(asr_ws.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and node.args:
+                called, first = node.func, node.args[0]
+                if ast.unparse(called) == "partial":  # what is to be called later
+                    called, first = first, node.args[-1]
+                events = [first.body, first.orelse] if isinstance(first, ast.IfExp) else [first]
+                for event in (each.value for each in events if isinstance(each, ast.Constant)):
+                    if re.search(r"log|tell", ast.unparse(called)) and re.fullmatch(r"[a-z]+\.[a-z_]+", str(event)):
+                        level = called.attr if isinstance(called, ast.Attribute) else "it depends"
+                        yield str(event), level, {each.arg for each in node.keywords if each.arg is not None}
+
+
+def test_every_log_event_has_its_heading() -> None:
+    headings = [heading.strip("`") for heading in sections(LOG, 3)]
+    assert sorted(headings) == sorted({event for event, _, _ in logged()})
+
+
+def test_every_log_event_has_its_level_and_its_keys() -> None:
+    described = {
+        heading.strip("`"): text + of_all
+        for part in sections(LOG, 2).values()
+        for of_all in [part.partition("###")[0]]
+        for heading, text in sections(part, 3).items()
+    }
+    for event, level, keys in logged():
+        level = {"exception": "error"}.get(level, level)
+        if level != "it depends":
+            assert level in re.findall(r"\w+", described[event].lower()), event
+        if event != "worker.replaced":  # as worker.died
+            assert keys - names(described[event]) - {"exc_info"} == set(), event
 
 
 # ---------------------------------------------------------------- docs/reference/command-line.md

@@ -177,11 +177,12 @@ class Dispatcher:
                 continue
             self._settle()
             result = await self._decode(work)
+            now = self._loop.time()
             if isinstance(result, Hypothesis):
-                self._metrics.observe_decode(_kind(work), result.decode_s)
+                self._metrics.observe_decode(_kind(work), result.decode_s, now=now)
             else:
-                self._metrics.observe_failure(result.code)
-            self._desk.end(result, now=self._loop.time())
+                self._metrics.observe_failure(result.code, now=now)
+            self._desk.end(result, now=now)
             self._settle()
 
     async def _decode(self, work: Work) -> Hypothesis | DecodeFailed | WorkerDied:
@@ -228,13 +229,13 @@ class Dispatcher:
             case Decoded(is_slice=False):
                 self._metrics.finals += 1
                 self._metrics.finals_speculated += news.speculated
-                self._metrics.observe_wait(news.wait_s)
+                self._metrics.observe_wait(news.wait_s, now=self._loop.time())
                 if (ended_at := news.utterance.speech_ended_at) is not None:
                     self._metrics.final_latency_s.observe(self._loop.time() - ended_at)
             case Unfinished():
                 self._metrics.unfinished[news.shed.reason] += 1
                 if news.shed.reason is RefusalReason.DEADLINE and not news.is_slice:
-                    self._metrics.observe_wait(news.waited_s)
+                    self._metrics.observe_wait(news.waited_s, now=self._loop.time())
         if (owner := self._subscribers.get(news.utterance.session)) is not None:
             self._loop.call_soon(owner.outcome, news)
 

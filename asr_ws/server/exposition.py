@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from itertools import accumulate
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, ProcessCollector, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -53,6 +53,7 @@ class Exposition(Collector):
         self._worker = worker
         self._metrics = metrics
         self._clock = clock
+        self._standard = ProcessCollector(registry=None)  # of the server's own process; nothing where there is no /proc
         self._text = ""
         self._rendered_at = float("-inf")
 
@@ -68,6 +69,7 @@ class Exposition(Collector):
         yield from self._sessions()
         yield from self._decodes()
         yield from self._process()
+        yield from self._standard.collect()
 
     def _queue(self) -> Iterator[Metric]:
         queue, metrics = self._dispatcher.queue, self._metrics
@@ -116,6 +118,12 @@ class Exposition(Collector):
         yield _histogram("asr_ws_final_latency_seconds", "From the end of speech to the final", metrics.final_latency_s)
         yield _histogram(
             "asr_ws_first_partial_seconds", "From the onset of speech to the first partial", metrics.first_partial_s
+        )
+        yield CounterMetricFamily("asr_ws_partials", "Partials that were sent", metrics.partials)
+        speculations = {"promoted": metrics.finals_speculated, "wasted": self._dispatcher.drafts.n_wasted}
+        yield _counter("asr_ws_speculations", "Decodes begun before the endpoint", "outcome", speculations)
+        yield GaugeMetricFamily(
+            "asr_ws_max_concurrent_decodes", "The most decodes that ever ran at once", worker.max_concurrent_decodes
         )
         failures = {error.code: 0 for error in (DecodeFailed, WorkerDied, WorkerHung)} | metrics.decode_failures
         yield _counter("asr_ws_decode_failures", "Decodes that failed", "code", failures)

@@ -118,17 +118,18 @@ class Pages:
 
     def _stats(self) -> tuple[HTTPStatus, str, str]:
         queue, drafts, metrics, worker = self._dispatcher.queue, self._dispatcher.drafts, self._metrics, self._worker
+        now = time.monotonic()  # the loop's clock too
         stats = {
             "state": queue.state.value,
             "model": self._model,
-            "uptime_s": round(time.monotonic() - self._began, 1),
+            "uptime_s": round(now - self._began, 1),
             "queue_depth": queue.depth,
             "queue_capacity": queue.capacity,
             "background_depth": queue.background_depth,
-            "avg_wait_ms": round(metrics.avg_wait_s * 1000),
-            "p95_wait_ms": round(metrics.p95_wait_s * 1000),
+            "avg_wait_ms": round(metrics.waits_s.mean(now=now) * 1000),
+            "p95_wait_ms": round(metrics.waits_s.p95(now=now) * 1000),
             "in_flight_tasks": int(queue.in_flight is not None or queue.aside is not None),
-            "decode_fail_rate": round(metrics.decode_fail_rate, 4),
+            "decode_fail_rate": round(metrics.failed.mean(now=now), 4),
             "worker_restart_count": worker.n_restarts,
             "worker_pid": worker.pid,
             "sessions": self.listener.n_sessions,

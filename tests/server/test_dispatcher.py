@@ -351,8 +351,8 @@ async def test_what_happens_is_counted() -> None:
         assert [type(await at.told.get()) for _ in range(2)] == [Decoded, Failed]
         metrics = at.metrics
         assert metrics.refusals == {RefusalReason.QUEUE_FULL: 1, RefusalReason.MAX_SESSIONS: 1}
-        assert (metrics.finals, metrics.retries, metrics.decode_fail_rate) == (1, 1, 2 / 3)
-        assert len(metrics._waits_s) == 2, "what expired, and what got its text; a replay does not wait again"
+        assert (metrics.finals, metrics.retries, metrics.failed.mean(now=now)) == (1, 1, 2 / 3)
+        assert sum(metrics.wait_s.counts) == 2, "what expired, and what got its text; a replay does not wait again"
         assert metrics.unfinished == {RefusalReason.DEADLINE: 1}
         assert metrics.decode_failures == {"worker_crashed": 1, "decode_failed": 1}
         assert (sum(metrics.decode_s["final"].counts), metrics.decode_s["final"].sum_s) == (1, 0.1)
@@ -387,7 +387,7 @@ async def test_who_waits_behind_the_others_is_counted_like_them() -> None:
         for _ in range(3):
             await at.finish()
             assert isinstance(await at.told.get(), Decoded)
-        assert (at.metrics.finals, len(at.metrics._waits_s), sum(at.metrics.decode_s["final"].counts)) == (3, 3, 3)
+        assert (at.metrics.finals, sum(at.metrics.wait_s.counts), sum(at.metrics.decode_s["final"].counts)) == (3, 3, 3)
 
 
 async def test_refusals_of_the_background_and_of_who_asks_are_counted() -> None:
