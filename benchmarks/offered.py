@@ -261,12 +261,12 @@ async def mean_decode_s(app: App, clients: Executor, cuts: Sequence[slice], **st
     """What one of these utterances takes an idle server's worker: one over it is the capacity."""
     warm_up = cuts[:1]
     with watched(app) as decodes:
-        run = partial(_decode_each, app.url, [*warm_up, *cuts], start_fields)
+        run = partial(decode_each, app.url, [*warm_up, *cuts], start_fields)
         await asyncio.get_running_loop().run_in_executor(clients, run)
     return mean(each.took_s for each in decodes[len(warm_up) :])
 
 
-def _decode_each(url: str, cuts: Sequence[slice], start_fields: Mapping[str, Any]) -> None:
+def decode_each(url: str, cuts: Sequence[slice], start_fields: Mapping[str, Any]) -> None:
     async def run() -> None:
         pcm = speech_pcm()
         async with sessions(url, 1, endpointing={"mode": "manual"}, **start_fields) as (session,):

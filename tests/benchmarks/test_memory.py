@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.footprint import HEADER, IDLE, Footprint, row, verdict
+from benchmarks.memory import HEADER, IDLE, Footprint, row, verdict
 from tests.benchmarks.commands import run
 
 MB = 1e6
@@ -42,8 +42,8 @@ def test_a_row_lines_up_with_its_header_and_says_what_is_wrong() -> None:
 def test_each_kind_that_is_asked_for_is_measured(tiny_en: Path, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     arguments = ("--sessions", "2", "--seconds", "0.2", "--settle-s", "0.5", "--report", str(file))
-    kinds = ("idle", "idle, TLS", "heard")
-    lines, told = run("footprint", *arguments, *(f"--kind={kind}" for kind in kinds))
+    kinds = ("idle", "idle, TLS", "speaking", "heard")
+    lines, told = run("memory", *arguments, *(f"--kind={kind}" for kind in kinds))
     assert json.loads(file.read_text("utf-8")) == told
     assert [lines[0], *(line.partition("  ")[0] for line in lines[1:])] == [HEADER, *kinds]
     for kind in kinds:
@@ -56,5 +56,5 @@ def test_each_kind_that_is_asked_for_is_measured(tiny_en: Path, tmp_path: Path) 
 
 @pytest.mark.model
 def test_without_idle_ones_there_is_no_verdict(tiny_en: Path) -> None:
-    lines, told = run("footprint", "--sessions", "1", "--settle-s", "0.1", "--kind", "half a handshake")
+    lines, told = run("memory", "--sessions", "1", "--settle-s", "0.1", "--kind", "half a handshake")
     assert (len(lines), told["passed"]) == (2, None)

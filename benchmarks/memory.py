@@ -1,7 +1,6 @@
 """What a connection costs the server's memory, whatever its client does with it.
 
-    python -m benchmarks.footprint [--sessions 50] [--kind NAME ...] [--seconds 5] [--settle-s 11] [--model tiny.en]
-                                   [--report FILE]
+    python -m benchmarks.memory [--sessions 50] [--kind NAME ...] [--seconds 5] [--settle-s 11] [--model tiny.en]
 
 Each kind has a server of its own, a process. First `N_WARM_UP` sessions are opened, which stay: what they take is
 partly room that was free anyway, and what all share. Then come ``--sessions`` of the kind, all at once; those that
@@ -11,6 +10,7 @@ server's process over that after the warm-up. What the system keeps for a connec
 as the server asks for, which Linux takes twice.
 
 - idle: has been told `ready`, and says nothing. Without TLS and with it.
+- speaking: speech in real time for ``--seconds``, with partials and endpoints, its events read; then silent.
 - heard: 30 s in manual mode, less a sample, all of it sent, taken and not committed.
 - tiny frames: of 1 byte, as fast as they are taken. - large frames: of 256 KiB, likewise.
 - pings, unread: ping frames of 125 bytes, whose sender reads no pong. - events, unread: the same with `ping` messages.
@@ -47,7 +47,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from websockets.asyncio.client import ClientConnection
@@ -59,8 +59,21 @@ from asr_ws.server.door import descriptors_for
 from asr_ws.server.memory import EVERY_S
 from benchmarks.blast import flood, session_url
 from benchmarks.chaos import BUGS
-from benchmarks.common import PCM_BYTES_PER_S, narrow_socket, progress, report, reported, told_plainly, within
+from benchmarks.common import (
+    PCM_BYTES_PER_S,
+    Report,
+    narrow_socket,
+    progress,
+    report,
+    reported,
+    speech_pcm,
+    told_plainly,
+    within,
+)
 from benchmarks.served import POLL_S, READY_LIMIT_S, Served
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_IDLE_KIB: Final = 20.0
 N_WARM_UP: Final = 100  # with none, 50 idle sessions seemed to take 5 KiB each, with these what 500 take each
@@ -68,6 +81,7 @@ SETTLE_S: Final = EVERY_S + 1
 VISIT_LIMIT_S: Final = 120.0  # beyond its flood
 HEARD_BYTES: Final = 30 * PCM_BYTES_PER_S - 2  # a sample more would be cut, and offered
 FRAMES_AT_ONCE: Final = 1000
+FRAME_S: Final = 0.1  # of who speaks
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +118,24 @@ class Kind:
 
 async def idle(at: Address, seconds: float) -> asyncio.BaseTransport:
     return (await at.session()).transport
+
+
+async def speaking(at: Address, seconds: float) -> asyncio.BaseTransport:
+    socket = await at.session()
+
+    async def read() -> None:
+        async for _ in socket:
+            pass
+
+    reader = asyncio.create_task(read(), name="reader")
+    loop = asyncio.get_running_loop()
+    began, pcm, frame_bytes = loop.time(), speech_pcm(), round(FRAME_S * PCM_BYTES_PER_S)
+    for n in range(round(seconds / FRAME_S)):
+        at_byte = n * frame_bytes % (len(pcm) - frame_bytes)
+        await socket.send(pcm[at_byte : at_byte + frame_bytes])
+        await asyncio.sleep(began + (n + 1) * FRAME_S - loop.time())
+    reader.cancel()  # what still comes is little
+    return socket.transport
 
 
 async def heard(at: Address, seconds: float) -> asyncio.BaseTransport:
@@ -144,6 +176,7 @@ KINDS: Final = {
     for kind in (
         Kind(IDLE, idle),
         Kind("idle, TLS", idle, ("--tls-self-signed",)),
+        Kind("speaking", speaking),
         Kind("heard", heard, ("--ingest-speed", "1000")),
         Kind("tiny frames", partial(flooded, opcode=Opcode.BINARY, payload=b"x", reads=True)),
         Kind(
@@ -195,6 +228,22 @@ class Footprint:
 def verdict(footprints: Sequence[Footprint]) -> bool | None:
     """Whether idle ones keep the target; None: there were none."""
     return next((each.held_kib <= MAX_IDLE_KIB for each in footprints if each.kind == IDLE), None)
+
+
+def draw(figure: Figure, report: Report) -> None:
+    """What a connection takes, by what its client does: held, and the most."""
+    kinds = [name for name, each in report.items() if isinstance(each, dict) and "held_kib" in each][::-1]
+    axes = figure.add_subplot(xscale="log", title="Memory of the server for each connection", xlabel="KiB")
+    for n, name in enumerate(kinds):
+        held, most = (max(report[name][each], 1.0) for each in ("held_kib", "most_kib"))
+        axes.plot([held, most], [n, n], color="0.7", zorder=1)
+        axes.plot(held, n, "o", color="C0", label="afterwards" if n == 0 else None)
+        axes.plot(most, n, "|", color="C1", markersize=14, label="at most" if n == 0 else None)
+        axes.annotate(f"{held:,.0f} / {most:,.0f}", (most, n), (8, -3), textcoords="offset points", fontsize=8)
+    axes.axvline(MAX_IDLE_KIB, color="C3", linestyle=":", label=f"aim when idle: {MAX_IDLE_KIB:.0f}")
+    axes.set_yticks(range(len(kinds)), kinds)
+    axes.margins(x=0.15)
+    axes.legend()
 
 
 HEADER: Final = f"{'KiB of each':<20}{'connections':>12}{'held':>10}{'most':>10}{'sessions left':>15}"
@@ -268,7 +317,7 @@ def main(sessions: int, names: tuple[str, ...], seconds: float, settle_s: float,
             click.echo(row(footprints[-1]))
     settings = {"model": model, "sessions": sessions, "warm_up": N_WARM_UP, "seconds": seconds, "settle_s": settle_s}
     figures = {each.kind: each.figures() for each in footprints}
-    sys.exit(report("footprint", settings=settings, figures=figures, passed=verdict(footprints)))
+    sys.exit(report("memory", settings=settings, figures=figures, passed=verdict(footprints), draw=draw))
 
 
 if __name__ == "__main__":
