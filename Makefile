@@ -10,7 +10,7 @@ PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --no-inp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint soak chaos screenshots clean
+.PHONY: help demo test lint soak chaos bench bench-full screenshots clean
 
 # Of test: side by side. Here and not in pytest's own settings: one file is done sooner than the workers are there.
 # One worker a core, which goes on with what another has still to do; each may have a model or a browser in memory.
@@ -30,6 +30,8 @@ help:
 	@echo "make lint     ruff and mypy alone"
 	@echo "make soak     $(SECONDS) s of five times the load that the server can take: does anything grow, is anything lost?"
 	@echo "make chaos    $(SECONDS) s of faults: the worker is killed, hangs, leaks, clients vanish; SECONDS=N SEED=N REPORT=FILE"
+	@echo "make bench    a sample of all benchmarks, less than ten minutes, into build/benchmarks; ONLY=NAME is one of them"
+	@echo "make bench-full  all of them but the peers, an hour and a half, on a machine with nothing else to do; rewrites docs/benchmarks"
 	@echo "make screenshots  the pictures in docs/images, by chromium"
 	@echo "make clean    remove .venv and what the tools left behind (downloaded models stay)"
 	@echo "PYTHON=...    the interpreter that .venv is made with, 3.11 or newer (now: $(PYTHON))"
@@ -52,6 +54,12 @@ soak: SCENE = --clean
 soak chaos: $(VENV)/.test
 	@$(PY) -m asr_ws pull tiny.en --source index
 	$(PY) -m benchmarks.chaos $(SCENE) --seconds $(SECONDS) --seed $(SEED) --report "$(REPORT)"
+
+bench: SUITE = --sample
+bench bench-full: $(VENV)/.test
+	@$(PY) -m asr_ws pull tiny.en --source index
+	@$(PY) -m asr_ws pull base --source index
+	$(PY) -m benchmarks.suite $(SUITE) $(addprefix --only ,$(ONLY))
 
 screenshots: $(VENV)/.test
 	@$(PY) -m asr_ws pull tiny.en --source index

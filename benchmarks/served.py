@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Self
 
 import click
@@ -62,18 +63,23 @@ class Served:
         self._readers: list[asyncio.Task[None]] = []
 
     @classmethod
-    async def start(cls, *arguments: str, program: Sequence[str] = ("asr_ws", "serve")) -> Self:
+    async def start(
+        cls, *arguments: str, program: Sequence[str] = ("asr_ws", "serve"), tree: Path | None = None
+    ) -> Self:
         """``asr-ws serve`` with these arguments, on a free port.
 
         Args:
             program: another module that takes the same arguments.
+            tree: the checkout that it is started in; None: this folder's.
         Raises:
             click.ClickException: it does not listen.
         """
         own = ("--port", "0", "--log-format", "json", "--state-dir", state_dir())
         command = (sys.executable, "-m", *program, *own, *arguments)
         pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, limit=MAX_LINE_BYTES)
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=pipe, stderr=pipe, limit=MAX_LINE_BYTES, cwd=tree
+        )
         server = cls(process)
         assert process.stdout is not None
         server._readers.append(asyncio.create_task(server._read_log(), name="the server's log"))

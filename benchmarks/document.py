@@ -1,0 +1,249 @@
+"""The figures in the documents, from the reports in ``docs/benchmarks``: none of them is written by hand.
+
+A document has blocks, which `rewrite` fills; a test compares them with the reports:
+
+    <!-- figures: latency -->
+    ...
+    <!-- end -->
+
+A block's name is a report's, ``machine``, or ``done``. Of a report it is what its module's ``table`` makes of it, or
+the lines that `LINES` has: what a figure is called, where in the report it is, its unit, and what is aimed at.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from benchmarks.common import Report
+
+ROOT: Final = Path(__file__).parents[1]
+FOLDER: Final = ROOT / "docs" / "benchmarks"
+TIMES: Final = "suite.json"  # how long each took; no report
+BLOCK: Final = re.compile(r"(?<=<!-- figures: )(\S+)( -->\n).*?(?=<!-- end -->)", flags=re.DOTALL)
+
+Reports = Mapping[str, Report]
+Line = tuple[str, str, str, str]  # what, where, unit, aim
+
+LINES: Final[Mapping[str, Sequence[Line]]] = {
+    "latency": (
+        ("end of speech to final, half of them", "speculation.end_of_speech_to_final_ms.p50", "ms", "700"),
+        ("... 95 of 100", "speculation.end_of_speech_to_final_ms.p95", "ms", ""),
+        ("... without speculation, half of them", "partials.end_of_speech_to_final_ms.p50", "ms", ""),
+        ("a decode", "speculation.decode_ms.p50", "ms", ""),
+        ("onset of speech to first partial, half of them", "speculation.onset_to_first_partial_ms.p50", "ms", ""),
+        ("`stable` text that changed", "speculation.stable_changed", "n", "0"),
+        (
+            "at twice the capacity: end of speech to final, half of them",
+            "loaded.0.end_of_speech_to_final_ms.p50",
+            "ms",
+            "",
+        ),
+    ),
+    "latency_base": (
+        ("end of speech to final, half of them", "speculation.end_of_speech_to_final_ms.p50", "ms", ""),
+        ("... without speculation, half of them", "partials.end_of_speech_to_final_ms.p50", "ms", ""),
+        ("a decode", "speculation.decode_ms.p50", "ms", ""),
+        ("onset of speech to first partial, half of them", "speculation.onset_to_first_partial_ms.p50", "ms", ""),
+    ),
+    "load": (
+        ("accepted, and there when it was promised, at the capacity", "promises.0.within_estimate", "%", "90"),
+        ("... at three times the capacity", "promises.-1.within_estimate", "%", "90"),
+        ("accepted, and expired, with 1.5 s of patience, at the capacity", "deadlines.0.expired", "%", "2"),
+        ("came to a final at twice the capacity, with partials", "drafts.on.finals_share", "%", ""),
+        ("... without", "drafts.off.finals_share", "%", ""),
+    ),
+    "overhead": (
+        ("commit to final, less the decode, half of them", "tiny.en.overhead_ms.p50", "ms", "5"),
+        ("... 95 of 100", "tiny.en.overhead_ms.p95", "ms", ""),
+        ("... of a worker that answers at once, half of them", "scripted.overhead_ms.p50", "ms", ""),
+    ),
+    "baseline_ratio": (
+        ("a decode under five times the capacity, to one alone; a core of its own", "pinned.ratio", "x", "1.05"),
+        ("... all on all cores, as a user starts it", "free.ratio", "x", ""),
+    ),
+    "busy": (
+        ("a `busy`, 200 sessions, in the server, half of them", "in_server_ms.p50", "ms", ""),
+        ("... 99 of 100", "in_server_ms.p99", "ms", "5"),
+        ("... at the clients, 99 of 100", "by_client_ms.p99", "ms", "50"),
+    ),
+    "ingest": (
+        ("sessions in real time that one core carries", "carried", "n", "150"),
+        ("processor time of a frame of 100 ms", "levels.0.frame_us", "us", ""),
+    ),
+    "contention": (
+        ("a decode beside a busy core, to one alone", "passive_slowdown", "x", ""),
+        ("... with OpenMP's default", "default_slowdown", "x", ""),
+    ),
+    "recovery": (
+        ("a dead worker is seen, 95 of 100", "seen_ms.p95", "ms", "50"),
+        ("ready again, less load and self-test, 95 of 100", "ready_less_load_ms.p95", "ms", "500"),
+        ("the worker gone after the server's SIGKILL, 95 of 100", "gone_ms.p95", "ms", "100"),
+        ("a `busy` while hung workers are killed, 99 of 100", "busy_ms.p99", "ms", "50"),
+    ),
+    "profile": (("processor time for each second of audio", "here.cpu_ms_per_audio_s", "ms", ""),),
+    "memory": (
+        ("the server with 100 idle sessions", "idle.rss_mb.0", "MB", "130"),
+        ("an idle session", "idle.held_kib", "KiB", "20"),
+        ("... with TLS", "idle, TLS.held_kib", "KiB", ""),
+        ("a session that speaks", "speaking.most_kib", "KiB", ""),
+        ("a session with 30 s heard and not committed", "heard.held_kib", "KiB", ""),
+    ),
+    "uploads": (
+        ("refusals of files at the clients, 99 of 100", "early_ms.p99", "ms", "50"),
+        ("most decodes at once", "max_concurrent_decodes", "n", "1"),
+    ),
+    "jobs": (
+        ("kills of the server", "kills_done", "n", ""),
+        ("jobs that were acknowledged", "jobs", "n", ""),
+        ("... and succeeded", "succeeded", "n", ""),
+    ),
+    "fuzz": (
+        ("utterances of neighbours", "neighbours.commits", "n", ""),
+        ("... and their finals", "neighbours.finals", "n", ""),
+    ),
+    "chaos": (
+        ("utterances whose outcomes were checked", "utterances", "n", ""),
+        ("outcomes that were lost", "lost_outcomes", "n", "0"),
+        ("audio that was lost", "lost_ms", "ms", "0"),
+        ("times that the server ended by itself", "parent_crashes", "n", "0"),
+        ("restarts of the worker", "worker_restarts", "n", ""),
+        ("growth of the server's memory, MB a minute", "rss_slope_mb_per_min", "", "1"),
+        ("most decodes at once", "max_concurrent_decodes", "n", "1"),
+    ),
+    "accuracy": (
+        ("word errors, streamed", "streamed_rate", "%", ""),
+        ("... the whole file at once", "whole_rate", "%", ""),
+    ),
+}
+
+# What is promised, by the report and the place that show it.
+DONE: Final[Sequence[tuple[str, str, str, str, str]]] = (
+    ("Ten minutes of faults: the server ends by itself", "chaos", "parent_crashes", "n", "0"),
+    ("... outcomes lost", "chaos", "lost_outcomes", "n", "0"),
+    ("... audio lost", "chaos", "lost_ms", "ms", "0"),
+    ("Ten minutes at five times the capacity: the server ends by itself", "soak", "parent_crashes", "n", "0"),
+    ("... outcomes lost", "soak", "lost_outcomes", "n", "0"),
+    ("... most decodes at once", "soak", "max_concurrent_decodes", "n", "1"),
+    ("... growth of its memory, MB a minute", "soak", "rss_slope_mb_per_min", "", "1"),
+    ("A decode under five times the capacity, to one alone", "baseline_ratio", "pinned.ratio", "x", "1.05"),
+    ("A refusal, 99 of 100, in the server", "busy", "in_server_ms.p99", "ms", "5"),
+    ("... at the clients", "busy", "by_client_ms.p99", "ms", "50"),
+    ("A refusal while hung workers are killed, 99 of 100, at the clients", "recovery", "busy_ms.p99", "ms", "50"),
+    ("A dead worker is seen, 95 of 100", "recovery", "seen_ms.p95", "ms", "50"),
+)
+SOAK_AS_CHAOS: Final = {"soak": "chaos"}
+
+
+def at(report: Report, where: str) -> Any:
+    """What stands at ``a.b.0``; a name may have dots in it. Raises: KeyError, IndexError: nothing does."""
+    found: Any = report
+    parts = where.split(".")
+    while parts:
+        if isinstance(found, list):
+            found = found[int(parts.pop(0))]
+            continue
+        name = next((".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in found), parts[0])
+        found, parts = found[name], parts[name.count(".") + 1 :]
+    return found
+
+
+def shown(value: Any, unit: str) -> str:
+    """As people read it."""
+    match value, unit:
+        case None, _:
+            return "-"
+        case _, "n":
+            return f"{value:,}".replace(",", " ")
+        case _, "x":
+            return f"{value:.2f} x"
+        case _, "%":
+            return f"{value:.1%}".replace("%", " %")
+        case _, "":
+            return f"{value:.2f}"
+    return f"{value:.0f} {unit}" if abs(value) >= 20 or value == 0 else f"{value:.1f} {unit}"
+
+
+def lines_of(report: Report, lines: Sequence[Line]) -> list[str]:
+    """A table of them."""
+    rows = [(what, shown(at(report, where), unit), aim) for what, where, unit, aim in lines]
+    return ["| | | aim |", "|---|---|---|", *(f"| {what} | {value} | {aim} |" for what, value, aim in rows)]
+
+
+def _of_report(name: str, report: Report, commands: Mapping[str, str]) -> list[str]:
+    table: Callable[[Report], list[str]] | None = getattr(
+        import_module(f"benchmarks.{report['benchmark']}"), "table", None
+    )
+    lines = table(report) if table is not None else lines_of(report, LINES[SOAK_AS_CHAOS.get(name, name)])
+    verdict = {True: ": every aim was kept", False: ": **an aim was missed**"}.get(report["passed"], "")
+    return [*lines, "", f"`{commands.get(name, f'python -m benchmarks.{name}')}`{verdict}."]
+
+
+def _machine(reports: Reports) -> list[str]:
+    machines = {json.dumps(each["machine"]): each["machine"] for each in reports.values()}
+    return [
+        f"{each['cpu']}, {each['cores']} cores; {each['os']}; Python {each['python']}, "
+        + ", ".join(f"{name} {each[name]}" for name in ("faster-whisper", "ctranslate2", "websockets"))
+        + "."
+        for each in machines.values()
+    ]
+
+
+def _done(reports: Reports, commands: Mapping[str, str]) -> list[str]:
+    rows = [(what, shown(at(reports[name], where), unit), aim, commands[name]) for what, name, where, unit, aim in DONE]
+    return [
+        "| | last figure | aim | command |",
+        "|---|---|---|---|",
+        *(f"| {what} | {value} | {aim} | `{command}` |" for what, value, aim, command in rows),
+    ]
+
+
+def block(name: str, reports: Reports, commands: Mapping[str, str]) -> list[str]:
+    """Its lines. Raises: click.ClickException: it is unknown, or has no report."""
+    try:
+        match name:
+            case "machine":
+                return _machine(reports)
+            case "done":
+                return _done(reports, commands)
+        return _of_report(name, reports[name], commands)
+    except (KeyError, IndexError) as error:
+        raise click.ClickException(f"figures of {name}: nothing at {error}") from error
+
+
+def read_reports(folder: Path = FOLDER) -> dict[str, Report]:
+    """By the name of the file."""
+    return {
+        file.stem: json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("*.json")) if file.name != TIMES
+    }
+
+
+def filled(text: str, reports: Reports, commands: Mapping[str, str]) -> str:
+    """A document with its blocks as the reports have them."""
+    return BLOCK.sub(
+        lambda found: "\n".join([f"{found[1]}{found[2].rstrip()}", "", *block(found[1], reports, commands), "", ""]),
+        text,
+    )
+
+
+def documents() -> list[Path]:
+    """Those with blocks."""
+    found = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    return sorted(file for file in found if BLOCK.search(file.read_text("utf-8")))
+
+
+def rewrite(commands: Mapping[str, str]) -> list[Path]:
+    """Fill them all. Returns: those that changed."""
+    reports, changed = read_reports(), []
+    for file in documents():
+        text = file.read_text("utf-8")
+        if (new := filled(text, reports, commands)) != text:
+            file.write_text(new, "utf-8")
+            changed.append(file)
+    return changed

@@ -1,0 +1,148 @@
+"""All benchmarks but the peers, one after the other, and the documents that have their figures.
+
+    python -m benchmarks.suite [--sample] [--only NAME ...] [--into FOLDER]
+    python -m benchmarks.suite --redraw
+
+Each is a command of its own, run as its users run it; its report is FOLDER/NAME.json, its picture FOLDER/NAME.png, and
+all that it printed FOLDER/NAME.txt. ``docs/benchmarks`` has the full run; its README, and the other documents with
+blocks of figures, are written anew from the reports (see `benchmarks.document`): none of those is written by hand.
+``--sample`` is a short run of the same commands, into a folder of its own: it shows that they work, and little of what
+this machine can do. ``--redraw`` measures nothing.
+
+Exit code 1: one of them missed its target, or did not come to its end.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+import click
+
+from benchmarks.common import Draw, picture, progress
+from benchmarks.document import FOLDER, TIMES, rewrite
+
+LIMIT_S: Final = 1500.0  # of each: it hangs
+SAMPLES: Final = Path("build/benchmarks")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """``module`` with the arguments of the full run, or of the sample. ``name``: of the report."""
+
+    name: str
+    full: str = ""
+    sample: str = ""
+    module: str = ""
+
+    def command(self, report: Path, *, sample: bool) -> list[str]:
+        arguments = (self.sample if sample else self.full).split()
+        return [sys.executable, "-m", f"benchmarks.{self.module or self.name}", *arguments, "--report", str(report)]
+
+    @property
+    def shown(self) -> str:
+        """The full run's, for people."""
+        return f"python -m benchmarks.{self.module or self.name} {self.full}".rstrip()
+
+
+STEPS: Final = (
+    Step("lock_baseline", "--model base", "--loads 0.5,5 --seconds 8 --crowd 10"),
+    Step("capacity", "", "--quick"),
+    Step("latency", "--loads 2", ""),
+    Step("latency_base", "--model base", "--model scripted", "latency"),
+    Step("load", "--seconds 20 --offers 150 --rounds 2", "--loads 2 --seconds 5 --offers 20 --rounds 1"),
+    Step("fairness", "", "--rounds 1 --seconds 4"),
+    Step("overhead", "", "--commits 10"),
+    Step("baseline_ratio", "", "--seconds 5 --rounds 1"),
+    Step("busy", "", "--seconds 3"),
+    Step("ingest", "", "--sessions 20 --seconds 3"),
+    Step("profile", "", "--sessions 5 --seconds 3 --rounds 1"),
+    Step("contention", "", "--rounds 1 --decodes 2"),
+    Step("accuracy"),
+    Step("microphone"),
+    Step("window"),
+    Step("recovery", "--cycles 50", "--cycles 3 --kills 2 --seconds 3"),
+    Step("memory", "", "--sessions 10 --seconds 1 --settle-s 1"),
+    Step("uploads", "--long 10", "--rounds 1 --seconds 5"),
+    Step("jobs", "", "--kills 3"),
+    Step("long_file", "", "--minutes 1"),
+    Step("seams", "--cuts 12", "--cuts 2"),
+    Step("proxied", "--seconds 120", "--seconds 5"),
+    Step("fuzz", "", "--examples 300"),
+    Step("blast", "--seconds 60", "--seconds 5"),
+    Step("chaos", "--seconds 600", "--seconds 20"),
+    Step("soak", "--clean --seconds 600", "--clean --seconds 20", "chaos"),
+)
+
+
+def run(step: Step, folder: Path, *, sample: bool) -> tuple[int, float]:
+    """Returns: the exit code, and how long it took. An earlier report stays where there is no new one."""
+    new = folder / f"{step.name}.new.json"
+    began = time.monotonic()
+    with (folder / f"{step.name}.txt").open("wb") as out:
+        try:
+            code = subprocess.run(
+                step.command(new, sample=sample), stdout=out, stderr=subprocess.STDOUT, timeout=LIMIT_S
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = -1
+    for file in (new, new.with_suffix(".png")):
+        if file.exists():
+            file.replace(folder / (step.name + file.suffix))
+    return code, time.monotonic() - began
+
+
+def redraw(folder: Path) -> None:
+    """The pictures, from the reports alone."""
+    for file in sorted(folder.glob("*.json")):
+        report = json.loads(file.read_text("utf-8"))
+        if "benchmark" in report:
+            draw: Draw | None = getattr(importlib.import_module(f"benchmarks.{report['benchmark']}"), "draw", None)
+            if draw is not None:
+                picture(draw, report, file.with_suffix(".png"))
+
+
+@click.command()
+@click.option("--sample", is_flag=True, help="less of each")
+@click.option("--only", "names", multiple=True, type=click.Choice([step.name for step in STEPS]), help="not the others")
+@click.option("--into", "folder", type=click.Path(path_type=Path, file_okay=False), help="where reports go")
+@click.option("--redraw", "only_redraw", is_flag=True, help="measure nothing: pictures and documents from the reports")
+def main(sample: bool, names: tuple[str, ...], folder: Path | None, only_redraw: bool) -> None:
+    """All benchmarks but the peers, one after the other, and the documents that have their figures."""
+    folder = folder or (SAMPLES if sample else FOLDER)
+    folder.mkdir(parents=True, exist_ok=True)
+    failed = []
+    if only_redraw:
+        redraw(folder)
+    else:
+        steps = [step for step in STEPS if not names or step.name in names]
+        times_file = folder / TIMES
+        times = json.loads(times_file.read_text("utf-8")) if times_file.exists() else {}
+        with progress() as bars:
+            bar = bars.add_task("", total=len(steps))
+            for step in steps:
+                bars.update(bar, description=step.name)
+                code, took_s = run(step, folder, sample=sample)
+                verdict = {0: "", 1: "MISSED, or failed", -1: "did not end"}.get(code, f"exit code {code}")
+                click.echo(f"{step.name:<18}{timedelta(seconds=round(took_s))!s:>9}  {verdict}".rstrip())
+                failed += [step.name] if code else []
+                times[step.name] = {"seconds": round(took_s), "exit_code": code}
+                times_file.write_text(json.dumps(times, indent=2) + "\n", "utf-8")
+                bars.advance(bar)
+    if folder == FOLDER:
+        for document in rewrite({step.name: step.shown for step in STEPS}):
+            click.echo(f"written: {document}")
+    for name in failed:
+        click.echo(f"see {folder / name}.txt")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

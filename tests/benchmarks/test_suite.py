@@ -1,0 +1,54 @@
+"""The suite runs benchmarks as its users do, keeps what they report, and says which missed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import suite
+from benchmarks.suite import STEPS, Step, main, run
+from tests.benchmarks.commands import REPOSITORY
+
+SHORT = "--model scripted --seconds 1 --rounds 1"
+
+
+def test_every_benchmark_but_the_peers_is_in_it() -> None:
+    modules = {
+        file.stem for file in (REPOSITORY / "benchmarks").glob("*.py") if "@reported" in file.read_text("utf-8")
+    } - {"common", "peers"}
+    assert {step.module or step.name for step in STEPS} == modules
+
+
+def test_a_run_leaves_report_picture_and_what_was_printed(tmp_path: Path) -> None:
+    code, _ = run(Step("baseline_ratio", sample=SHORT), tmp_path, sample=True)
+    told = json.loads((tmp_path / "baseline_ratio.json").read_text("utf-8"))
+    assert code == (told["passed"] is False)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "baseline_ratio.json",
+        "baseline_ratio.png",
+        "baseline_ratio.txt",
+    ]
+
+
+def test_a_run_that_fails_leaves_the_earlier_report(tmp_path: Path) -> None:
+    (tmp_path / "busy.json").write_text("{}")
+    code, _ = run(Step("busy", "--no-such-option"), tmp_path, sample=False)
+    assert code == 2
+    assert (tmp_path / "busy.json").read_text() == "{}"
+    assert "no-such-option" in (tmp_path / "busy.txt").read_text()
+
+
+def test_who_missed_is_told_and_is_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = {"busy": 0, "overhead": 1}
+    monkeypatch.setattr(suite, "run", lambda step, folder, *, sample: (codes[step.name], 61.0))
+    told = CliRunner().invoke(main, ["--only", "busy", "--only", "overhead", "--into", str(tmp_path)])
+    assert told.exit_code == 1
+    assert told.stdout.splitlines() == [
+        "overhead            0:01:01  MISSED, or failed",
+        "busy                0:01:01",
+        f"see {tmp_path / 'overhead'}.txt",
+    ]
+    assert json.loads((tmp_path / "suite.json").read_text("utf-8"))["busy"] == {"seconds": 61, "exit_code": 0}
