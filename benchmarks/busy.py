@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from unittest.mock import patch
 
 import click
@@ -38,6 +38,7 @@ from asr_ws.testing.recognizer import Gate, scripted_worker
 from benchmarks.common import (
     PCM_BYTES_PER_S,
     CoreUse,
+    Report,
     Spread,
     other_process,
     pin,
@@ -50,6 +51,10 @@ from benchmarks.common import (
     until,
     within,
 )
+from benchmarks.pictures import spreads
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_IN_SERVER_MS: Final = 5.0
 MAX_BY_CLIENT_MS: Final = 50.0
@@ -211,6 +216,16 @@ async def _speak(session: BareSession, name: str, began: float, seconds: float) 
     return answered_ms
 
 
+def draw(figure: Figure, report: Report) -> None:
+    """In the server, and at its clients."""
+    n = report["settings"]["sessions"]
+    rows = [
+        ("in the server", report["in_server_ms"], MAX_IN_SERVER_MS),
+        ("at the clients", report["by_client_ms"], MAX_BY_CLIENT_MS),
+    ]
+    spreads(figure, f"From a commit to its busy, with {n} sessions that want more than there is", rows, log=True)
+
+
 @click.command()
 @reported
 @click.option("--sessions", "n_sessions", default=200, show_default=True, type=click.IntRange(1, 2000))
@@ -235,6 +250,7 @@ def main(n_sessions: int, seconds: float, together: bool) -> None:
                 "server_waited_for_core": outcome.waited and round(outcome.waited, 4),
             },
             passed=None if together else outcome.passed,
+            draw=draw,
         )
     )
 

@@ -31,7 +31,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from statistics import linear_regression, mean
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import psutil
@@ -42,10 +42,13 @@ from asr_ws.errors import ClientError
 from asr_ws.testing import marks
 from asr_ws.testing.bare import BareSession, Event, connect
 from asr_ws.testing.faults import PREFIX
-from benchmarks.common import progress, report, reported, speech_pcm, told_plainly, until, within
+from benchmarks.common import Report, progress, report, reported, speech_pcm, told_plainly, until, within
 from benchmarks.crowd import STAYS, WAYS, Account, Crowd
 from benchmarks.offered import spoken_cuts
 from benchmarks.served import LIBRARY_ERROR, STACKS, TRACEBACK, Sample, Served, send_signal, stats_with
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SEGV_EVERY_S: Final = 20.0
 N_WARM_UP: Final = 6  # decodes: the server knows after three how long one may take
@@ -453,6 +456,22 @@ def names_of(context: click.Context, parameter: click.Parameter, text: str | Non
     return names
 
 
+def draw(figure: Figure, report: Report) -> None:
+    """The server's memory in the course of the run."""
+    course, seconds = report["rss_course_mb"], report["seconds"]
+    what = "overload" if report["settings"]["clean"] else "faults"
+    axes = figure.add_subplot(
+        title=f"Memory of the server in {seconds / 60:.0f} minutes of {what}", xlabel="s", ylabel="MB"
+    )
+    axes.plot([seconds * (n + 1) / len(course) for n in range(len(course))], course, "o-")
+    axes.set_ylim(0, 1.3 * max(course, default=1))
+    told = (
+        f"{report['utterances']} utterances, {report['lost_outcomes']} outcomes lost, {report['lost_ms']} ms lost, "
+        f"{report['worker_restarts']} restarts of the worker, {report['parent_crashes']} of the server"
+    )
+    axes.annotate(told, (0.02, 0.05), xycoords="axes fraction")
+
+
 @click.command()
 @reported
 @click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(6), help="how long there is load")
@@ -478,7 +497,7 @@ def main(
     click.echo("\n".join(table(outcome)))
     settings = {"model": model, "sessions": plan.sessions, "load": plan.load, "clean": clean, "without": without}
     figures = {"seconds": seconds, "seed": seed, **outcome.figures()}
-    sys.exit(report("chaos", settings=settings, figures=figures, passed=outcome.ok))
+    sys.exit(report("chaos", settings=settings, figures=figures, passed=outcome.ok, draw=draw))
 
 
 if __name__ == "__main__":

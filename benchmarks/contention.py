@@ -14,14 +14,18 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from statistics import median
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 import numpy as np
 
 from asr_ws import models
 from asr_ws.core.types import SAMPLE_RATE, DecodeOptions
-from benchmarks.common import Cores, Spread, other_process, progress, report, reported, speech_pcm
+from benchmarks.common import Cores, Report, Spread, other_process, progress, report, reported, speech_pcm
+from benchmarks.pictures import spreads
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 POLICIES: Final = ("default", "passive")
 AUDIO_S: Final = 4
@@ -83,6 +87,16 @@ def row(policy: str, busy: bool, times_ms: Spread) -> str:
     return f"{policy:<14}{who:<14}{times_ms.p50:>9.0f}{times_ms.p95:>9.0f}{times_ms.max:>9.0f}"
 
 
+def draw(figure: Figure, report: Report) -> None:
+    """By how threads wait, alone and beside a busy core."""
+    rows = [
+        (f"threads wait: {policy}, {'a core busy' if busy == 'busy' else 'alone'}", report[f"{policy}_{busy}_ms"], None)
+        for policy in POLICIES
+        for busy in ("alone", "busy")
+    ]
+    spreads(figure, "A decode beside another program", rows)
+
+
 @click.command()
 @reported
 @click.option("--model", default="tiny.en", show_default=True)
@@ -117,6 +131,7 @@ def main(model: str, rounds: int, decodes: int) -> None:
             settings={"model": model, "rounds": rounds, "decodes": decodes, "audio_s": AUDIO_S},
             figures={**figures, **{f"{policy}_slowdown": round(ratio, 2) for policy, ratio in slowdown.items()}},
             passed=None,
+            draw=draw,
         )
     )
 

@@ -39,6 +39,7 @@ from asr_ws.testing.recognizer import scripted_worker
 from benchmarks.common import (
     PCM_BYTES_PER_S,
     CoreUse,
+    Report,
     Spread,
     other_process,
     pin,
@@ -54,6 +55,8 @@ from benchmarks.common import (
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
+
+    from matplotlib.figure import Figure
 
     from asr_ws.server.app import App
 
@@ -235,6 +238,21 @@ async def _speak(url: str, n_sessions: int, frame_s: float, seconds: float) -> t
     return behind_ms, late_ms
 
 
+def draw(figure: Figure, report: Report) -> None:
+    """The loop's lag, and what of the core was used, by sessions."""
+    levels = sorted(report["levels"], key=lambda level: level["sessions"])
+    n_sessions = [level["sessions"] for level in levels]
+    axes = figure.add_subplot(title="Sessions in real time on one core", xlabel="sessions", ylabel="loop lag, p99, ms")
+    axes.plot(n_sessions, [level["lag_ms"]["p99"] for level in levels], "o-", color="C0", label="loop lag, p99")
+    axes.axhline(MAX_LAG_MS, color="C3", linestyle=":", label="limit")
+    axes.set_yscale("log")
+    used = axes.twinx()
+    used.plot(n_sessions, [100 * level["core_used"] for level in levels], "s--", color="0.5", label="of the core, %")
+    used.set_ylabel("of the core, %")
+    used.set_ylim(0, 105)
+    axes.legend(handles=[*axes.get_lines(), *used.get_lines()], loc="upper left")
+
+
 @click.command()
 @reported
 @click.option("--frame-ms", default=100, show_default=True, type=click.IntRange(10, 1000))
@@ -260,6 +278,7 @@ def main(frame_ms: int, seconds: float, given: tuple[int, ...]) -> None:
             settings={"frame_ms": frame_ms, "seconds": seconds, "pinned": pinned},
             figures={"carried": most, "levels": [level.figures() for level in levels]},
             passed=most >= LEAST_SESSIONS if judged else None,
+            draw=draw,
         )
     )
 

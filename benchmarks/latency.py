@@ -54,6 +54,7 @@ from asr_ws.testing.bare import Event, connect
 from benchmarks.common import (
     Cores,
     Recording,
+    Report,
     Spread,
     numbers,
     other_process,
@@ -83,8 +84,11 @@ from benchmarks.offered import (
     start_of,
     watched,
 )
+from benchmarks.pictures import spreads
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from asr_ws.server.app import App
 
 CONFIGURATIONS: Final = {
@@ -431,19 +435,36 @@ def offer(url: str, plans: Sequence[Sequence[Offer]], start: dict[str, Any]) -> 
     return asyncio.run(offer_all(url, plans, once=True, patience_s=PATIENCE_S, **start))
 
 
+def draw(figure: Figure, report: Report) -> None:
+    """Idle, and under load."""
+    idle = [(f"idle: {name}", report[name.replace(" ", "_")]) for name in CONFIGURATIONS]
+    loaded = [(f"{each['load']:g} x the capacity: {each['configuration']}", each) for each in report["loaded"]]
+    finals = [(what, each["end_of_speech_to_final_ms"], None) for what, each in idle + loaded]
+    partials = [
+        (f"first partial, {what}", each["onset_to_first_partial_ms"], None)
+        for what, each in idle + loaded
+        if each["onset_to_first_partial_ms"]
+    ]
+    model = report["settings"]["model"]
+    spreads(figure, f"End of speech to final, and onset of speech to first partial: {model}", [*finals, *partials])
+
+
 @click.command()
 @reported
 @click.argument("folder", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--model", default="tiny.en", show_default=True, help=f"or {SCRIPTED}: 0.1 s a decode")
 @click.option("--cpu-threads", default=0, show_default=True, type=click.IntRange(0, 1024), help="as of serve")
 @click.option("--loads", callback=numbers, help="offered by others, in multiples of the capacity, such as 0.5,2")
+@click.option("--clips", type=click.IntRange(min=1), help="only so many of the recordings")
 @click.option("--verbose", is_flag=True, help="a line for each utterance")
-def main(folder: Path | None, model: str, cpu_threads: int, loads: tuple[float, ...], verbose: bool) -> None:
+def main(
+    folder: Path | None, model: str, cpu_threads: int, loads: tuple[float, ...], clips: int | None, verbose: bool
+) -> None:
     """How soon the text of the recordings in FOLDER (default: the bundled ones) comes."""
     log.configure(level="error")
     languages = ("en",) if model == SCRIPTED else models.languages(models.resolve(model))
     with speech_folder(folder) as speech:
-        recordings = [each for each in read_manifest(speech) if each.language in languages]
+        recordings = [each for each in read_manifest(speech) if each.language in languages][:clips]
         if not recordings:
             raise click.ClickException(f"no speech in {speech} that {model} knows the language of")
         with progress(still=True) as bars:
@@ -486,6 +507,7 @@ def main(folder: Path | None, model: str, cpu_threads: int, loads: tuple[float, 
                 "missed": found,
             },
             passed=not found,
+            draw=draw,
         )
     )
 

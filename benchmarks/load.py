@@ -41,6 +41,7 @@ from asr_ws.testing.bare import connect
 from benchmarks.common import (
     PCM_BYTES_PER_S,
     Cores,
+    Report,
     numbers,
     other_process,
     percentile,
@@ -70,6 +71,8 @@ from benchmarks.offered import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from asr_ws.server.app import App
 
 MIN_KEPT_PROMISES: Final = 0.9
@@ -418,6 +421,24 @@ async def _speak(url: str, plans: Sequence[Sequence[Offer]], start: dict[str, An
     return talks
 
 
+def draw(figure: Figure, report: Report) -> None:
+    """Promises and expiries by load; finals with partials and without."""
+    promises, drafts = figure.subplots(1, 2, width_ratios=(3, 2))
+    loads = [each["load"] for each in report["promises"]]
+    kept = [100 * each["within_estimate"] for each in report["promises"]]
+    expired = [100 * each["expired"] for each in report["deadlines"]]
+    promises.plot(loads, kept, "o-", label="there when it was promised")
+    promises.plot(loads, expired, "s-", label=f"expired, with {SHORT_WAIT_MS} ms of patience")
+    for aim, color in ((100 * MIN_KEPT_PROMISES, "C0"), (100 * MAX_EXPIRED, "C1")):
+        promises.axhline(aim, color=color, linestyle=":")
+    promises.set(title="Of what was accepted", xlabel="offered, in times of the capacity", ylabel="%", ylim=(-2, 103))
+    promises.legend(loc="center right")
+    shares = {name: 100 * report["drafts"][name]["finals_share"] for name in DRAFTS}
+    bars = drafts.bar([f"partials {name}" for name in shares], list(shares.values()), color=["C0", "0.6"])
+    drafts.bar_label(bars, fmt="%.0f %%")
+    drafts.set(title=f"Of what was offered at {DRAFTS_LOAD:g} x: finals", ylabel="%")
+
+
 @click.command()
 @reported
 @click.option("--model", default="tiny.en", show_default=True, help=f"or {SCRIPTED}: 0.1 s a decode")
@@ -460,6 +481,7 @@ def main(model: str, cpu_threads: int, loads: tuple[float, ...], seconds: float,
                 "missed": found,
             },
             passed=not found,
+            draw=draw,
         )
     )
 

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -34,6 +34,7 @@ from asr_ws.worker.supervisor import Supervisor
 from benchmarks.common import (
     PCM_BYTES_PER_S,
     Cores,
+    Report,
     Spread,
     other_process,
     progress,
@@ -45,6 +46,10 @@ from benchmarks.common import (
     until,
     within,
 )
+from benchmarks.pictures import spreads
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_OVERHEAD_MS: Final = 5.0
 SCRIPTED: Final = "scripted"
@@ -129,6 +134,14 @@ async def _commit(url: str, n_commits: int) -> list[float]:
     return times
 
 
+def draw(figure: Figure, report: Report) -> None:
+    """Without a model, and with it."""
+    names = dict.fromkeys((SCRIPTED, report["settings"]["model"]))
+    spreads(
+        figure, "From commit to final, less the decode", [(name, report[name]["overhead_ms"], None) for name in names]
+    )
+
+
 @click.command()
 @reported
 @click.option("--model", default="tiny.en", show_default=True, help=f"or {SCRIPTED}: none")
@@ -152,6 +165,7 @@ def main(model: str, n_commits: int) -> None:
                 for name, (overhead, decode) in rows.items()
             },
             passed=rows[model][0].p50 <= MAX_OVERHEAD_MS,
+            draw=draw,
         )
     )
 

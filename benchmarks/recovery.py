@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import psutil
@@ -38,6 +38,7 @@ from asr_ws.worker.supervisor import Limits
 from benchmarks.busy import QUEUE_CAPACITY, SPEECH, START, saturate
 from benchmarks.common import (
     PCM_BYTES_PER_S,
+    Report,
     Spread,
     other_process,
     progress,
@@ -50,7 +51,11 @@ from benchmarks.common import (
     until,
     within,
 )
+from benchmarks.pictures import spreads
 from benchmarks.served import Served, count_fds, is_running
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_SEEN_MS: Final = 50.0
 MAX_READY_MS: Final = 500.0
@@ -251,6 +256,17 @@ async def measure(model: str, cycles: int, kills: int, n_sessions: int, seconds:
     return Outcome(seen, ready, Spread.of(gone_ms), busy, n_hung, before, after)
 
 
+def draw(figure: Figure, report: Report) -> None:
+    """What a death costs, beside its limits."""
+    rows = [
+        ("a dead worker is seen", report["seen_ms"], MAX_SEEN_MS),
+        ("ready again, less load and self-test", report["ready_less_load_ms"], MAX_READY_MS),
+        ("worker gone after the server's SIGKILL", report["gone_ms"], MAX_GONE_MS),
+        ("a busy while hung workers are killed", report["busy_ms"], MAX_BUSY_MS),
+    ]
+    spreads(figure, "What a death costs", rows, log=True, aim_is_of="p95, of the last p99")
+
+
 @click.command()
 @reported
 @click.option("--model", default="tiny.en", show_default=True)
@@ -278,6 +294,7 @@ def main(model: str, cycles: int, kills: int, n_sessions: int, seconds: float) -
                 "after": asdict(outcome.after),
             },
             passed=outcome.passed,
+            draw=draw,
         )
     )
 
