@@ -127,6 +127,9 @@ TABLE = {
     # /v1/stats tells the worker's pid and restarts.
     "asr_ws.server.pages": Row((*SERVER, "asr_ws.server", "asr_ws.schema")),
     "asr_ws.server.app": Row(ANYTHING),
+    # It tries the server's parts, and its worker; what is installed is looked at before anything that may be missing.
+    "asr_ws.doctor": Row((*SERVER, "asr_ws.doctor", "asr_ws.models", "asr_ws.server", "asr_ws.worker", "psutil")),
+    "asr_ws.doctor.installation": Row(("asr_ws.config", "asr_ws.doctor")),
     "asr_ws.cli": Row(ANYTHING),
     "asr_ws.testing": Row(ANYTHING),
     # These judge any server, from where only the plain distribution is installed.
@@ -277,6 +280,8 @@ GUARDS = [
         "asr_ws.testing.conformance.__main__",
         (*RECOGNIZER, "onnxruntime", "av", "structlog", "jsonschema", "psutil", "asr_ws.server", "asr_ws.worker"),
     ),
+    ("asr_ws.doctor.installation", (*RECOGNIZER, "structlog", "psutil", "numpy", "asr_ws.server", "asr_ws.worker")),
+    ("asr_ws.doctor.trial", RECOGNIZER),
     ("asr_ws.cli", (*RECOGNIZER, "onnxruntime", "av", "structlog", "numpy", "websockets", "asr_ws.server")),
     ("asr_ws.core.session", ("asyncio", "websockets", "structlog", "av", "onnxruntime")),
     ("asr_ws.core.desk", ("asyncio", "msgspec", "structlog")),

@@ -24,6 +24,7 @@ COMMANDS: Final = {  # name -> where it is, what --help says of it
     "mic": ("asr_ws.cli.mic:mic", "Speak, and see the text while you do."),
     "demo": ("asr_ws.cli.demo:demo", "See everything at work in one minute, without a microphone."),
     "pull": ("asr_ws.cli.pull:pull", "Download a model."),
+    "doctor": ("asr_ws.cli.doctor:doctor", "Check whether the server would run well here."),
     "config": ("asr_ws.cli.config:config", "Show every setting and where its value comes from."),
     "completion": ("asr_ws.cli.completion:completion", "Print a script that makes a shell complete all of this."),
 }

@@ -104,6 +104,11 @@ def overrun(expected_s: float, elapsed_s: float) -> float:
     return max(abs(expected_s - elapsed_s), LEAST_LEFT_S)
 
 
+def all_are_reached(capacity: int, decode_s: float, max_wait_s: float) -> bool:
+    """Whether the last one in a full queue is decoded in time, where a decode takes ``decode_s`` in the mean."""
+    return capacity * decode_s <= max_wait_s
+
+
 class AdmissionQueue:
     """Who waits for the worker, and what it does now.
 

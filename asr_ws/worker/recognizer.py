@@ -13,7 +13,9 @@ then the utterance is decoded again at the full window, and that counts. ``pytho
 
 from __future__ import annotations
 
+import ctypes
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +49,12 @@ PADDING_FRAMES = 800
 SUSPECT_LOGPROB, SUSPECT_NO_SPEECH_PROB, SUSPECT_REST_S = -0.7, 0.3, 0.8
 TOKENS_FREE, TOKENS_PER_S = 24, 10  # fast English speech is 5-6 tokens a second
 TOKENS_IN_ALL = 440  # with the context; the model's limit is 448, with its marks
+
+# What CTranslate2 opens at the first decode on CUDA, and aborts without.
+CUDA_LIBRARIES = {
+    "linux": ("libcublas.so.12", "libcudnn_ops.so.9"),
+    "win32": ("cublas64_12.dll", "cudnn_ops64_9.dll"),
+}
 
 
 class Transcription(Protocol):
@@ -309,6 +317,27 @@ def _segment(segment: Any, text: str, bounds: tuple[float, float], words: Sequen
             for word in words
         ),
     )
+
+
+def abilities() -> dict[str, Any]:
+    """What CTranslate2 can do here: its numbers' formats by device, and which of CUDA's libraries it would not find."""
+    import ctranslate2
+
+    n_devices = ctranslate2.get_cuda_device_count()
+    return {
+        "cpu_compute_types": sorted(ctranslate2.get_supported_compute_types("cpu")),
+        "cuda_compute_types": sorted(ctranslate2.get_supported_compute_types("cuda")) if n_devices else [],
+        "cuda_devices": n_devices,
+        "missing_libraries": [name for name in CUDA_LIBRARIES.get(sys.platform, ()) if n_devices and not _loads(name)],
+    }
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def pick_device(wanted: str) -> str:

@@ -67,7 +67,7 @@ def test_a_listed_command_exists_under_its_name(name: str, run: Run) -> None:
     assert (code, out.split()[:3]) == (0, ["Usage:", "asr-ws", name])
 
 
-@pytest.mark.parametrize("command", ["serve", "config"])
+@pytest.mark.parametrize("command", ["serve", "doctor", "config"])
 def test_help_of_a_command_shows_an_option_per_setting(command: str, run: Run) -> None:
     code, out, _ = run(command, "--help")
     options = {line.split()[0] for line in out.splitlines() if line.startswith("  --")}
@@ -75,7 +75,7 @@ def test_help_of_a_command_shows_an_option_per_setting(command: str, run: Run) -
     assert options - {"--json"} == {"--config", "--help"} | {setting.flag for setting in SETTINGS}
 
 
-@pytest.mark.parametrize("module", ["asr_ws.cli", "asr_ws.cli.serve", "asr_ws.cli.config", "asr_ws.cli.pull"])
+@pytest.mark.parametrize("module", [f"asr_ws.cli{name}" for name in ("", ".serve", ".doctor", ".config", ".pull")])
 def test_importing_the_command_line_imports_nothing_heavy(module: str) -> None:
     heavy = {"numpy", "websockets", "faster_whisper", "onnxruntime", "aiohttp", "huggingface_hub", "asyncio", "rich"}
     code = f"import sys, {module}; print(*sorted({heavy} & set(sys.modules)))"
