@@ -23,9 +23,9 @@ from typing import Any
 import structlog
 
 from asr_ws import __version__, log, messages, models
-from asr_ws.config import Settings
+from asr_ws.config import Admission, Settings
 from asr_ws.core.access import Tokens
-from asr_ws.core.admission import AdmissionQueue
+from asr_ws.core.admission import EXPECTED_AUDIO_S, AdmissionQueue, all_are_reached
 from asr_ws.core.drafts import Drafts
 from asr_ws.core.holds import Holds
 from asr_ws.core.service_time import ServiceTime
@@ -48,6 +48,7 @@ from asr_ws.server.pages import Pages
 from asr_ws.server.tally import Tally
 from asr_ws.server.transcriptions import Transcriptions
 from asr_ws.server.watch import Watch
+from asr_ws.worker.ipc import Loaded
 from asr_ws.worker.supervisor import Supervisor, WorkerSpec
 
 GRACE_S = 10.0  # for what is admitted, once the server is told to stop
@@ -387,4 +388,18 @@ async def announce_loaded(app: App) -> None:
     if await app.dispatcher.wait_loaded() and (loaded := app.supervisor.loaded):
         out = log.Writer(sys.stdout)
         out.put(f"  ready     {loaded.device}, {loaded.compute_type}")
+        if late := too_slow(app.settings.admission, loaded):
+            out.put(f"  WARNING   {late}")
+            structlog.get_logger().warning("queue.not_reached", hint=late)
         out.close(0.0)
+
+
+def too_slow(admission: Admission, loaded: Loaded) -> str:
+    """Whether a full queue holds more than is decoded in time, going by the self-test; empty: it does not."""
+    expected = ServiceTime()
+    expected.prime(loaded.self_test_audio_s, loaded.self_test_decode_s)
+    decode_s = expected.estimate(EXPECTED_AUDIO_S)
+    if all_are_reached(admission.queue_capacity, decode_s, admission.max_wait_ms / 1000):
+        return ""
+    queue = f"{admission.queue_capacity} may wait, {admission.max_wait_ms} ms at most"
+    return f"a decode takes some {decode_s:.1f} s, and {queue}: some will wait in vain. asr-ws doctor says more"
