@@ -15,7 +15,16 @@ from asr_ws.config import CONFIG_VARIABLE, SETTINGS, Setting, load, nearest_to
 from asr_ws.errors import MissingExtra
 
 # What the extra [server] brings.
-SERVER_MODULES = ("structlog", "faster_whisper", "onnxruntime", "av", "prometheus_client", "psutil", "cryptography")
+SERVER_MODULES = (
+    "structlog",
+    "aiohttp",
+    "faster_whisper",
+    "onnxruntime",
+    "av",
+    "prometheus_client",
+    "psutil",
+    "cryptography",
+)
 
 
 def require_server(command: str) -> None:
