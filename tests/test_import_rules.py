@@ -115,6 +115,7 @@ TABLE = {
     "asr_ws.server.form": Row(("asr_ws.core", "asr_ws.errors", "asr_ws.messages", "aiohttp")),
     "asr_ws.server.shapes": Row(("asr_ws.core", "asr_ws.messages", "asr_ws.subtitles", "msgspec"), NO_CLOCK),
     "asr_ws.server.tally": Row(("asr_ws.core",)),
+    "asr_ws.server.notify": Row(("asr_ws.core.types", "asr_ws.server.dispatcher")),
     "asr_ws.server.watch": Row(("asr_ws.core.types", "asr_ws.metrics", "structlog")),
     "asr_ws.server.exposition": Row((*SERVER, "asr_ws.server", "prometheus_client")),
     "asr_ws.server.job_store": Row(("asr_ws.core.files", "asr_ws.core.types", "asr_ws.errors", "msgspec"), NO_CLOCK),

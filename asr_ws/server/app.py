@@ -44,6 +44,7 @@ from asr_ws.server.jobs import Jobs
 from asr_ws.server.listener import Listener, SessionLimits
 from asr_ws.server.media import MediaLimits, SpareProcess
 from asr_ws.server.memory import give_back
+from asr_ws.server.notify import ServiceManager
 from asr_ws.server.pages import Pages
 from asr_ws.server.tally import Tally
 from asr_ws.server.transcriptions import Transcriptions
@@ -291,7 +292,7 @@ async def _serve(settings: Settings, spec: WorkerSpec | None, visitor: Visitor |
 
         marks.forget(os.getpid())  # those of an earlier server with this process id, as in a container
         atexit.register(marks.forget, os.getpid())
-    with _signals_into(signals):
+    with _signals_into(signals), contextlib.closing(ServiceManager(os.environ)) as manager:
         async with running(settings, spec) as app:
             logger.info("server.listening", url=app.listener.url, model=settings.model.model)
             if settings.worker.fault_injection:
@@ -299,6 +300,7 @@ async def _serve(settings: Settings, spec: WorkerSpec | None, visitor: Visitor |
             for warning in entrance.warnings(settings):
                 logger.warning("access.warned", hint=warning)
             announce(app)
+            reports = asyncio.create_task(manager.run(app.dispatcher, partial(_status, app)), name="reports")
             loaded = asyncio.create_task(announce_loaded(app), name="announcement")
             told = asyncio.create_task(signals.get(), name="signal")
             visit = asyncio.create_task(_visit(visitor, app), name="visitor")
@@ -310,6 +312,7 @@ async def _serve(settings: Settings, spec: WorkerSpec | None, visitor: Visitor |
             if crash_loop:
                 logger.error("worker.given_up", hint="--on-crash-loop exit", exit_code=CRASH_LOOP)
             logger.info("server.draining", **({"signal": told.result()} if told.done() else {}))
+            manager.stopping()
             told.cancel()  # else it would have the second signal
             drained = asyncio.create_task(app.drain(), name="drain")
             again = asyncio.create_task(signals.get(), name="second signal")
@@ -317,7 +320,7 @@ async def _serve(settings: Settings, spec: WorkerSpec | None, visitor: Visitor |
                 await asyncio.wait([drained, again], return_when=asyncio.FIRST_COMPLETED)
             if not drained.done():
                 await app.give_up()
-            for task in (loaded, drained, again, lost):
+            for task in (loaded, drained, again, lost, reports):
                 task.cancel()
             exit_code = (visit.result() or 0) if visit.done() else INTERRUPTED
             if crash_loop:
@@ -325,6 +328,14 @@ async def _serve(settings: Settings, spec: WorkerSpec | None, visitor: Visitor |
             visit.cancel()
     logger.info("server.stopped")
     return exit_code
+
+
+def _status(app: App) -> str:
+    """A line for who asks the service manager."""
+    state, loaded = app.dispatcher.queue.state, app.supervisor.loaded
+    if state is ServiceState.READY and loaded is not None:
+        return f"{state}: {app.settings.model.model}, {loaded.device}, {loaded.compute_type}, at {app.listener.url}"
+    return f"{state}, at {app.listener.url}" + f": {app.supervisor.last_failure}" * bool(app.supervisor.last_failure)
 
 
 async def _lost(app: App) -> None:
