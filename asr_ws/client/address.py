@@ -8,13 +8,15 @@ import ssl
 from http import HTTPStatus
 from pathlib import Path
 from socket import gaierror
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-
-from websockets.exceptions import ConnectionClosed
-from websockets.http11 import Response
 
 from asr_ws import messages
 from asr_ws.errors import ClientError, UsageError
+
+if TYPE_CHECKING:  # a program that only asks after the server's health needs nothing of it
+    from websockets.exceptions import ConnectionClosed
+    from websockets.http11 import Response
 
 DEFAULT_URL = f"ws://127.0.0.1:8765{messages.PATH}"
 NO_SERVER = "is this an asr_ws server?"
@@ -135,3 +137,15 @@ def read_token(file: Path | None) -> str | None:
     if not words:
         raise UsageError(f"--token-file: no token in {file}")
     return words[0]
+
+
+def checked_token(token: str | None) -> str | None:
+    """Without the line's end. Raises: ClientError: it is none."""
+    token = token.strip() if token is not None else None
+    if token == "":
+        raise ClientError("the token is empty", TOKEN_HINT)
+    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+        raise ClientError(
+            "a token has no spaces, and letters of ASCII only", "the token alone: no name behind it, no second line"
+        )
+    return token

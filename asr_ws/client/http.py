@@ -21,33 +21,21 @@ import secrets
 import selectors
 import ssl
 import time
-from base64 import b64encode
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from socket import socket as Socket
 from typing import Any, BinaryIO, Literal
-from urllib.parse import SplitResult, quote, unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import msgspec
 
 from asr_ws import messages
-from asr_ws.client.address import (
-    ADDRESS_HINTS,
-    DEFAULT_URL,
-    NO_SERVER,
-    OTHER_TOKEN_HINT,
-    PROXY_HINT,
-    TOKEN_HINT,
-    Unreachable,
-    no_address,
-    not_reached,
-    session_url,
-)
+from asr_ws.client.address import DEFAULT_URL, NO_SERVER, OTHER_TOKEN_HINT, TOKEN_HINT, Unreachable
 from asr_ws.client.http_frames import EventStream, Form, form
+from asr_ws.client.http_route import CUT, authorization, breaking, connect, http_url, no_answer, route
+from asr_ws.client.http_route import RequestLost as RequestLost  # what a caller catches is named here
 from asr_ws.client.session import MAX_DELAY_S, reconnect_delay_s, start_message
 from asr_ws.client.sources import check_file
 from asr_ws.errors import ClientError
@@ -56,14 +44,11 @@ PATH = "/v1/audio/transcriptions"
 MODEL = "whisper-1"  # OpenAI's field, without which some servers refuse; one that has a single model takes any name
 PIECE_BYTES = 64 * 1024  # that are read, and sent, at a time
 MAX_REFUSAL_BYTES = 64 * 1024  # of an answer that is no text
-CONNECT_S = 10.0
 SEND_S = 60.0  # in which the server takes nothing
 ANSWER_S = 120.0  # from the file's last byte to the answer: its turn in the queue, and a decode
 SILENT_S = 60.0  # within an answer, in which a comment comes every 15 s
 TIMES_AGAIN = 4  # that a lost connection is made again, for one file
 NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-CUT = "the connection ended in the middle of an answer"
-GATEWAY = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
 
 ResponseFormat = Literal["json", "text", "verbose_json", "srt", "vtt"]
 
@@ -146,12 +131,6 @@ class Done:
 Event = Sending | Refused | Lost | Delta | Other | Done
 
 
-class RequestLost(ClientError):
-    """The connection ended before the answer did."""
-
-    code = "connection_lost"
-
-
 class RequestFailed(ClientError):
     """The server refused the file, or could not finish it; ``code`` is its word."""
 
@@ -207,7 +186,7 @@ def transcribe_file(
     path = Path(path)
     check_file(path)
     start = start_message(token, {"language": language})  # which knows what is a token
-    address, user = upload_url(url)
+    address, user = http_url(url, PATH)
     fields = {"model": model, "response_format": response_format, "stream": "true"}
     if start.language is not None:
         fields["language"] = start.language
@@ -241,18 +220,6 @@ def transcribe_file(
         sleep(again.delay_s)
 
 
-def upload_url(url: str) -> tuple[str, str]:
-    """Where files go, of a server whose sessions are at ``url``, or below it; see `session_url`."""
-    shown, user = session_url(url)
-    parts = urlsplit(shown)
-    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme)
-    if scheme is None or not parts.hostname:
-        raise no_address(shown)
-    path = parts.path.removesuffix(messages.PATH).removesuffix(PATH).rstrip("/") + PATH
-    path, query = (quote(part, safe="/%:@!$&'()*+,;=~?") for part in (path, parts.query))
-    return parts._replace(scheme=scheme, path=path, query=query, fragment="").geturl(), user
-
-
 # ---------------------------------------------------------------- one request
 
 
@@ -264,25 +231,21 @@ def _ask(
         file = path.open("rb")
     except OSError as error:
         raise ClientError(f"{path}: cannot be read: {error.strerror}") from error
-    connection, target, headers = _route(url)
+    connection, target, headers = route(url)
     with file, closing(connection):
-        _connect(connection, url)
+        connect(connection, url)
         size_bytes = os.fstat(file.fileno()).st_size
-        headers |= {
+        headers |= authorization(user, token) | {
             "Content-Type": framed.content_type,
             "Content-Length": str(len(framed.head) + size_bytes + len(framed.tail)),
             "Accept": "text/event-stream",
             "Connection": "close",
         }
-        if user:  # a proxy's, and there is one header for both
-            headers["Authorization"] = _basic(*user.removesuffix("@").partition(":")[::2])
-        elif token is not None:
-            headers["Authorization"] = f"Bearer {token}"
         connection.putrequest("POST", target)
         for name, value in headers.items():
             connection.putheader(name, value)
         socket = connection.sock
-        with _breaking(url):
+        with breaking(url):
             connection.endheaders()
             early = yield from _send(socket, file, size_bytes, framed)
             socket.settimeout(ANSWER_S)
@@ -298,81 +261,6 @@ def _ask(
                     raise ClientError(f"{url} has an answer before it has the file", NO_SERVER)
                 socket.settimeout(SILENT_S)
                 yield from _events(response)
-
-
-@contextmanager
-def _breaking(url: str) -> Iterator[None]:
-    """What it means where a connection does that, or carries something else."""
-    try:
-        yield
-    except TimeoutError as error:
-        raise RequestLost("the server is silent") from error
-    except http.client.RemoteDisconnected as error:
-        message = "the server ended the connection without an answer"
-        raise RequestLost(message, "is its HTTP on this port? see its --http-port") from error
-    except http.client.IncompleteRead as error:
-        raise RequestLost(CUT) from error
-    except http.client.HTTPException as error:
-        hint = "it may want TLS: https:// or wss://" if url.startswith("http:") else NO_SERVER
-        raise ClientError(f"{url} does not answer as HTTP does: {error!r}", hint) from error
-    except OSError as error:
-        raise RequestLost(str(error)) from error
-
-
-def _route(url: str) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
-    """By the proxy that the environment names for it, or none. Returns: also what to ask for, and headers for that."""
-    parts = urlsplit(url)
-    assert parts.hostname is not None
-    is_tls = parts.scheme == "https"
-    port = parts.port or (443 if is_tls else 80)
-    target = parts._replace(scheme="", netloc="").geturl()
-    kind = http.client.HTTPSConnection if is_tls else http.client.HTTPConnection
-    proxy = _proxy(parts.scheme, f"{parts.hostname}:{port}")
-    if proxy is None:
-        return kind(parts.hostname, port, timeout=CONNECT_S), target, {}
-    if proxy.scheme != "http" or not proxy.hostname:
-        what = f"no way to {url} by {proxy.scheme}://{proxy.netloc.rpartition('@')[2]}"
-        raise ClientError(f"{what}: files go by http:// proxies only", PROXY_HINT)
-    known = {}
-    if proxy.username is not None:
-        known["Proxy-Authorization"] = _basic(proxy.username, proxy.password or "")
-    connection = kind(proxy.hostname, proxy.port or 80, timeout=CONNECT_S)
-    if not is_tls:
-        return connection, url, known
-    connection.set_tunnel(parts.hostname, port, known)
-    return connection, target, {}
-
-
-def _proxy(scheme: str, host: str) -> SplitResult | None:
-    proxies = getproxies()
-    named = next((proxies[each] for each in (scheme, "all", "socks") if proxies.get(each)), None)
-    if named is None or proxy_bypass(host):
-        return None
-    return urlsplit(named if "://" in named else f"http://{named}")
-
-
-def _basic(user: str, password: str) -> str:
-    return "Basic " + b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
-
-
-def _connect(connection: http.client.HTTPConnection, url: str) -> None:
-    host = urlsplit(url).hostname
-    by = "" if connection.host == host else f" by the proxy {connection.host}:{connection.port}"
-    what = f"no answer at {url}{by}"
-    try:
-        connection.connect()
-    except TimeoutError as error:
-        hint = PROXY_HINT if by else "something listens there, which may be no asr_ws server"
-        raise Unreachable(f"{what} within {CONNECT_S:g} s", hint) from error
-    except OSError as error:
-        failure = not_reached(what, error)
-        if by and isinstance(failure, Unreachable):
-            failure.hint = PROXY_HINT
-        raise failure from error
-    except http.client.HTTPException as error:  # the proxy's
-        raise Unreachable(f"{what}: {error!r}", PROXY_HINT) from error
-    except ValueError as error:  # a name that none can have
-        raise no_address(url) from error
 
 
 def _send(socket: Socket, file: BinaryIO, size_bytes: int, framed: Form) -> Generator[Sending, None, bytes]:
@@ -471,13 +359,7 @@ def _refusal(url: str, response: http.client.HTTPResponse, user: str, token: str
         raise RequestFailed(code, said.error.message if said.error else f"no answer at {url}: HTTP {status}", hint)
     if said.error is not None:
         raise RequestFailed(code, said.error.message or f"HTTP {status}")
-    if leads_to := headers.get("Location"):
-        raise ClientError(f"{url} leads to {leads_to}", "give the address it leads to")
-    is_text = response.headers.get("Content-Type", "").startswith("text/plain")
-    words = ": " + body.decode(errors="replace").partition("\n")[0] if is_text else ""
-    hint = ADDRESS_HINTS.get(status, "is this an asr_ws server, and its HTTP on this port? see --http-port")
-    kind = Unreachable if status in GATEWAY else ClientError
-    raise kind(f"no answer at {url}: HTTP {status}{words}", hint)
+    raise no_answer(url, status, headers, body)
 
 
 def _again(code: str, after_ms: float, estimated_wait_ms: float) -> Refused:

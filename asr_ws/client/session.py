@@ -26,7 +26,7 @@ from typing import Final as Constant
 import msgspec
 
 from asr_ws import messages
-from asr_ws.client.address import DEFAULT_URL, NO_SERVER, TOKEN_HINT, ConnectionLost, SessionRefused, Unreachable
+from asr_ws.client.address import DEFAULT_URL, NO_SERVER, ConnectionLost, SessionRefused, Unreachable, checked_token
 from asr_ws.client.connection import Connection
 from asr_ws.client.events import Event, Reconnected, Reconnecting
 from asr_ws.client.recording import Recording
@@ -116,13 +116,7 @@ async def connect(
 def start_message(token: str | None, fields: dict[str, Any]) -> messages.Start:
     """Raises: ClientError: a field or a token that is none."""
     start = _message(messages.Start, {"token": token, **fields})
-    token = start.token = start.token.strip() if start.token is not None else None  # the line's end
-    if token == "":
-        raise ClientError("the token is empty", TOKEN_HINT)
-    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
-        raise ClientError(
-            "a token has no spaces, and letters of ASCII only", "the token alone: no name behind it, no second line"
-        )
+    start.token = checked_token(start.token)
     return start
 
 

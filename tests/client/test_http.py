@@ -31,8 +31,8 @@ from asr_ws.client.http import (
     RequestLost,
     Sending,
     transcribe_file,
-    upload_url,
 )
+from asr_ws.client.http_route import http_url
 from asr_ws.errors import ClientError
 from asr_ws.server import self_signed
 from tests.client import uploads
@@ -397,7 +397,7 @@ def test_a_server_that_was_there_is_waited_for(server: Server, file: Path) -> No
     ],
 )
 def test_files_go_beside_the_sessions(url: str, expected: tuple[str, str]) -> None:
-    assert upload_url(url) == expected
+    assert http_url(url, http.PATH) == expected
 
 
 @pytest.mark.parametrize("url", ["", "h:1", "ftp://h", "http://", "http://h:x"])
@@ -488,4 +488,4 @@ def test_a_proxy_of_another_kind_is_not_gone_around(file: Path, monkeypatch: pyt
     error = Asked(file, "http://h:1").error
     assert error is not None
     way = "no way to http://h:1/v1/audio/transcriptions by socks5h://127.0.0.1:1080"
-    assert (error.message, error.hint) == (f"{way}: files go by http:// proxies only", PROXY_HINT)
+    assert (error.message, error.hint) == (f"{way}: HTTP goes by http:// proxies only", PROXY_HINT)
