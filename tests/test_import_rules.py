@@ -274,7 +274,7 @@ GUARDS = [
     ("asr_ws.server.app", (*RECOGNIZER, "cryptography")),  # it owns no model, and seldom makes a certificate
     # Works where only the plain distribution is installed.
     (
-        "asr_ws.client",
+        "asr_ws.client.sync",
         (*RECOGNIZER, "onnxruntime", "av", "structlog", "asr_ws.core", "asr_ws.server", "asr_ws.worker"),
     ),
     (
