@@ -61,6 +61,7 @@ class Dispatcher:
     def __init__(self, queue: AdmissionQueue, holds: Holds, drafts: Drafts, metrics: Metrics) -> None:
         self.queue = queue
         self.drafts = drafts
+        self.decoding: str | None = None  # what kind of work the worker has; see `Metrics.observe_decode`
         self._desk = Desk(queue, holds, drafts)
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
@@ -176,7 +177,9 @@ class Dispatcher:
                 await self._touched.wait()
                 continue
             self._settle()
+            self.decoding = _kind(work)
             result = await self._decode(work)
+            self.decoding = None
             now = self._loop.time()
             if isinstance(result, Hypothesis):
                 self._metrics.observe_decode(_kind(work), result.decode_s, now=now)

@@ -129,6 +129,7 @@ class Pages:
             "avg_wait_ms": round(metrics.waits_s.mean(now=now) * 1000),
             "p95_wait_ms": round(metrics.waits_s.p95(now=now) * 1000),
             "in_flight_tasks": int(queue.in_flight is not None or queue.aside is not None),
+            "decoding": self._dispatcher.decoding,
             "decode_fail_rate": round(metrics.failed.mean(now=now), 4),
             "worker_restart_count": worker.n_restarts,
             "worker_pid": worker.pid,

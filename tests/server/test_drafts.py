@@ -54,14 +54,18 @@ async def test_final_waits_for_a_running_partial_which_then_is_discarded(scripte
     async with Gate() as gate, serving(scripted, partials="on") as app, Client(app) as client:
         await client.send({**MANUAL, "prompt": gate.script}, SECOND)
         decode = await gate.entered()
-        assert (await stats(app))["in_flight_tasks"] == 1
+        seen = await stats(app)
+        assert (seen["in_flight_tasks"], seen["decoding"]) == (1, "partial")
         await client.send({"type": "commit"})
         accepted = await client.until("accepted")
         assert accepted["position"] == 1
         assert accepted["estimated_wait_ms"] > 0
         gate.release(decode)
-        await gate.open()
+        decode = await gate.entered()
+        assert (await stats(app))["decoding"] == "final"
+        gate.release(decode)
         await client.until("final")
+        assert (await stats(app))["decoding"] is None
         await client.send({"type": "end"})
         assert await client.rest() == 1000
         assert (await stats(app))["max_concurrent_decodes"] == 1
