@@ -70,6 +70,7 @@ def test_there_is_nothing_of_the_server(installed: Path) -> None:
         "asr_ws.client.sync",
         "asr_ws.client.transcript",
         "asr_ws.cli.health",
+        "asr_ws.cli.top",
         "asr_ws.testing.bare",
         "asr_ws.testing.conformance.__main__",
         "asr_ws.schema",

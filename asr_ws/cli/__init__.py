@@ -21,6 +21,7 @@ from asr_ws.errors import AsrError, UsageError
 COMMANDS: Final = {  # name -> where it is, what --help says of it
     "serve": ("asr_ws.cli.serve:serve", "Run the server."),
     "health": ("asr_ws.cli.health:health", "Say whether a server can decode now, by the exit code."),
+    "top": ("asr_ws.cli.top:top", "Watch a server: queue, waits, decodes, outcomes."),
     "transcribe": ("asr_ws.cli.transcribe:transcribe", "Send an audio file to a server and print the text."),
     "mic": ("asr_ws.cli.mic:mic", "Speak, and see the text while you do."),
     "demo": ("asr_ws.cli.demo:demo", "See everything at work in one minute, without a microphone."),

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import re
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from types import TracebackType
-from typing import Any, Final, Self
+from contextlib import suppress
+from typing import Any, Final
 
 import click
 import msgspec
@@ -28,23 +24,17 @@ from rich.text import Text
 
 from asr_ws import messages
 from asr_ws.cli.client_options import for_clients
+from asr_ws.cli.keys import END, Keys, signals
 from asr_ws.cli.transcribe import complain, print_event
 from asr_ws.client import Event, Gap, Reconnected, Reconnecting, Session, connect, is_lost
 from asr_ws.client.connection import retry_delay_s
 from asr_ws.client.microphone import Microphone, devices
 from asr_ws.errors import ClientError
 
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import termios
-    import tty
-
 DRAW_S: Final = 0.1
 BEHIND_S: Final = 1.0  # what is sent and not acknowledged may be as much: less is no news
 METER: Final = 8  # cells ...
 CELL_DB: Final = 6  # ... of so much; all of them are full scale
-END: Final = "q"
 TALK: Final = (" ", "\n", "\r")
 ERASE: Final = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
 
@@ -78,7 +68,7 @@ def mic(
         fields["endpointing"] = {"mode": "manual"}
     dictation = _Dictation(microphone, _Screen(is_live=not as_json), as_json)
     try:
-        with _signals(dictation.end):
+        with signals(dictation.end):
             if push_to_talk:
                 with Keys() as keys:
                     asyncio.run(dictation.run(url, fields, keys))
@@ -100,49 +90,6 @@ def _list_devices(as_json: bool) -> None:
             click.echo(msgspec.json.encode(device))
         else:
             click.echo(f"{'*' if device.is_default else ' '} {device.index:3}  {device.name}  {device.rate} Hz")
-
-
-@contextmanager
-def _signals(end: Callable[[], None]) -> Iterator[None]:
-    """Not by the loop, which has none of them on Windows."""
-    before = {each: signal.signal(each, lambda *_: end()) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
-class Keys:
-    """What is pressed at the terminal, key by key; where standard input is none, line by line. Use it in a ``with``."""
-
-    def __init__(self) -> None:
-        self._is_terminal = sys.stdin is not None and sys.stdin.isatty()
-
-    def __enter__(self) -> Self:
-        if sys.platform != "win32" and self._is_terminal:
-            self._modes = termios.tcgetattr(sys.stdin)
-            tty.setcbreak(sys.stdin)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if sys.platform != "win32" and self._is_terminal:
-            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._modes)
-
-    def read(self) -> str:
-        """Blocks. Returns: a letter; of a line the first one, or its end; `END` at the end of the input."""
-        if sys.platform == "win32" and self._is_terminal:
-            return {"\x03": END, "\x1a": END}.get(key := msvcrt.getwch(), key)  # Ctrl-C, Ctrl-Z
-        try:
-            # Not by the file object: its lock would be held when the interpreter ends.
-            key = first = os.read(0, 1)
-            while key and key != b"\n" and not self._is_terminal:
-                key = os.read(0, 1)
-        except OSError:  # it is closed, or the terminal is gone
-            return END
-        return END if first in (b"", b"\x04") else first.decode("latin-1")  # Ctrl-D
 
 
 class _Screen:

@@ -27,7 +27,7 @@ from websockets.exceptions import ConnectionClosed
 
 from asr_ws import messages
 from asr_ws.cli import mic
-from asr_ws.cli.mic import END, Keys
+from asr_ws.cli.keys import END, Keys
 from asr_ws.client import Gap, Reconnected, Reconnecting
 from asr_ws.client.microphone import TAIL
 from asr_ws.worker.supervisor import WorkerSpec
@@ -314,7 +314,7 @@ def test_lines_are_keys_where_standard_input_is_no_terminal(
     os.write(writing, typed)
     os.close(writing)
     with open(reading) as standard_input, Keys() as read:
-        monkeypatch.setattr("asr_ws.cli.mic.os.read", lambda fd, n, read=os.read: read(standard_input.fileno(), n))
+        monkeypatch.setattr("asr_ws.cli.keys.os.read", lambda fd, n, read=os.read: read(standard_input.fileno(), n))
         assert [read.read() for _ in keys] == keys
 
 
