@@ -57,6 +57,7 @@ def test_each_of_our_variables_is_a_setting_and_each_extra_is_there(path: Path) 
     "call",
     [
         in_dockerfile("CMD"),
+        in_dockerfile("HEALTHCHECK")[1:],
         UNIT["ExecStart"].split()[1:],
         *(SERVICES[name]["command"] for name in ("pull", "asr-ws")),
     ],
