@@ -6,7 +6,7 @@ A document has blocks, which `rewrite` fills; a test compares them with the repo
     ...
     <!-- end -->
 
-A block's name is a report's, ``machine``, or ``done``. Of a report it is what its module's ``table`` makes of it, or
+A block's name is a report's, ``machine``, or ``done``. Of a report it is what its module's ``markdown`` makes of it, or
 the lines that `LINES` has: what a figure is called, where in the report it is, its unit, and what is aimed at.
 """
 
@@ -178,7 +178,7 @@ def lines_of(report: Report, lines: Sequence[Line]) -> list[str]:
 
 def _of_report(name: str, report: Report, commands: Mapping[str, str]) -> list[str]:
     table: Callable[[Report], list[str]] | None = getattr(
-        import_module(f"benchmarks.{report['benchmark']}"), "table", None
+        import_module(f"benchmarks.{report['benchmark']}"), "markdown", None
     )
     lines = table(report) if table is not None else lines_of(report, LINES[SOAK_AS_CHAOS.get(name, name)])
     verdict = {True: ": every aim was kept", False: ": **an aim was missed**"}.get(report["passed"], "")

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import suite
-from benchmarks.suite import STEPS, Step, main, run
+from benchmarks.suite import STEPS, Step, Verdict, main, run
 from tests.benchmarks.commands import REPOSITORY
 
 SHORT = "--model scripted --seconds 1 --rounds 1"
@@ -23,9 +23,9 @@ def test_every_benchmark_but_the_peers_is_in_it() -> None:
 
 
 def test_a_run_leaves_report_picture_and_what_was_printed(tmp_path: Path) -> None:
-    code, _ = run(Step("baseline_ratio", sample=SHORT), tmp_path, sample=True)
+    verdict, _ = run(Step("baseline_ratio", sample=SHORT), tmp_path, sample=True)
     told = json.loads((tmp_path / "baseline_ratio.json").read_text("utf-8"))
-    assert code == (told["passed"] is False)
+    assert verdict is (Verdict.MISSED if told["passed"] is False else Verdict.KEPT)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "baseline_ratio.json",
         "baseline_ratio.png",
@@ -35,20 +35,30 @@ def test_a_run_leaves_report_picture_and_what_was_printed(tmp_path: Path) -> Non
 
 def test_a_run_that_fails_leaves_the_earlier_report(tmp_path: Path) -> None:
     (tmp_path / "busy.json").write_text("{}")
-    code, _ = run(Step("busy", "--no-such-option"), tmp_path, sample=False)
-    assert code == 2
+    verdict, _ = run(Step("busy", "--no-such-option"), tmp_path, sample=False)
+    assert verdict is Verdict.FAILED
     assert (tmp_path / "busy.json").read_text() == "{}"
     assert "no-such-option" in (tmp_path / "busy.txt").read_text()
 
 
-def test_who_missed_is_told_and_is_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    codes = {"busy": 0, "overhead": 1}
-    monkeypatch.setattr(suite, "run", lambda step, folder, *, sample: (codes[step.name], 61.0))
-    told = CliRunner().invoke(main, ["--only", "busy", "--only", "overhead", "--into", str(tmp_path)])
+@pytest.mark.parametrize(("arguments", "seen"), [((), ["overhead", "busy"]), (("--sample",), ["busy"])])
+def test_who_missed_is_told_and_is_the_exit_code(
+    arguments: tuple[str, ...], seen: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdicts = {"busy": Verdict.FAILED, "overhead": Verdict.MISSED, "ingest": Verdict.KEPT}
+    monkeypatch.setattr(suite, "run", lambda step, folder, *, sample: (verdicts[step.name], 61.0))
+    only = [f"--only={name}" for name in verdicts]
+    told = CliRunner().invoke(main, [*only, *arguments, "--into", str(tmp_path)])
     assert told.exit_code == 1
     assert told.stdout.splitlines() == [
-        "overhead            0:01:01  MISSED, or failed",
-        "busy                0:01:01",
-        f"see {tmp_path / 'overhead'}.txt",
+        "overhead            0:01:01  an aim was missed",
+        "busy                0:01:01  failed",
+        "ingest              0:01:01  ok",
+        *(f"see {tmp_path / name}.txt" for name in seen),
     ]
-    assert json.loads((tmp_path / "suite.json").read_text("utf-8"))["busy"] == {"seconds": 61, "exit_code": 0}
+    assert json.loads((tmp_path / "suite.json").read_text("utf-8"))["busy"] == {"seconds": 61, "verdict": "failed"}
+
+
+def test_a_sample_that_missed_its_aims_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "run", lambda step, folder, *, sample: (Verdict.MISSED, 1.0))
+    assert CliRunner().invoke(main, ["--sample", "--into", str(tmp_path)]).exit_code == 0
