@@ -28,8 +28,10 @@ def accepted(
     )
 
 
-def busy(utterance: str = "u1", reason: str = "queue_full", *, attempt: int = 1) -> messages.Busy:
-    return messages.Busy(**_refusal(utterance, reason, attempt))
+def busy(
+    utterance: str = "u1", reason: str = "queue_full", *, attempt: int = 1, commit: str | None = None
+) -> messages.Busy:
+    return messages.Busy(**_refusal(utterance, reason, attempt) | {"commit": commit})
 
 
 def expired(utterance: str = "u1") -> messages.Retry:
@@ -50,6 +52,10 @@ def _refusal(utterance: str, reason: str, attempt: int) -> dict[str, Any]:
         "retryable": True,
         "held_ms": 60_000,
     }
+
+
+def dropped(utterance: str = "u1") -> messages.Dropped:
+    return messages.Dropped(utterance=utterance, reason="cancelled", audio_start_ms=0, audio_end_ms=0)
 
 
 def partial(utterance: str = "u1", stable: str = "", unstable: str = "") -> messages.Partial:
