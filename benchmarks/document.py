@@ -73,10 +73,7 @@ LINES: Final[Mapping[str, Sequence[Line]]] = {
         ("... 99 of 100", "in_server_ms.p99", "ms", "5"),
         ("... at the clients, 99 of 100", "by_client_ms.p99", "ms", "50"),
     ),
-    "ingest": (
-        ("sessions in real time that one core carries", "carried", "n", "150"),
-        ("processor time of a frame of 100 ms", "levels.0.frame_us", "us", ""),
-    ),
+    "ingest": (("sessions in real time that one core carries", "carried", "n", "150"),),
     "contention": (
         ("a decode beside a busy core, to one alone", "passive_slowdown", "x", ""),
         ("... with OpenMP's default", "default_slowdown", "x", ""),
@@ -116,6 +113,40 @@ LINES: Final[Mapping[str, Sequence[Line]]] = {
         ("restarts of the worker", "worker_restarts", "n", ""),
         ("growth of the server's memory, MB a minute", "rss_slope_mb_per_min", "", "1"),
         ("most decodes at once", "max_concurrent_decodes", "n", "1"),
+    ),
+    "seams": (
+        ("word errors with cuts", "word_error_rate", "%", ""),
+        ("... without", "word_error_rate_uncut", "%", ""),
+        ("a word's beginning moved by, 95 of 100", "shift_s.p95", "s", "1"),
+    ),
+    "long_file": (
+        ("audio", "audio_s", "s", ""),
+        ("done after", "took_s", "s", ""),
+        ("word errors", "word_error_rate", "%", "5"),
+        ("the client grew by", "growth_mb.client", "MB", "8"),
+        ("the server grew by", "growth_mb.server", "MB", "8"),
+        ("the recognizer grew by", "growth_mb.worker", "MB", "8"),
+    ),
+    "proxied": (("seconds behind nginx without a fault", "settings.seconds", "n", ""),),
+    "window": (
+        ("a decode with the shortened window, to one with the full", "tiny.en.second look.time", "x", ""),
+        ("word errors with the shortened window, suspect results decoded again", "tiny.en.second look.rate", "%", ""),
+        ("... with the full one", "tiny.en.full.rate", "%", ""),
+    ),
+    "fairness": (
+        ("the nine's finals beside a greedy session, to those without it", "beside_the_hog.kept", "%", "90"),
+        ("their median wait beside it", "beside_the_hog.nine.median_wait_ms", "ms", ""),
+        ("... without the rule", "rule_off.nine.median_wait_ms", "ms", ""),
+    ),
+    "microphone": (
+        ("words wrong, by the browser's sound as our client asks for it", "as the client asks.errors", "n", ""),
+        ("... with noise suppression", "noise suppression.errors", "n", ""),
+        ("... of", "no processing.words", "n", ""),
+    ),
+    "blast": (
+        ("utterances of the first speaker beside three that flood", "speakers.0.utterances", "n", ""),
+        ("... and his finals", "speakers.0.final", "n", ""),
+        ("a ping of his, half of them", "speakers.0.ping_ms.p50", "ms", ""),
     ),
     "accuracy": (
         ("word errors, streamed", "streamed_rate", "%", ""),

@@ -194,7 +194,7 @@ def misses(line: Report) -> list[str]:
     return found
 
 
-def table(line: Report) -> list[str]:
+def markdown(line: Report) -> list[str]:
     """A report as Markdown."""
     n_crowd = line["settings"]["crowd"]
     idle = {
@@ -579,7 +579,7 @@ def main(model: str, cpu_threads: int, loads: tuple[float, ...], seconds: float,
     }
     line: dict[str, Any] = {"settings": settings, **figures}
     figures |= {"ratios": ratios(line), "missed": misses(line)}
-    for text in table(line | figures):
+    for text in markdown(line | figures):
         click.echo(text)
     sys.exit(report("lock_baseline", settings=settings, figures=figures, passed=not figures["missed"], draw=draw))
 

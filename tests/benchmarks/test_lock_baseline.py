@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from benchmarks.lock_baseline import Fate, draw, fates, goodput, load_figures, misses, ratios, table
+from benchmarks.lock_baseline import Fate, draw, fates, goodput, load_figures, markdown, misses, ratios
 from benchmarks.offered import Talk
 from tests.benchmarks.commands import run
 from tests.benchmarks.events import accepted, busy, dropped, final
@@ -96,7 +96,7 @@ KEPT = LINE | {"crowd": {name: {"told_s": [0.5, 0.5], "text_s": [0.5, 1.0]} for 
 
 def test_the_table_is_markdown_of_the_report() -> None:
     line = LINE | {"ratios": ratios(LINE), "missed": misses(LINE)}
-    assert table(line) == [
+    assert markdown(line) == [
         "| idle | decode p50, ms | text after, less the decode, p50 / p95, ms | texts | the same as the other's |",
         "| --- | ---: | ---: | ---: | ---: |",
         "| lock | 130 | 2.00 / 4.50 | 17 | 17 |",
