@@ -23,7 +23,7 @@ What bounds them, as the code has it, from the socket inwards:
 - `Intake`: what asyncio read at once, 256 KiB at most and no more than the system had; nothing more is read while it
   lasts, while websockets has enough, or while what was written is not taken off.
 - websockets: the frame that is coming (256 KiB, and once more as it is copied out), and frames that were not taken yet:
-  it stops above 4, so there are 5 of 256 KiB, or those that one slice of 1 KiB had too, 170 at most. A message in
+  it stops above 4, so there are 5 of 256 KiB, or those that one slice of 4 KiB had too, 680 at most. A message in
   fragments has 4096 of them, and 256 KiB, at most.
 - the connection: the message whose audio is being taken (256 KiB), its slices as samples, and 256 events that are
   not read yet; then, or after 10 s, who does not read is cut off. What is written lies in the transport, where no more

@@ -20,7 +20,7 @@ LOOP = (
             "server/connection.py: _read",
         ),
         (f"{LOOP};data_received (/x/site-packages/websockets/asyncio/connection.py:7)", "websockets"),
-        (f"{LOOP};select (selectors.py:468)", "selectors"),
+        (f"{LOOP};call_soon (asyncio/base_events.py:9)", "base_events"),
         ("_bootstrap (threading.py:995);_run (asr_ws/log.py:120)", "log.py: _run"),
         (r"_run (C:\asr_ws\log.py:120)", "log.py: _run"),
     ],
@@ -30,8 +30,12 @@ def test_time_is_laid_to_the_innermost_function_of_ours_that_the_loop_called(sta
 
 
 def test_shares_are_of_all_that_was_seen_the_largest_first() -> None:
-    raw = [f"{LOOP};select (selectors.py:468) 1", f"{LOOP};a (asr_ws/log.py:1) 2", f"{LOOP};a (asr_ws/log.py:2) 1"]
-    assert list(shares(raw).items()) == [("log.py: a", 0.75), ("selectors", 0.25)]
+    seen = [("b (asyncio/events.py:84)", 1), ("a (asr_ws/log.py:1)", 2), ("a (asr_ws/log.py:2)", 1)]
+    raw = [f"{LOOP};{frame} {n}" for frame, n in seen]
+    assert list(shares([*raw, f"{LOOP};EpollSelector.select (selectors.py:468) 9"]).items()) == [
+        ("log.py: a", 0.75),
+        ("events", 0.25),
+    ]
 
 
 def test_a_place_costs_its_share_of_the_median_round() -> None:
