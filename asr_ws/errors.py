@@ -16,6 +16,7 @@
     │   │   └── WorkerHung it took far too long over this decode, and was ended
     │   └── DecodeFailed   it lives, this one decode raised
     ├── StorageError       the world's: the folder that keeps jobs is full, out of reach or another server's
+    ├── ServerFailed       a server that was started, as a process, and does not serve
     ├── MediaError         a file from which there is no audio, or no more: its own fault, but for lack of space
     └── ClientError        seen by a client program: the server refused, vanished, or broke the protocol
 
@@ -170,6 +171,12 @@ class MediaError(AsrError):
     def __init__(self, code: str, message: str, hint: str = "") -> None:
         super().__init__(message, hint)
         self.code = code
+
+
+class ServerFailed(AsrError):
+    """A server that this program started does not serve; the hint is the end of its log."""
+
+    code = "server_failed"
 
 
 class ClientError(AsrError):

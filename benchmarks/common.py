@@ -11,39 +11,37 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
-import math
 import os
-import platform
 import socket
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from importlib.resources import as_file, files
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
-import soundfile
 from rich.console import Console
 from rich.progress import Progress
 
 from asr_ws import config
 from asr_ws.config import Settings
 from asr_ws.testing.bare import BareSession, Event, connect
+from asr_ws.testing.figures import Spread as Spread
+from asr_ws.testing.figures import machine as machine
+from asr_ws.testing.figures import percentile as percentile
+from asr_ws.testing.served import state_dir as state_dir
+from asr_ws.testing.talkers import PCM_BYTES_PER_S as PCM_BYTES_PER_S
+from asr_ws.testing.talkers import speech_pcm as speech_pcm
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NO_SPEECH: Final = "none"
-PCM_BYTES_PER_S: Final = 2 * 16_000  # of what sessions take unless told otherwise
-VERSIONS_OF: Final = ("asr-ws", "faster-whisper", "ctranslate2", "onnxruntime", "numpy", "websockets")
 
 _E = TypeVar("_E", bound=Event)
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -81,37 +79,6 @@ def read_manifest(folder: Path) -> list[Recording]:
     if missing := [each.file.name for each in recordings if not each.file.is_file()]:
         raise click.ClickException(f"{folder} lacks {', '.join(missing)}")
     return recordings
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The least value that at least ``percent`` of them do not exceed (nearest rank): one that was measured.
-
-    Raises: ValueError: no values.
-    """
-    if not values:
-        raise ValueError("no values")
-    return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """How values lie, in their own unit."""
-
-    n: int
-    p50: float
-    p95: float
-    p99: float
-    max: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Raises: ValueError: no values."""
-        p50, p95, p99 = (percentile(values, percent) for percent in (50, 95, 99))
-        return cls(len(values), p50, p95, p99, max(values))
-
-    def figures(self, digits: int = 3) -> dict[str, float]:
-        """For the report."""
-        return {name: round(getattr(self, name), digits) for name in ("n", "p50", "p95", "p99", "max")}
 
 
 @asynccontextmanager
@@ -164,11 +131,6 @@ def settings_of(**flags: object) -> Settings:
     return config.load({"port": 0, "state_dir": state_dir(), **flags}, {}, None).settings
 
 
-def state_dir() -> str:
-    """A folder that is not there, for servers without jobs: those of the user's own server are not theirs to do."""
-    return str(Path(tempfile.gettempdir()) / f"asr_ws-benchmark-{os.getpid()}")
-
-
 def numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[float, ...]:
     """A click callback: positive numbers with commas between them, as ``0.5,2``; nothing for nothing."""
     try:
@@ -178,12 +140,6 @@ def numbers(context: click.Context, parameter: click.Parameter, text: str | None
     if any(each <= 0 for each in found):
         raise click.BadParameter(f"{text!r}: more than 0")
     return found
-
-
-def speech_pcm() -> bytes:
-    """The bundled recordings one after the other: 55 s of pcm_s16le, 16 kHz mono."""
-    with speech_folder(None) as folder:
-        return b"".join(soundfile.read(each.file, dtype="int16")[0].astype("<i2") for each in read_manifest(folder))
 
 
 Cores = frozenset[int]
@@ -296,30 +252,6 @@ def picture(draw: Draw, line: Report, file: Path) -> None:
     machine = line["machine"]
     figure.supxlabel(f"{machine['cpu']}, {machine['cores']} cores, {machine['os']}", fontsize=8, color="0.4")
     figure.savefig(file, metadata={"Software": None})  # the same report gives the same bytes
-
-
-def machine() -> dict[str, object]:
-    """The machine and what runs on it, so that a number can be read later."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "os": platform.platform(terse=True),
-        "python": platform.python_version(),
-        **{package: version(package) for package in VERSIONS_OF},
-    }
-
-
-def _cpu_model() -> str:
-    try:
-        if sys.platform == "linux":
-            lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-        if sys.platform == "darwin":
-            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, StopIteration, subprocess.CalledProcessError):  # such as ARM boards, which name no model there
-        pass
-    return platform.processor() or platform.machine()
 
 
 async def narrow_socket(url: str) -> socket.socket:

@@ -1,4 +1,4 @@
-"""A server in a process of its own, as its users run it: started, watched from outside, and stopped by a signal."""
+"""A server in a process of its own, as its users run it, watched from outside."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import sys
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +18,13 @@ from typing import Any, Final, Self
 import click
 import psutil
 
-from asr_ws.testing import marks
-from benchmarks.common import state_dir, within
+from asr_ws.errors import ServerFailed
+from asr_ws.testing.served import ServerProcess
+from benchmarks.common import within
 
-LISTEN_LIMIT_S: Final = 60.0
 READY_LIMIT_S: Final = 120.0  # a load, after some that failed
-STOP_LIMIT_S: Final = 20.0  # the server's grace time, 10 s, and what comes after it
 STATS_LIMIT_S: Final = 10.0
 POLL_S: Final = 0.1
-MAX_LINE_BYTES: Final = 2**20  # of its log
 TRACEBACK: Final = "traceback"  # counted with the log's events: something that nobody caught
 STACKS: Final = "stacks"  # likewise: its event loop stood still for seconds
 LIBRARY_ERROR: Final = "library.logged error"  # likewise, where asyncio or websockets caught it
@@ -43,65 +41,35 @@ class Sample:
     n_workers: int
 
 
-class Served:
+class Served(ServerProcess):
     """One life of a server.
 
     Attributes:
-        url: its plain address.
         log: how often each event was logged, TRACEBACK, STACKS, and LIBRARY_ERROR.
         clients: by address, the sessions that were opened.
         of_jobs: the lines of its log that are about them.
     """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.url = ""
+        super().__init__(process)
         self.log: Counter[str] = Counter()
         self.clients: Counter[str] = Counter()
         self.of_jobs: list[dict[str, Any]] = []
-        self._process = process
         self._facts = psutil.Process(process.pid)
-        self._readers: list[asyncio.Task[None]] = []
 
     @classmethod
     async def start(
-        cls, *arguments: str, program: Sequence[str] = ("asr_ws", "serve"), tree: Path | None = None
+        cls,
+        *arguments: str,
+        program: Sequence[str] = ("asr_ws", "serve"),
+        tree: Path | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> Self:
-        """``asr-ws serve`` with these arguments, on a free port.
-
-        Args:
-            program: another module that takes the same arguments.
-            tree: the checkout that it is started in; None: this folder's.
-        Raises:
-            click.ClickException: it does not listen.
-        """
-        own = ("--port", "0", "--log-format", "json", "--state-dir", state_dir())
-        command = (sys.executable, "-m", *program, *own, *arguments)
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(
-            *command, stdout=pipe, stderr=pipe, limit=MAX_LINE_BYTES, cwd=tree
-        )
-        server = cls(process)
-        assert process.stdout is not None
-        server._readers.append(asyncio.create_task(server._read_log(), name="the server's log"))
+        """As `ServerProcess.start`. Raises: click.ClickException: it does not listen."""
         try:
-            async with within(LISTEN_LIMIT_S, "the server to listen"):
-                first = (await process.stdout.readline()).decode()
-            if not first.startswith("listening on "):
-                raise click.ClickException(f"the server does not listen: it said {first!r}")
-        except BaseException:
-            await server.kill()
-            raise
-        server.url = first.removeprefix("listening on ").strip()
-        server._readers.append(asyncio.create_task(server._read_out(), name="the server's output"))
-        return server
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    async def wait(self) -> int:
-        """Until it ends. Returns: its exit code."""
-        return await self._process.wait()
+            return await super().start("--log-format", "json", *arguments, program=program, tree=tree, env=env)
+        except ServerFailed as error:
+            raise click.ClickException(str(error)) from error
 
     async def stats(self) -> dict[str, Any]:
         """``/v1/stats``. Raises: OSError: it does not answer."""
@@ -128,46 +96,19 @@ class Served:
                 alive += child.status() != psutil.STATUS_ZOMBIE
         return Sample(asyncio.get_running_loop().time(), rss_mb, n_fds, n_threads, alive)
 
-    async def stop(self) -> int | None:
-        """By SIGTERM. Returns: its exit code; None: it had to be killed."""
-        with suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(STOP_LIMIT_S):
-                return await self.wait()
-        except TimeoutError:
-            return None
-        finally:
-            await self.kill()
-
-    async def kill(self) -> None:
-        """If it still runs; and what is left of it is cleared away."""
-        if self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                self._process.kill()
-        await self.wait()
-        await asyncio.gather(*self._readers)
-        marks.forget(self.pid)
-
-    async def _read_log(self) -> None:
-        assert self._process.stderr is not None
-        async for line in self._process.stderr:
-            if line.startswith(b"Traceback (most recent call last)"):
-                self.log[TRACEBACK] += 1
-            elif line.startswith(b"Timeout ("):
-                self.log[STACKS] += 1
-            elif line.startswith(b"{"):
-                with suppress(ValueError):  # cut by what else is written there
-                    said = json.loads(line)
-                    self.log[str(said.get("event"))] += 1
-                    self.of_jobs += [said] if str(said.get("event")).startswith("job") else []
-                    self.clients.update([said["client"]] if said.get("event") == "session.opened" else [])
-                    self.log[LIBRARY_ERROR] += (said.get("event"), said.get("level")) == ("library.logged", "error")
-
-    async def _read_out(self) -> None:
-        assert self._process.stdout is not None
-        async for _ in self._process.stdout:
-            pass
+    def _hear(self, line: bytes) -> None:
+        super()._hear(line)
+        if line.startswith(b"Traceback (most recent call last)"):
+            self.log[TRACEBACK] += 1
+        elif line.startswith(b"Timeout ("):
+            self.log[STACKS] += 1
+        elif line.startswith(b"{"):
+            with suppress(ValueError):  # cut by what else is written there
+                said = json.loads(line)
+                self.log[str(said.get("event"))] += 1
+                self.of_jobs += [said] if str(said.get("event")).startswith("job") else []
+                self.clients.update([said["client"]] if said.get("event") == "session.opened" else [])
+                self.log[LIBRARY_ERROR] += (said.get("event"), said.get("level")) == ("library.logged", "error")
 
 
 def count_fds(process: psutil.Process) -> int:
