@@ -25,6 +25,7 @@ COMMANDS: Final = {  # name -> where it is, what --help says of it
     "transcribe": ("asr_ws.cli.transcribe:transcribe", "Send an audio file to a server and print the text."),
     "mic": ("asr_ws.cli.mic:mic", "Speak, and see the text while you do."),
     "demo": ("asr_ws.cli.demo:demo", "See everything at work in one minute, without a microphone."),
+    "bench": ("asr_ws.cli.bench:bench", "How many people can speak at once on this machine?"),
     "pull": ("asr_ws.cli.pull:pull", "Download a model."),
     "doctor": ("asr_ws.cli.doctor:doctor", "Check whether the server would run well here."),
     "config": ("asr_ws.cli.config:config", "Show every setting and where its value comes from."),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
-from asr_ws.config import CONFIG_VARIABLE, SETTINGS, Setting, load, nearest_to
+from asr_ws.config import CONFIG_VARIABLE, SETTINGS, Setting, Settings, load, nearest_to
 from asr_ws.errors import MissingExtra
 
 # What the extra [server] brings.
@@ -61,6 +61,24 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         metavar="FILE",
         help=f"TOML file with settings; also {CONFIG_VARIABLE}.",
     )(decorated)
+
+
+def as_arguments(settings: Settings) -> list[str]:
+    """The options that give these settings to a command, where no file and no environment does."""
+    arguments: list[str] = []
+    for setting in SETTINGS:
+        value = setting.of(settings)
+        if value != setting.default:
+            values = value if isinstance(value, tuple) else (value,)
+            for each in values:
+                arguments += [setting.flag] if setting.type is bool else [setting.flag, str(each)]
+    return arguments
+
+
+def without_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process whose settings are given by `as_arguments`."""
+    ours = {CONFIG_VARIABLE, *(setting.variable for setting in SETTINGS)}
+    return {name: value for name, value in environ.items() if name not in ours}
 
 
 def _option(setting: Setting) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -20,13 +20,13 @@ def serve(loaded: Loaded) -> None:
     A flag beats its ASR_WS_* environment variable, that beats the --config file; `asr-ws config` shows the outcome.
     """
     require_server("asr-ws serve")
-    _have_model(loaded.settings.model.model)
+    have_model(loaded.settings.model.model)
     from asr_ws.server.app import run
 
     sys.exit(run(loaded.settings))
 
 
-def _have_model(name: str) -> None:
+def have_model(name: str) -> None:
     """Offer to download a missing model, if somebody is there to answer.
 
     Raises:

@@ -167,7 +167,7 @@ async def test_a_second_port_that_is_taken_is_said_and_the_first_is_free_again(
 def test_a_call_with_a_second_port_that_is_taken_exits_with_2(
     scripted: WorkerSpec, closed_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("asr_ws.cli.serve._have_model", lambda _: None)
+    monkeypatch.setattr("asr_ws.cli.serve.have_model", lambda _: None)
     monkeypatch.setattr("asr_ws.server.app.worker_spec", lambda _: scripted)
     call = ["serve", "--model", str(scripted.model), "--port", "0", "--http-port", str(closed_port)]
     done = CliRunner().invoke(main, [*call, "--state-dir", str(tmp_path)])
