@@ -56,7 +56,7 @@ class Step:
 
 STEPS: Final = (
     Step("lock_baseline", "--model base", "--loads 0.5,5 --seconds 8 --crowd 10"),
-    Step("capacity", "", "--quick"),
+    Step("capacity", "--models tiny.en,base", "--quick"),
     Step("latency", "--loads 2", "--clips 1"),
     Step("latency_base", "--model base", "--model scripted --clips 1", "latency"),
     Step("load", "--seconds 20 --offers 150 --rounds 2", "--loads 2 --seconds 5 --offers 20 --rounds 1"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -65,6 +66,8 @@ class Connection:
         self._overflowed = False
         self._writing: asyncio.Timeout | None = None  # of the event that is being written
         self._wake_writer = asyncio.Event()
+        self._waits_from = math.inf  # the reader, for a message
+        self._idle_timer: asyncio.TimerHandle | None = None
         self._n_taken = 0  # messages, and slices of audio
         self._pace = Pace(limits.ingest_speed, self._loop.time())
 
@@ -78,6 +81,8 @@ class Connection:
         self._log.info("session.opened", **self._who)
         subscriber = Subscriber(self._receive_outcome, self._receive_partial, self._receive_status)
         self._dispatcher.attach(self._session.id, subscriber)
+        if self._limits.idle_timeout_s:
+            self._look_for_idleness()
         try:
             self._do(lambda: self._session.receive_open(self._dispatcher.status))
             if first is not None:
@@ -93,6 +98,8 @@ class Connection:
                 for task in running:  # what was received and not yet looked at has nobody to be told to
                     task.cancel()
         finally:
+            if self._idle_timer is not None:
+                self._idle_timer.cancel()
             self._dispatcher.detach(self._session.id)
             self._session.receive_disconnect()
             self._log_closed(time.monotonic() - began)
@@ -110,16 +117,9 @@ class Connection:
                 await asyncio.sleep(0)  # a client whose frames lie ready must not keep the loop to itself
 
     async def _read_one(self) -> None:
-        # A session that only waits for its outcomes is not idle.
-        idle_timeout_s = self._limits.idle_timeout_s if self._session.takes_audio else 0
-        try:
-            async with asyncio.timeout(idle_timeout_s or None):
-                message = await self._socket.recv()
-        except TimeoutError:
-            hint = "send audio, or a ping now and then"
-            error = ProtocolError("idle", f"nothing came for {idle_timeout_s:g} s", hint, close_code=1008)
-            self.fail(error)
-            return
+        self._waits_from = self._loop.time()
+        message = await self._socket.recv()
+        self._waits_from = math.inf
         self._n_taken += 1
         if isinstance(message, str):
             self._do(partial(self._session.receive_text, message, now=self._loop.time()))
@@ -127,6 +127,16 @@ class Connection:
             await self._read_audio(message)
         else:
             self._do(partial(self._session.receive_audio, message, now=self._loop.time()))
+
+    def _look_for_idleness(self) -> None:
+        """One timer a session, that comes now and then: one for each message is a tenth of what a message costs."""
+        now, timeout_s = self._loop.time(), self._limits.idle_timeout_s
+        since = min(self._waits_from, now) if self._session.takes_audio else now  # else it only waits for its outcomes
+        if now < since + timeout_s:
+            self._idle_timer = self._loop.call_at(since + timeout_s, self._look_for_idleness)
+        else:
+            hint = "send audio, or a ping now and then"
+            self.fail(ProtocolError("idle", f"nothing came for {timeout_s:g} s", hint, close_code=1008))
 
     async def _read_audio(self, data: bytes) -> None:
         """In slices of a few detector windows, as fast as the pace allows."""

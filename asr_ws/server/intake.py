@@ -21,7 +21,9 @@ from typing import Any, Final, Protocol, cast
 from websockets.asyncio.server import ServerConnection
 from websockets.protocol import State
 
-SLICE_BYTES: Final = 1024  # looked through at once: at worst 170 pings, which are to be answered
+SLICE_BYTES: Final = (
+    4096  # looked through at once: 100 ms of audio; at worst 680 pings to be answered, some milliseconds
+)
 TURN_S: Final = 0.002  # before the loop sees to other things
 ENTRY_S: Final = 0.005  # that who has just come is taken to have had: else those that come anew each time go first
 ENCRYPTED_AHEAD: Final = 1024  # bytes that asyncio's TLS takes while we read nothing, to be decrypted at once then
