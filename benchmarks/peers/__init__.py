@@ -25,6 +25,7 @@ is turned into the text that it shows and whether all of it is final:
   one text to the next by their longest matching blocks; a word that only moves does not count.
 - MB: resident, of all its processes, after the warm-up and after the clients at once.
 - installed: all files of its environment.
+- others: how many cores other programs had meanwhile, in the round in which they had most.
 
 In the last round, in addition:
 
@@ -53,7 +54,7 @@ from benchmarks.common import progress, read_manifest, report, speech_folder, to
 from benchmarks.peers.catalogue import PEERS, Peer
 from benchmarks.peers.clips import FRAME_S, Clip, clips_of
 from benchmarks.peers.environment import CannotRun, install, size_mb, versions_of
-from benchmarks.peers.heard import RIGHT_WER, Heard, one_by_one
+from benchmarks.peers.heard import MAX_WRONG, Heard, one_by_one
 from benchmarks.peers.picture import draw, table
 from benchmarks.peers.play import PATIENCE_S, QUIET_S, RELEASE_S
 from benchmarks.peers.scenes import measure
@@ -107,7 +108,7 @@ def main(
         "quiet_s": QUIET_S,
         "patience_s": PATIENCE_S,
         "release_s": RELEASE_S,
-        "right_word_errors": RIGHT_WER,
+        "max_wrong": MAX_WRONG,
     }
     figures = {"peers": found}
     click.echo("\n".join(table({"settings": settings, **figures})))
@@ -127,7 +128,7 @@ async def _measure_all(
     """For the report, by the peer's name."""
     found: dict[str, dict[str, Any]] = {peer.name: {"differs": peer.differs} for peer in peers}
     heard: dict[str, list[Heard]] = {peer.name: [] for peer in peers}
-    places: dict[str, Path] = {}
+    places: dict[str, Path] = {}  # by environment
 
     async def attempt(peer: Peer, doing: Awaitable[None]) -> None:
         try:
@@ -137,14 +138,15 @@ async def _measure_all(
         step()
 
     async def prepare(peer: Peer) -> None:
-        places[peer.name] = install(peer, folder, lambda what: say(f"installing {what}"))
-        found[peer.name]["versions"] = versions_of(peer, places[peer.name])
-        found[peer.name]["environment_mb"] = size_mb(places[peer.name])
+        if peer.environment not in places:
+            places[peer.environment] = install(peer, folder, lambda what: say(f"installing {what}"))
+        place = places[peer.environment]
+        found[peer.name] |= {"versions": versions_of(peer, place), "environment_mb": size_mb(place)}
 
     async def play_round(peer: Peer, n: int) -> None:
         played, figures = await measure(
             peer,
-            places[peer.name],
+            places[peer.environment],
             model,
             folder / f"{peer.environment}.log",
             clips,
@@ -152,6 +154,7 @@ async def _measure_all(
             say=lambda what: say(f"round {n}: {peer.name}: {what}"),
         )
         heard[peer.name] += played
+        figures["others_cores"] = max(figures["others_cores"], found[peer.name].get("others_cores", 0.0))
         found[peer.name] |= figures
 
     for peer in peers:

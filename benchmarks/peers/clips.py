@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 from typing import Final
 
 import click
@@ -78,8 +78,19 @@ def _clip(name: str, said: str, samples: np.ndarray) -> Clip:
 
     n_windows = len(samples) // WINDOW
     windows = samples[: n_windows * WINDOW].reshape(n_windows, WINDOW).astype(np.float32)
-    speech = np.flatnonzero(SileroModel().detector().probabilities(windows) >= SPEECH)
-    last = np.flatnonzero(np.diff(speech, append=np.iinfo(np.int64).max) * WINDOW > PAUSE_S * RATE)
-    stops_s = tuple(float(window + 1) * WINDOW / RATE for window in speech[last])
+    is_speech = SileroModel().detector().probabilities(windows) >= SPEECH
+    onset_s, stops_s = spoken(is_speech.tolist(), WINDOW / RATE)
     pcm = np.clip(np.round(samples * 32768), -32768, 32767).astype("<i2").tobytes()
-    return Clip(Spoken(name, said, float(speech[0]) * WINDOW / RATE, stops_s), pcm)
+    return Clip(Spoken(name, said, onset_s, stops_s), pcm)
+
+
+def spoken(is_speech: Sequence[bool], window_s: float) -> tuple[float, tuple[float, ...]]:
+    """Where speech begins, and where it stops: before each pause of more than PAUSE_S, and at its end; seconds.
+
+    Raises: click.ClickException: there is none.
+    """
+    windows = [at for at, is_one in enumerate(is_speech) if is_one]
+    if not windows:
+        raise click.ClickException("a recording without speech")
+    stops = [at for at, after in pairwise(windows) if (after - at - 1) * window_s > PAUSE_S]
+    return windows[0] * window_s, tuple((at + 1) * window_s for at in (*stops, windows[-1]))

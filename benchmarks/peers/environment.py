@@ -160,6 +160,25 @@ class Server:
         psutil.wait_procs(list(self._seen.values()), timeout=10)
 
 
+class Others:
+    """What programs that have nothing to do with it take of the machine, since this was made."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._began = time.monotonic()
+        self._before_s = self._used_s()
+
+    @property
+    def cores(self) -> float:
+        """How many of them on average."""
+        return round((self._used_s() - self._before_s) / (time.monotonic() - self._began), 2)
+
+    def _used_s(self) -> float:
+        times = psutil.cpu_times()
+        ours = [psutil.Process(), *self._server.processes()]
+        return float(sum(times) - times.idle - getattr(times, "iowait", 0.0)) - sum(map(_used_s, ours))
+
+
 def _runs(process: psutil.Process) -> bool:
     with suppress(psutil.NoSuchProcess):
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)

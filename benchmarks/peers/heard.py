@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from itertools import pairwise
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from asr_ws.testing import wer
 
-RIGHT_WER: Final = (
-    0.3  # at most, of a text that is that client's: somebody else's, or two voices in one, have 0.7 and more
-)
+MAX_WRONG: Final = 0.3  # of the words: more than tiny.en mistakes in these recordings, less than another voice makes
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +103,14 @@ class Heard:
         return wer.word_errors(self.clip.said, self.text)
 
     @property
-    def is_right(self) -> bool:
-        """The text is that of this clip."""
-        return self.errors.rate <= RIGHT_WER
+    def verdict(self) -> Literal["right", "in part", "wrong", "silent"]:
+        """Whether the text is that of this clip, or lacks much of it, or has words of something else."""
+        if not (heard := wer.words(self.text)):
+            return "silent"
+        if self.errors.rate <= MAX_WRONG:
+            return "right"
+        n_changed, _ = flicker([heard, wer.words(self.clip.said)])
+        return "wrong" if n_changed / len(heard) > MAX_WRONG else "in part"
 
     def flicker(self) -> tuple[int, int]:
         """How many words were shown and later changed or taken away, and how many were shown."""
@@ -163,16 +167,14 @@ def together(heard: Sequence[Heard], within_s: float) -> dict[str, Any]:
 
     Served is who has a text of his own clip that was final within that time of the end of his speech.
     """
-    finals = [each.final_ms for each in heard if each.is_right and each.final_ms is not None]
+    finals = [each.final_ms for each in heard if each.verdict == "right" and each.final_ms is not None]
     in_time = [each for each in finals if each <= within_s * 1000]
     refusals = sorted((each.refusal for each in heard if each.refusal), key=lambda refusal: refusal[2])
     return {
         "clients": len(heard),
         "served": len(in_time),
         "final_ms": _middle(in_time),
-        "right": sum(each.is_right for each in heard),
-        "wrong": sum(bool(each.text) and not each.is_right for each in heard),
-        "silent": sum(not each.text for each in heard),
+        "texts": dict(Counter(each.verdict for each in heard)),
         "refused": len(refusals),
         "refusal": dict(zip(("words", "after", "ms"), refusals[0], strict=True)) if refusals else None,
         "ended": sorted({each.ended[1] for each in heard if each.ended}),

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 Report = Mapping[str, Any]
 NONE: Final = "-"
+QUIET_CORES: Final = 0.2  # by other programs: the system itself takes some
 COLOURS: Final = {"ours": "#1f6feb", "theirs": "#8b949e"}
 
 
@@ -49,18 +50,20 @@ LOAD: Final[tuple[Column, ...]] = (
     ("final, ms", lambda peer: _ms(peer["two"]["final_ms"])),
     ("many: served", lambda peer: f"{peer['many']['served']} of {peer['many']['clients']}"),
     ("final, ms", lambda peer: _ms(peer["many"]["final_ms"])),
-    ("right, wrong, no text", lambda peer: "{right}, {wrong}, {silent}".format_map(peer["many"])),
+    ("their texts", lambda peer: ", ".join(f"{n} {what}" for what, n in peer["many"]["texts"].items())),
     ("says under load", lambda peer: _refusal(peer["many"])),
     ("SIGSEGV in mid-decode", lambda peer: _crash(peer["crash"])),
 )
 
 
 def table(report: Report) -> list[str]:
-    """Two tables of Markdown, for speed and for load and failure; who cannot run here is named after them."""
+    """Two tables of Markdown, for speed and for load and failure, and notes after them."""
     ran = {name: peer for name, peer in report["peers"].items() if "cannot" not in peer}
-    cannot = [f"{name} cannot run here: {peer['cannot']}" for name, peer in report["peers"].items() if "cannot" in peer]
+    notes = [f"{name} cannot run here: {peer['cannot']}" for name, peer in report["peers"].items() if "cannot" in peer]
     lines = [*_markdown(SPEED, ran), "", *_markdown(LOAD, ran)]
-    return [*lines, "", *cannot] if cannot else lines
+    if (noise := max((peer["others_cores"] for peer in ran.values()), default=0.0)) > QUIET_CORES:
+        notes.append(f"The machine was not quiet: other programs had up to {noise:.1f} of its cores.")
+    return [*lines, "", *notes] if notes else lines
 
 
 def _markdown(columns: Sequence[Column], peers: Mapping[str, Report]) -> list[str]:

@@ -122,7 +122,12 @@ async def play(
 
             async def listen() -> None:
                 while True:
-                    for each in wire.receive(await connection.receive()):
+                    message = await connection.receive()
+                    try:
+                        told = list(wire.receive(message))
+                    except (ValueError, KeyError) as error:
+                        raise Ended(f"given up: {message[:80]!r} is no message of its protocol") from error
+                    for each in told:
                         match each:
                             case Shown():
                                 heard.shown.append((now(), each))

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from benchmarks.peers.catalogue import Peer
 from benchmarks.peers.clips import Clip
-from benchmarks.peers.environment import START_LIMIT_S, CannotRun, Server
+from benchmarks.peers.environment import START_LIMIT_S, CannotRun, Others, Server
 from benchmarks.peers.heard import Heard, together
 from benchmarks.peers.play import LOADED_QUIET_S, PATIENCE_S, play
 from benchmarks.served import send_signal
@@ -109,7 +109,7 @@ def told(heard: Heard, hit_s: float) -> str:
     refusals = [each.words for at, each in heard.refused if at > hit_s]
     if heard.ended:
         return f"connection {heard.ended[1]}"
-    if heard.is_right and heard.final_ms is not None:
+    if heard.verdict == "right" and heard.final_ms is not None:
         return f"{refusals[0]}, then its whole text" if refusals else "its whole text"
     return refusals[0] if refusals else "nothing more"
 
@@ -141,9 +141,11 @@ async def measure(
         await settle(server)
         idle_mb = server.rss_mb()
         heard = []
+        others = Others(server)
         for clip in clips:
             say(clip.spoken.name)
             heard.append(await play(peer, server.address, clip))
+        figures["others_cores"] = others.cores
         if clients is not None:
             for name, n in (("two", 2), ("many", clients)):
                 await settle(server)

@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
+import click
 import pytest
 
 from benchmarks.peers import draw, table
 from benchmarks.peers.catalogue import PEERS
+from benchmarks.peers.clips import Clip, spoken
 from benchmarks.peers.heard import Heard, Refused, Shown, Spoken, flicker, one_by_one, together
 from benchmarks.peers.scenes import after, told
 from benchmarks.peers.wires import AsrWs, Message, Send, SttServer, WhisperLive, WhisperLiveKit, Wire, Wyoming
@@ -33,6 +36,24 @@ def receive(wire: Wire, *messages: Message | dict[str, Any]) -> list[Shown | Ref
         for message in messages
         for each in wire.receive(json.dumps(message) if isinstance(message, dict) else message)
     ]
+
+
+# ---------------------------------------------------------------- from what was said
+
+
+def test_speech_stops_before_a_pause_and_at_its_end() -> None:
+    windows = [False, True, False, True, *(4 * [False]), True, True, False]
+    assert spoken(windows, 0.1) == (pytest.approx(0.1), pytest.approx((0.4, 1.0)))
+    with pytest.raises(click.ClickException):
+        spoken([False], 0.1)
+
+
+def test_a_clip_goes_on_as_noise_in_whole_frames() -> None:
+    clip = Clip(SPOKEN, b"\x00\x40" * 1700)
+    first, second, third = islice(clip.frames(), 3)
+    assert {len(first), len(second), len(third)} == {3200}
+    assert (first, second[:200]) == (b"\x00\x40" * 1600, b"\x00\x40" * 100)
+    assert 0 < max(abs(each) for each in struct.unpack("<1600h", third)) < 50
 
 
 # ---------------------------------------------------------------- from what was heard
@@ -102,13 +123,25 @@ def test_served_is_who_has_his_own_text_in_time() -> None:
         "clients": 4,
         "served": 1,
         "final_ms": {"n": 1, "p50": 500.0, "max": 500.0},
-        "right": 2,
-        "wrong": 1,
-        "silent": 1,
+        "texts": {"right": 2, "wrong": 1, "silent": 1},
         "refused": 1,
         "refusal": {"words": "WAIT 5.0", "after": "connecting", "ms": 100.0},
         "ended": ["closed with 1000"],
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("Turn on lights.", "right"),
+        ("Turn on.", "in part"),
+        ("Turn off the kitchen.", "wrong"),
+        ("Turn on the lights. Ask not what your country can do.", "wrong"),
+        ("", "silent"),
+    ],
+)
+def test_a_text_may_lack_something_or_have_something_else(text: str, verdict: str) -> None:
+    assert heard((2.5, Shown(text, True))).verdict == verdict
 
 
 def test_what_a_client_was_told_of_a_crash() -> None:
@@ -243,12 +276,14 @@ RAN = {
     "two": SCENE,
     "many": SCENE | {"refusal": {"words": "busy", "after": "speech", "ms": 640.0}},
     "rss_mb": {"idle": 355, "after": 457},
+    "others_cores": 0.1,
     "crash": {"saw": "its whole text", "back_s": 1.0, "alive": True},
 }
 GONE = RAN | {
     "many": SCENE,
     "one": one_by_one([heard((1.2, GUESSED))]),
     "crash": {"saw": "connection closed with 1006", "back_s": None, "alive": False},
+    "others_cores": 1.4,
 }
 REPORT = {
     "settings": {"clients": 10},
@@ -270,7 +305,10 @@ def test_the_table() -> None:
         ["“busy”, 0.64 s after speech", "its whole text; back after 1.0 s"],
         ["nothing", "connection closed with 1006; gone"],
     ]
-    assert cells[-1] == ["third cannot run here: not installed: no compiler"]
+    assert cells[-2:] == [
+        ["third cannot run here: not installed: no compiler"],
+        ["The machine was not quiet: other programs had up to 1.4 of its cores."],
+    ]
 
 
 def test_the_picture_has_a_bar_for_each_that_ran() -> None:
