@@ -19,7 +19,7 @@ is turned into the text that it shows and whether all of it is final:
 
 - final: from the end of speech until all text is final, and stays as it is. Of so many clips; it never was in others.
 - last change: from the end of speech until the words shown changed for the last time, final or not.
-- first text: from the onset of speech to the first words.
+- first text: from the onset of speech to the first words; without partials these are the final ones.
 - word errors: of the last text, `asr_ws.testing.wer`.
 - flicker: of the words that were shown, how many were later changed or taken away. Words as for the word errors, from
   one text to the next by their longest matching blocks; a word that only moves does not count.

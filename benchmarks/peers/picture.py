@@ -60,7 +60,7 @@ def table(report: Report) -> list[str]:
     """Two tables of Markdown, for speed and for load and failure, and notes after them."""
     ran = {name: peer for name, peer in report["peers"].items() if "cannot" not in peer}
     notes = [f"{name} cannot run here: {peer['cannot']}" for name, peer in report["peers"].items() if "cannot" in peer]
-    lines = [*_markdown(SPEED, ran), "", *_markdown(LOAD, ran)]
+    lines = [*_markdown(SPEED, ran), "", *_markdown(LOAD, ran)] if ran else []
     if (noise := max((peer["others_cores"] for peer in ran.values()), default=0.0)) > QUIET_CORES:
         notes.append(f"The machine was not quiet: other programs had up to {noise:.1f} of its cores.")
     return [*lines, "", *notes] if notes else lines
