@@ -45,34 +45,34 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import click
 
 from asr_ws import log, models
-from benchmarks.common import progress, read_manifest, report, speech_folder, told_plainly
+from benchmarks.common import progress, read_manifest, report, reported, speech_folder, told_plainly
 from benchmarks.peers.catalogue import PEERS, Peer
 from benchmarks.peers.clips import FRAME_S, Clip, clips_of
 from benchmarks.peers.environment import CannotRun, install, size_mb, versions_of
 from benchmarks.peers.heard import MAX_WRONG, Heard, one_by_one
-from benchmarks.peers.picture import draw, table
+from benchmarks.peers.picture import draw, markdown
 from benchmarks.peers.play import PATIENCE_S, QUIET_S, RELEASE_S
 from benchmarks.peers.scenes import measure
 
-__all__ = ["draw", "main", "table"]
+__all__ = ["draw", "main", "markdown"]
 
 MODEL: Final = "tiny.en"
 N_QUICK: Final = 2
 
 
 @click.command()
+@reported
 @click.argument("folder", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--folder", "place", type=click.Path(path_type=Path), help="where they are installed")
 @click.option("--only", multiple=True, type=click.Choice([*PEERS]), help="only this; may be repeated")
 @click.option("--quick", is_flag=True, help="one round of two clips")
 @click.option("--rounds", default=2, show_default=True, type=click.IntRange(1, 10))
 @click.option("--clients", default=10, show_default=True, type=click.IntRange(2, 50), help="at once")
-@click.option("--report", "file", type=click.File("w", "utf-8", lazy=False), help="write the last line there too")
 def main(
     folder: Path | None,
     place: Path | None,
@@ -80,7 +80,6 @@ def main(
     quick: bool,
     rounds: int,
     clients: int,
-    file: TextIO | None,
 ) -> None:
     """This server beside others, on the recordings in FOLDER (default: the bundled ones)."""
     log.configure(level="error")
@@ -111,8 +110,8 @@ def main(
         "max_wrong": MAX_WRONG,
     }
     figures = {"peers": found}
-    click.echo("\n".join(table({"settings": settings, **figures})))
-    sys.exit(report("peers", settings=settings, figures=figures, passed=None, file=file))
+    click.echo("\n".join(markdown({"settings": settings, **figures})))
+    sys.exit(report("peers", settings=settings, figures=figures, passed=None, draw=draw))
 
 
 async def _measure_all(

@@ -56,7 +56,7 @@ LOAD: Final[tuple[Column, ...]] = (
 )
 
 
-def table(report: Report) -> list[str]:
+def markdown(report: Report) -> list[str]:
     """Two tables of Markdown, for speed and for load and failure, and notes after them."""
     ran = {name: peer for name, peer in report["peers"].items() if "cannot" not in peer}
     notes = [f"{name} cannot run here: {peer['cannot']}" for name, peer in report["peers"].items() if "cannot" in peer]

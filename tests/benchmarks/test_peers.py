@@ -14,7 +14,7 @@ from typing import Any
 import click
 import pytest
 
-from benchmarks.peers import draw, table
+from benchmarks.peers import draw, markdown
 from benchmarks.peers.catalogue import PEERS
 from benchmarks.peers.clips import Clip, spoken
 from benchmarks.peers.heard import Heard, Refused, Shown, Spoken, flicker, one_by_one, together
@@ -292,7 +292,7 @@ REPORT = {
 
 
 def test_the_table() -> None:
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table(REPORT)]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown(REPORT)]
     assert [cells[0], cells[2], cells[3]] == [
         [
             *("server", "final, ms", "of clips", "last change, ms", "first text, ms", "word errors, %", "flicker, %"),
