@@ -35,7 +35,7 @@ from asr_ws.config import Loaded, Model
 from asr_ws.core.types import SAMPLE_RATE, DecodeOptions, Samples, Segment
 from asr_ws.testing.recognizer import ScriptedRecognizer
 from asr_ws.worker.child import self_test_clip
-from asr_ws.worker.process import CALM_THREADS
+from asr_ws.worker.process import ENVIRONMENT
 from asr_ws.worker.recognizer import FasterWhisperRecognizer, Recognizer, Transcription, pick_device
 from asr_ws.worker.system import NICE
 
@@ -161,7 +161,7 @@ async def listen(recognizer: Recognizer, model: str, port: int) -> None:
 @with_settings
 def main(loaded: Loaded) -> None:
     """Run the server until a signal ends it."""
-    os.environ.update(CALM_THREADS | os.environ)  # before the library that reads it is loaded
+    os.environ.update(ENVIRONMENT | os.environ)  # before the library that reads it is loaded
     if sys.platform != "win32":
         os.nice(NICE)
     settings = loaded.settings

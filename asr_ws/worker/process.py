@@ -13,10 +13,16 @@ from asr_ws.worker import ipc
 
 LAST_REPLIES_S = 0.05  # from its end to that of its replies, where another process has inherited the pipe
 
-# The threads of a decode sleep while they wait for each other. OpenMP's own default is to spin a while: where another
-# process wants a core (this server, say), against the one that they wait for, and a decode takes several times as long.
-# `python -m benchmarks.contention` shows it.
-CALM_THREADS: Final = {"OMP_WAIT_POLICY": "passive"}
+# What libraries are told that know it by their environment alone, where the user has not said otherwise.
+ENVIRONMENT: Final = {
+    # The threads of a decode sleep while they wait for each other. OpenMP's own default is to spin a while: where
+    # another process wants a core (this server, say), against the one that they wait for, and a decode takes several
+    # times as long. `python -m benchmarks.contention` shows it.
+    "OMP_WAIT_POLICY": "passive",
+    # oneDNN keeps what it has prepared for each shape that it saw, 1024 of them, and each length of audio has its own:
+    # tiny.en grew by 150 MB in sixty utterances, with this by 60 (`full` windows: by 10), and was no slower.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+}
 
 
 class WorkerProcess(ChildProcess):
@@ -30,7 +36,7 @@ class WorkerProcess(ChildProcess):
     @classmethod
     async def launch(cls, arguments: Sequence[str]) -> Self:
         """`start`, of `asr_ws.worker`."""
-        return await cls.start("asr_ws.worker", arguments, CALM_THREADS)
+        return await cls.start("asr_ws.worker", arguments, ENVIRONMENT)
 
     def send(self, request: ipc.DecodeRequest) -> None:
         """Never waits, also where the process does not read: the one request in flight bounds what is buffered."""

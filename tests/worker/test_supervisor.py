@@ -23,6 +23,7 @@ from asr_ws.core.types import DecodeOptions, Hypothesis, ServiceState
 from asr_ws.errors import DecodeFailed, WorkerDied, WorkerHung
 from asr_ws.testing.recognizer import Gate, scripted_worker
 from asr_ws.worker import supervisor as module
+from asr_ws.worker.process import ENVIRONMENT
 from asr_ws.worker.supervisor import Limits, Supervisor, WorkerSpec, backoff_s
 from asr_ws.worker.system import Cause
 from benchmarks.recovery import shared_memory
@@ -100,6 +101,18 @@ async def test_decodes_follow_one_another_in_the_same_process(scripted: WorkerSp
         assert [await watched.decode("say one"), await watched.decode()] == ["one", "country 1600"]
         assert watched.supervisor.pid == pid
         assert watched.supervisor.max_concurrent_decodes == 1
+
+
+async def test_libraries_are_told_by_the_environment_unless_the_user_has(
+    scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    async with supervised(scripted) as watched:
+        await watched.until(ServiceState.READY)
+        assert watched.supervisor.pid is not None
+        seen = psutil.Process(watched.supervisor.pid).environ()
+    assert {name: seen[name] for name in ENVIRONMENT} == {**ENVIRONMENT, "OMP_WAIT_POLICY": "active"}
 
 
 async def test_what_the_spec_says_reaches_the_recognizer(
