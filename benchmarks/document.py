@@ -6,8 +6,9 @@ A document has blocks, which `rewrite` fills; a test compares them with the repo
     ...
     <!-- end -->
 
-A block's name is a report's, ``machine``, or ``done``. Of a report it is what its module's ``markdown`` makes of it, or
-the lines that `LINES` has: what a figure is called, where in the report it is, its unit, and what is aimed at.
+A block's name is a report's, ``machine``, ``done``, or ``readme``. Of a report it is what its module's ``markdown``
+makes of it, or the lines that `LINES` has: what a figure is called, where in the report it is, its unit, and what is
+aimed at.
 """
 
 from __future__ import annotations
@@ -169,6 +170,53 @@ DONE: Final[Sequence[tuple[str, str, str, str, str]]] = (
     ("A refusal while hung workers are killed, 99 of 100, at the clients", "recovery", "busy_ms.p99", "ms", "50"),
     ("A dead worker is seen, 95 of 100", "recovery", "seen_ms.p95", "ms", "50"),
 )
+
+
+def _goodput(reports: Reports) -> str:
+    loads = reports["lock_baseline"]["loads"]
+    most = max(each["load"] for each in loads)
+    found = {each["server"]: each["goodput"] for each in loads if each["load"] == most}
+    return f"{found['asr_ws']:.2f}; {found['lock']:.2f}"
+
+
+def _talkers(reports: Reports) -> str:
+    found = [each for each in reports["capacity"]["points"] if each["model"] != "sleeps"]
+    return "; ".join(f"{each['measured']} ({each['model']})" for each in found)
+
+
+def _figure(name: str, where: str, unit: str) -> Callable[[Reports], str]:
+    return lambda reports: shown(at(reports[name], where), unit)
+
+
+# In the README, in both languages.
+README: Final[Sequence[tuple[str, str, Callable[[Reports], str]]]] = (
+    (
+        "end of speech to text, half of them: tiny.en, nobody else there",
+        "从说完到出文字，中位数：tiny.en，没有别人",
+        _figure("latency", "speculation.end_of_speech_to_final_ms.p50", "ms"),
+    ),
+    ("people who speak without a pause", "同时不停说话的人数", _talkers),
+    (
+        "at ten times the capacity, the share of the model's time that goes into texts within 8 s: this server; a lock",
+        "负载十倍于能力时，模型用于 8 秒内送达文字的时间占比：本服务器；一把锁",
+        _goodput,
+    ),
+    (
+        "a decode at five times the capacity, to one alone",
+        "五倍负载下的解码时间，与单独解码之比",
+        _figure("baseline_ratio", "pinned.ratio", "x"),
+    ),
+    (
+        "a refusal, 99 of 100, in the server, with 200 sessions",
+        "200 个会话时，一次拒绝在服务器内的用时（第 99 百分位）",
+        _figure("busy", "in_server_ms.p99", "ms"),
+    ),
+    (
+        "outcomes lost in ten minutes of crashes, hangs and leaks of the recognizer",
+        "识别进程崩溃、挂起、泄漏十分钟，丢失的结果",
+        _figure("chaos", "lost_outcomes", "n"),
+    ),
+)
 SOAK_AS_CHAOS: Final = {"soak": "chaos"}
 
 
@@ -235,6 +283,11 @@ def _done(reports: Reports, commands: Mapping[str, str]) -> list[str]:
     ]
 
 
+def _readme(reports: Reports, *, chinese: bool) -> list[str]:
+    rows = [(chinese_what if chinese else what, value(reports)) for what, chinese_what, value in README]
+    return ["| | |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)]
+
+
 def block(name: str, reports: Reports, commands: Mapping[str, str]) -> list[str]:
     """Its lines. Raises: click.ClickException: it is unknown, or has no report."""
     try:
@@ -243,6 +296,8 @@ def block(name: str, reports: Reports, commands: Mapping[str, str]) -> list[str]
                 return _machine(reports)
             case "done":
                 return _done(reports, commands)
+            case "readme" | "readme.zh":
+                return _readme(reports, chinese=name.endswith("zh"))
         return _of_report(name, reports[name], commands)
     except (KeyError, IndexError) as error:
         raise click.ClickException(f"figures of {name}: nothing at {error}") from error
