@@ -67,6 +67,7 @@ from benchmarks.common import Report, numbers, progress, report, reported
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SHOWN_SHARES: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # of the picture
 SHARE_DECODE_S: Final = 0.8  # long enough that few talkers make a step
 MOST: Final = 200
 GROWTH: Final = 1.1
@@ -162,9 +163,13 @@ def draw(figure: Figure, report: Report) -> None:
             color=f"C{n + 1}",
             label=f"measured: {model}",
         )
+        for point in own:
+            at = (_asks(point), point["measured"])
+            beside: dict[str, Any] = {"xytext": (-6, -12), "ha": "right"} if model == SLEEPS else {"xytext": (8, 4)}
+            axes.annotate(f"{point['decode_s']:.2g} s", at, textcoords="offset points", fontsize=8, **beside)
     axes.set(xscale="log", yscale="log", title="How many people can speak at once", ylabel="talkers")
-    axes.set_xticks(xs, [f"{x:.1%}\n{point['decode_s']:g} s" for x, point in zip(xs, points, strict=True)])
-    axes.set_xlabel("of the model's time that one talker asks for, and the decode of an utterance")
+    axes.set_xticks(SHOWN_SHARES, [f"{each:.0%}" for each in SHOWN_SHARES])
+    axes.set_xlabel("of the model's time that one talker asks for; at the points, a decode")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(LogFormatter())  # 40, not a power of ten
     axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))

@@ -6,14 +6,15 @@ A document has blocks, which `rewrite` fills; a test compares them with the repo
     ...
     <!-- end -->
 
-A block's name is a report's, ``machine``, ``done``, or ``readme``. Of a report it is what its module's ``markdown``
-makes of it, or the lines that `LINES` has: what a figure is called, where in the report it is, its unit, and what is
-aimed at.
+A block's name is a report's, ``machine``, ``done``, or ``readme``. Of a report it is its picture, and what its
+module's ``markdown`` makes of it, or the lines that `LINES` has: what a figure is called, where in the report it is,
+its unit, and what is aimed at.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -34,7 +35,7 @@ Line = tuple[str, str, str, str]  # what, where, unit, aim
 
 LINES: Final[Mapping[str, Sequence[Line]]] = {
     "latency": (
-        ("end of speech to final, half of them", "speculation.end_of_speech_to_final_ms.p50", "ms", "700"),
+        ("end of speech to final, half of them", "speculation.end_of_speech_to_final_ms.p50", "ms", ""),
         ("... 95 of 100", "speculation.end_of_speech_to_final_ms.p95", "ms", ""),
         ("... without speculation, half of them", "partials.end_of_speech_to_final_ms.p50", "ms", ""),
         ("a decode", "speculation.decode_ms.p50", "ms", ""),
@@ -255,13 +256,16 @@ def lines_of(report: Report, lines: Sequence[Line]) -> list[str]:
     return ["| | | aim |", "|---|---|---|", *(f"| {what} | {value} | {aim} |" for what, value, aim in rows)]
 
 
-def _of_report(name: str, report: Report, commands: Mapping[str, str]) -> list[str]:
-    table: Callable[[Report], list[str]] | None = getattr(
-        import_module(f"benchmarks.{report['benchmark']}"), "markdown", None
-    )
+def _of_report(name: str, report: Report, commands: Mapping[str, str], folder: Path) -> list[str]:
+    module = import_module(f"benchmarks.{report['benchmark']}")
+    table: Callable[[Report], list[str]] | None = getattr(module, "markdown", None)
+    picture = []
+    if (draw := getattr(module, "draw", None)) is not None:
+        file = Path(os.path.relpath(FOLDER / f"{name}.png", folder)).as_posix()
+        picture = [f"![{(draw.__doc__ or name).splitlines()[0].rstrip('.')}]({file})", ""]
     lines = table(report) if table is not None else lines_of(report, LINES[SOAK_AS_CHAOS.get(name, name)])
     verdict = {True: ": every aim was kept", False: ": **an aim was missed**"}.get(report["passed"], "")
-    return [*lines, "", f"`{commands.get(name, f'python -m benchmarks.{name}')}`{verdict}."]
+    return [*picture, *lines, "", f"`{commands.get(name, f'python -m benchmarks.{name}')}`{verdict}."]
 
 
 def _machine(reports: Reports) -> list[str]:
@@ -288,8 +292,8 @@ def _readme(reports: Reports, *, chinese: bool) -> list[str]:
     return ["| | |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)]
 
 
-def block(name: str, reports: Reports, commands: Mapping[str, str]) -> list[str]:
-    """Its lines. Raises: click.ClickException: it is unknown, or has no report."""
+def block(name: str, reports: Reports, commands: Mapping[str, str], folder: Path) -> list[str]:
+    """Its lines, for a document in this folder. Raises: click.ClickException: it is unknown, or has no report."""
     try:
         match name:
             case "machine":
@@ -298,7 +302,7 @@ def block(name: str, reports: Reports, commands: Mapping[str, str]) -> list[str]
                 return _done(reports, commands)
             case "readme" | "readme.zh":
                 return _readme(reports, chinese=name.endswith("zh"))
-        return _of_report(name, reports[name], commands)
+        return _of_report(name, reports[name], commands, folder)
     except (KeyError, IndexError) as error:
         raise click.ClickException(f"figures of {name}: nothing at {error}") from error
 
@@ -310,10 +314,12 @@ def read_reports(folder: Path = FOLDER) -> dict[str, Report]:
     }
 
 
-def filled(text: str, reports: Reports, commands: Mapping[str, str]) -> str:
-    """A document with its blocks as the reports have them."""
+def filled(text: str, reports: Reports, commands: Mapping[str, str], folder: Path) -> str:
+    """A document of this folder with its blocks as the reports have them."""
     return BLOCK.sub(
-        lambda found: "\n".join([f"{found[1]}{found[2].rstrip()}", "", *block(found[1], reports, commands), "", ""]),
+        lambda found: "\n".join(
+            [f"{found[1]}{found[2].rstrip()}", "", *block(found[1], reports, commands, folder), "", ""]
+        ),
         text,
     )
 
@@ -329,7 +335,7 @@ def rewrite(commands: Mapping[str, str]) -> list[Path]:
     reports, changed = read_reports(), []
     for file in documents():
         text = file.read_text("utf-8")
-        if (new := filled(text, reports, commands)) != text:
+        if (new := filled(text, reports, commands, file.parent)) != text:
             file.write_text(new, "utf-8")
             changed.append(file)
     return changed

@@ -59,7 +59,7 @@ STEPS: Final = (
     Step("capacity", "--models tiny.en,base", "--quick"),
     Step("latency", "--loads 2", "--clips 1"),
     Step("latency_base", "--model base", "--model scripted --clips 1", "latency"),
-    Step("decode_time", "", "--models tiny.en --lengths 1,5 --rounds 1"),
+    Step("decode_time", "", "--models tiny.en --lengths 2,5 --rounds 1"),
     Step("load", "--seconds 20 --offers 150 --rounds 2", "--loads 2 --seconds 5 --offers 20 --rounds 1"),
     Step("fairness", "", "--rounds 1 --seconds 4"),
     Step("overhead", "", "--commits 10"),

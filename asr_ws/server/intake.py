@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -57,6 +58,7 @@ class Turns:
         self._number = itertools.count()  # of those who had equally much, the first
         self._last_s = 0.0  # of who was looked at last
         self._is_called = False
+        self._until = math.inf  # the end of `take_now` in this turn of the loop, once it has begun
 
     @property
     def entry_s(self) -> float:
@@ -66,6 +68,27 @@ class Turns:
         looked.looked_s = max(looked.looked_s, self._last_s)
         heapq.heappush(self._waiting, (looked.looked_s, next(self._number), looked))
         self._call()
+
+    def take_now(self, looked: Looked) -> bool:
+        """Look at it at once, where nobody waits and this turn of the loop has time left. Returns: whether it was.
+
+        As good as entering, for who sends a frame now and then, and half the price: nothing is held back for it.
+        """
+        now = self._clock()
+        if self._waiting or now >= self._until:
+            return False
+        if self._until == math.inf:
+            self._until = now + TURN_S
+            asyncio.get_running_loop().call_soon(self._renew)
+        looked.looked_s = self._last_s = max(looked.looked_s, self._last_s)
+        try:
+            looked.look()
+        finally:
+            looked.looked_s += self._clock() - now
+        return True
+
+    def _renew(self) -> None:
+        self._until = math.inf
 
     def _call(self) -> None:
         if self._waiting and not self._is_called:
@@ -119,8 +142,11 @@ class Intake(ServerConnection):
         self.regulate()  # what came behind the request
 
     def data_received(self, data: bytes) -> None:
-        if not self._is_dropped:
-            self._unread += data
+        if self._is_dropped:
+            return
+        is_first = not self._unread and not self._behind and self.response is not None
+        self._unread += data
+        if not (is_first and len(data) <= SLICE_BYTES and not self._is_held and self._turns.take_now(self)):
             self.regulate()
 
     def eof_received(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 import pytest
 
-from benchmarks.document import at, block, documents, filled, lines_of, read_reports, shown
+from benchmarks.document import FOLDER, ROOT, at, block, documents, filled, lines_of, read_reports, shown
 from benchmarks.suite import STEPS
 
 COMMANDS = {step.name: step.shown for step in STEPS}
@@ -23,16 +23,20 @@ CONTENTION: dict[str, Any] = {
 @pytest.mark.parametrize("document", documents(), ids=lambda path: path.name)
 def test_the_documents_say_what_the_reports_say(document: Any) -> None:
     text = document.read_text("utf-8")
-    assert filled(text, read_reports(), COMMANDS) == text, "make bench-full, or python -m benchmarks.suite --redraw"
+    assert filled(text, read_reports(), COMMANDS, document.parent) == text, (
+        "make bench-full, or python -m benchmarks.suite --redraw"
+    )
 
 
 def test_a_block_is_filled_and_what_stands_around_it_stays() -> None:
     text = "Before.\n\n<!-- figures: contention -->\nold\n<!-- end -->\n\nAfter.\n"
-    new = filled(text, {"contention": CONTENTION}, COMMANDS)
+    new = filled(text, {"contention": CONTENTION}, COMMANDS, FOLDER)
     assert new.splitlines() == [
         "Before.",
         "",
         "<!-- figures: contention -->",
+        "",
+        "![By how threads wait, alone and beside a busy core](contention.png)",
         "",
         "| | | aim |",
         "|---|---|---|",
@@ -45,18 +49,19 @@ def test_a_block_is_filled_and_what_stands_around_it_stays() -> None:
         "",
         "After.",
     ]
-    assert filled(new, {"contention": CONTENTION}, COMMANDS) == new
+    assert filled(new, {"contention": CONTENTION}, COMMANDS, FOLDER) == new
 
 
 def test_a_missed_aim_is_said() -> None:
-    lines = block("contention", {"contention": {**CONTENTION, "passed": False}}, COMMANDS)
+    lines = block("contention", {"contention": {**CONTENTION, "passed": False}}, COMMANDS, ROOT)
+    assert lines[0] == "![By how threads wait, alone and beside a busy core](docs/benchmarks/contention.png)"
     assert lines[-1] == "`python -m benchmarks.contention`: **an aim was missed**."
 
 
 @pytest.mark.parametrize("reports", [{}, {"contention": {"benchmark": "contention", "passed": None}}])
 def test_a_block_without_its_figures_is_an_error(reports: dict[str, Any]) -> None:
     with pytest.raises(click.ClickException, match="figures of contention"):
-        block("contention", reports, COMMANDS)
+        block("contention", reports, COMMANDS, ROOT)
 
 
 def test_a_place_may_have_dots_in_its_names() -> None:

@@ -92,6 +92,22 @@ async def test_who_comes_anew_each_time_does_not_go_first() -> None:
     assert (steady.looked_at, new.looked_at) == ([0], [1])
 
 
+async def test_who_comes_alone_is_looked_at_at_once_as_long_as_the_turn_has_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(intake, "TURN_S", 1.0)
+    clock = Clock()
+    turns = Turns(clock)
+    first, second, third = (Sender(turns, clock, floods=False) for _ in range(3))
+    assert [turns.take_now(each) for each in (first, second, third)] == [True, True, False], "half a turn each"
+    turns.enter(third)
+    assert not turns.take_now(first), "others wait"
+    await turns_of_the_loop(2)
+    assert turns.take_now(first)
+    assert [each.looked_at for each in (first, second, third)] == [[0, 3], [1], [2]]
+    assert first.looked_s >= third.looked_s - 0.5, "it is charged, and not repaid for the time in which it was away"
+
+
 async def turns_of_the_loop(n: int) -> None:
     for _ in range(n):
         await asyncio.sleep(0)
