@@ -22,9 +22,7 @@ from typing import Any, Final, Protocol, cast
 from websockets.asyncio.server import ServerConnection
 from websockets.protocol import State
 
-SLICE_BYTES: Final = (
-    4096  # looked through at once: 100 ms of audio; at worst 680 pings to be answered, some milliseconds
-)
+SLICE_BYTES: Final = 4096  # looked through at once: 100 ms of audio; at worst 680 pings, some milliseconds
 TURN_S: Final = 0.002  # before the loop sees to other things
 ENTRY_S: Final = 0.005  # that who has just come is taken to have had: else those that come anew each time go first
 ENCRYPTED_AHEAD: Final = 1024  # bytes that asyncio's TLS takes while we read nothing, to be decrypted at once then
@@ -72,7 +70,7 @@ class Turns:
     def take_now(self, looked: Looked) -> bool:
         """Look at it at once, where nobody waits and this turn of the loop has time left. Returns: whether it was.
 
-        As good as entering, for who sends a frame now and then, and half the price: nothing is held back for it.
+        As good as entering, for who sends a frame now and then, and cheaper: nothing is held back for it.
         """
         now = self._clock()
         if self._waiting or now >= self._until:
