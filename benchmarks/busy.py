@@ -1,6 +1,6 @@
 """How fast a refusal is told when everybody is refused: the worker stands still, the queue is full, all go on speaking.
 
-    python -m benchmarks.busy [--sessions 200] [--seconds 10] [--together]
+    python -m benchmarks.busy [--sessions 50,100,200] [--seconds 10] [--together]
 
 Each session sends audio in real time in frames of 100 ms, in manual mode, ends an utterance once a second, and offers
 what was refused again as the hints say. The first answer to each `commit` is timed twice:
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ from benchmarks.common import (
     CoreUse,
     Report,
     Spread,
+    numbers,
     other_process,
     pin,
     progress,
@@ -69,6 +70,7 @@ OPENING_LIMIT_S: Final = 60.0
 class Outcome:
     """Milliseconds, and the share of the time in which the server's thread waited for its core (`CoreUse`)."""
 
+    sessions: int
     in_server: Spread
     by_client: Spread
     waited: float | None
@@ -77,14 +79,24 @@ class Outcome:
     def passed(self) -> bool:
         return self.in_server.p99 <= MAX_IN_SERVER_MS and self.by_client.p99 < MAX_BY_CLIENT_MS
 
+    def figures(self) -> dict[str, Any]:
+        return {
+            "sessions": self.sessions,
+            "in_server_ms": self.in_server.figures(),
+            "by_client_ms": self.by_client.figures(),
+            "server_waited_for_core": self.waited and round(self.waited, 4),
+        }
 
-def table(outcome: Outcome) -> list[str]:
+
+def table(outcomes: Sequence[Outcome]) -> list[str]:
     """Lines for people."""
-    lines = [f"{'commit -> busy':<16}{'n':>7}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'max ms':>9}"]
-    for name, times in (("in the server", outcome.in_server), ("by the client", outcome.by_client)):
-        lines.append(f"{name:<16}{times.n:>7}{times.p50:>9.2f}{times.p95:>9.2f}{times.p99:>9.2f}{times.max:>9.2f}")
-    if outcome.waited is not None:
-        lines.append(f"the server waited for its core {outcome.waited:.0%} of the time")
+    lines = [f"{'sessions':>8}  {'commit -> busy':<14}{'n':>7}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'max ms':>9}"]
+    for outcome in outcomes:
+        for name, times in (("in the server", outcome.in_server), ("by the client", outcome.by_client)):
+            spread = "".join(f"{each:>9.2f}" for each in (times.p50, times.p95, times.p99, times.max))
+            lines.append(f"{outcome.sessions:>8}  {name:<14}{times.n:>7}{spread}")
+        if outcome.waited is not None:
+            lines.append(f"{'':>8}  the server waited for its core {outcome.waited:.0%} of the time")
     return lines
 
 
@@ -164,7 +176,7 @@ async def measure(n_sessions: int, seconds: float, *, together: bool) -> Outcome
         raise click.ClickException(
             f"{len(replies.ms)} of {len(answered_ms)} answers were `busy`: the queue was not full"
         )
-    return Outcome(Spread.of(list(replies.ms.values())), Spread.of(list(answered_ms.values())), waited)
+    return Outcome(n_sessions, Spread.of(list(replies.ms.values())), Spread.of(list(answered_ms.values())), waited)
 
 
 # ---------------------------------------------------------------- in the clients' process
@@ -217,39 +229,40 @@ async def _speak(session: BareSession, name: str, began: float, seconds: float) 
 
 
 def draw(figure: Figure, report: Report) -> None:
-    """In the server, and at its clients."""
-    n = report["settings"]["sessions"]
+    """In the server, and at its clients, by the number of sessions."""
     rows = [
-        ("in the server", report["in_server_ms"], MAX_IN_SERVER_MS),
-        ("at the clients", report["by_client_ms"], MAX_BY_CLIENT_MS),
+        (f"{level['sessions']} sessions, {where}", level[name], aim)
+        for where, name, aim in (
+            ("in the server", "in_server_ms", MAX_IN_SERVER_MS),
+            ("at the clients", "by_client_ms", MAX_BY_CLIENT_MS),
+        )
+        for level in report["levels"]
     ]
-    spreads(figure, f"From a commit to its busy, with {n} sessions that want more than there is", rows, log=True)
+    spreads(figure, "From a commit to its busy, when all want more than there is", rows, log=True)
 
 
 @click.command()
 @reported
-@click.option("--sessions", "n_sessions", default=200, show_default=True, type=click.IntRange(1, 2000))
+@click.option("--sessions", default="50,100,200", show_default=True, callback=numbers, help="one run each")
 @click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(1, 600))
 @click.option("--together", is_flag=True, help="all commits at once; reported, without a verdict")
-def main(n_sessions: int, seconds: float, together: bool) -> None:
+def main(sessions: tuple[float, ...], seconds: float, together: bool) -> None:
     """How long `busy` takes when every session is refused."""
     log.configure(level="error")
-    with progress(still=True) as bars:
-        bars.add_task(f"{n_sessions} sessions, refused for {seconds:g} s", total=None)
-        bars.refresh()
-        outcome = asyncio.run(measure(n_sessions, seconds, together=together))
-    for line in table(outcome):
+    outcomes = []
+    for n_sessions in map(int, sessions):
+        with progress(still=True) as bars:
+            bars.add_task(f"{n_sessions} sessions, refused for {seconds:g} s", total=None)
+            bars.refresh()
+            outcomes.append(asyncio.run(measure(n_sessions, seconds, together=together)))
+    for line in table(outcomes):
         click.echo(line)
     sys.exit(
         report(
             "busy",
-            settings={"sessions": n_sessions, "seconds": seconds, "together": together},
-            figures={
-                "in_server_ms": outcome.in_server.figures(),
-                "by_client_ms": outcome.by_client.figures(),
-                "server_waited_for_core": outcome.waited and round(outcome.waited, 4),
-            },
-            passed=None if together else outcome.passed,
+            settings={"sessions": [int(n) for n in sessions], "seconds": seconds, "together": together},
+            figures={"levels": [outcome.figures() for outcome in outcomes]},
+            passed=None if together else all(outcome.passed for outcome in outcomes),
             draw=draw,
         )
     )
