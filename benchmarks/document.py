@@ -41,6 +41,9 @@ LINES: Final[Mapping[str, Sequence[Line]]] = {
         ("a decode", "speculation.decode_ms.p50", "ms", ""),
         ("onset of speech to first partial, half of them", "speculation.onset_to_first_partial_ms.p50", "ms", ""),
         ("`stable` text that changed", "speculation.stable_changed", "n", "0"),
+        ("words shown that did not stay", "speculation.changed.all", "%", ""),
+        ("... of a client that leaves the last word away", "speculation.changed.without_the_last_word", "%", ""),
+        ("... that shows `stable` alone", "speculation.changed.stable", "%", ""),
         (
             "at twice the capacity: end of speech to final, half of them",
             "loaded.0.end_of_speech_to_final_ms.p50",

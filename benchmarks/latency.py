@@ -29,6 +29,10 @@ Targets, idle:
 - at least 3 partials for each utterance of more than 5 s
 - ``stable`` text never changes
 - the finals say the same, to the letter, whatever is on
+
+"changed": of the words that were shown, how many were later changed or taken away, by a partial or by the final, as in
+`benchmarks.peers`; of a client that shows `stable` and `unstable`, of one that leaves the last word of `unstable` away,
+and of one that shows `stable` alone.
 """
 
 from __future__ import annotations
@@ -49,7 +53,9 @@ import click
 
 from asr_ws import log, messages, models
 from asr_ws.client.sources import open_source
+from asr_ws.core.partials import words
 from asr_ws.messages import AudioFormat
+from asr_ws.testing import wer
 from asr_ws.testing.bare import Event, connect
 from benchmarks.common import (
     Cores,
@@ -84,6 +90,7 @@ from benchmarks.offered import (
     start_of,
     watched,
 )
+from benchmarks.peers.heard import flicker
 from benchmarks.pictures import spreads
 
 if TYPE_CHECKING:
@@ -97,6 +104,11 @@ CONFIGURATIONS: Final = {
     "finals only": {"partials": "off", "speculation": "off"},
 }
 JUDGED, PLAIN = "speculation", "finals only"
+SHOWN: Final[dict[str, Callable[[str, str], str]]] = {
+    "all": lambda stable, unstable: stable + unstable,
+    "without_the_last_word": lambda stable, unstable: stable + "".join(words(unstable)[:-1]),
+    "stable": lambda stable, unstable: stable,
+}
 LOADED: Final = (JUDGED, "partials")  # with and without speculation
 SILENCE_S: Final = 1.5  # after each clip: more than ends an utterance
 FRAME_S: Final = 0.1
@@ -121,8 +133,7 @@ class Spoken:
     audio_end_ms: int
     text: str
     decode_ms: int
-    n_partials: int
-    stable_kept: bool  # each partial's `stable` went on from the one before
+    partials: tuple[tuple[str, str], ...]  # `stable` and `unstable` of each
     onset_known: bool  # False: `first_partial` is up to `prefix_ms` more than it was
     final: float | None  # after the end of speech; None: not by silence, or not at the first attempt
     first_partial: float | None  # after the onset of speech; None: there was none
@@ -130,6 +141,11 @@ class Spoken:
     @property
     def audio_ms(self) -> int:
         return self.audio_end_ms - self.audio_start_ms
+
+    @property
+    def stable_kept(self) -> bool:
+        """Each partial's `stable` went on from the one before."""
+        return all(after.startswith(before) for (before, _), (after, _) in pairwise(self.partials))
 
 
 @dataclass(slots=True)
@@ -172,8 +188,7 @@ def _spoken(played: Played, final: messages.Final, heard: Sequence[tuple[float, 
         final.audio_end_ms,
         final.text,
         final.decode_ms,
-        len(partials),
-        all(after.stable.startswith(before.stable) for (_, before), (_, after) in pairwise(partials)),
+        tuple((partial.stable, partial.unstable) for _, partial in partials),
         onset_known,
         (final_at - played.heard_at(end_ms)) * 1000 if timed else None,
         (partials[0][0] - played.heard_at(onset_ms)) * 1000 if partials else None,
@@ -208,7 +223,15 @@ class Outcome:
     @property
     def long_partials(self) -> list[int]:
         """How many each long utterance had."""
-        return [each.n_partials for each in self.utterances if each.audio_ms > LONG_MS]
+        return [len(each.partials) for each in self.utterances if each.audio_ms > LONG_MS]
+
+    def changed(self, show: Callable[[str, str], str]) -> float | None:
+        """The share of the words shown that did not stay, where this is what is shown of a partial."""
+        counts = [
+            flicker([wer.words(text) for text in (*(show(*partial) for partial in each.partials), each.text)])
+            for each in self.utterances
+        ]
+        return _share(sum(changed for changed, _ in counts), sum(shown for _, shown in counts))
 
     @property
     def texts(self) -> dict[tuple[str, int, int], str]:
@@ -224,8 +247,9 @@ class Outcome:
             "onset_to_first_partial_ms": self.first_partial and Spread.of(self.first_partial).figures(1),
             "onsets_not_known": sum(not each.onset_known for each in self.utterances if each.first_partial is not None),
             "partial_decode_ms": self.partial_decodes and Spread.of(self.partial_decodes).figures(1),
-            "partials": sum(each.n_partials for each in self.utterances),
+            "partials": sum(len(each.partials) for each in self.utterances),
             "least_partials_of_long_utterances": min(self.long_partials, default=None),
+            "changed": {name: self.changed(show) for name, show in SHOWN.items()},
             "stable_changed": sum(not each.stable_kept for each in self.utterances),
             "finals_speculated": _share(self.promoted, len(self.utterances)),
             "speculations": self.speculations,
@@ -281,7 +305,7 @@ def row(name: str, outcome: Outcome) -> str:
     """A line for people."""
     partial_decode = f"{_median(outcome.partial_decodes):.0f}" if outcome.partial_decodes else "-"
     decode = f"{_median(outcome.decode):.0f}" if outcome.decode else "-"
-    n_partials = sum(each.n_partials for each in outcome.utterances)
+    n_partials = sum(len(each.partials) for each in outcome.utterances)
     waited = "?" if outcome.waited is None else f"{outcome.waited:.0%}"
     return (
         f"{name:<20}{_times(outcome.final)}{decode:>9}{_times(outcome.first_partial)}{partial_decode:>9}"
@@ -302,7 +326,7 @@ def details(name: str, each: Spoken) -> str:
     about = " " if each.onset_known else "~"
     return (
         f"  {name:<19}{each.clip:<22}{each.audio_start_ms:>7}-{each.audio_end_ms:<7} final {final:>5}"
-        f"  decode {each.decode_ms:>4}  first partial {about}{first:<5} partials {each.n_partials:>3}"
+        f"  decode {each.decode_ms:>4}  first partial {about}{first:<5} partials {len(each.partials):>3}"
         f"{'' if each.stable_kept else '  STABLE CHANGED'}  {each.text}"
     )
 

@@ -35,8 +35,10 @@ def test_times_count_from_the_first_speech_and_from_the_last() -> None:
         ]
     )
     assert spoken(Played("a.wav", FRAMES, talk)) == [
-        Spoken("a.wav", 575, 2200, "One two.", 120, 2, True, True, final=750.0, first_partial=500.0),
-        Spoken("a.wav", 3000, 4000, "Three.", 110, 0, True, True, final=None, first_partial=None),
+        Spoken(
+            "a.wav", 575, 2200, "One two.", 120, (("", "one"), ("one", " two")), True, final=750.0, first_partial=500.0
+        ),
+        Spoken("a.wav", 3000, 4000, "Three.", 110, (), True, final=None, first_partial=None),
     ]
 
 
@@ -72,20 +74,20 @@ def test_a_final_after_a_refusal_says_nothing_of_the_latency_and_stable_text_mus
     assert (one.final, one.stable_kept) == (None, False)
 
 
+PARTIALS = (("", "one to"), ("one", " two, three"), ("one", " two sat"))
 SPOKEN = Spoken(
     clip="a.wav",
     audio_start_ms=700,
     audio_end_ms=6700,
     text="One two.",
     decode_ms=300,
-    n_partials=3,
-    stable_kept=True,
+    partials=PARTIALS,
     onset_known=True,
     final=700.0,
     first_partial=850.0,
 )
 OUTCOME = Outcome([SPOKEN], 0, {}, partial_decodes=[100.0], waited=0.26, speculations=4, promoted=1, wasted=3)
-PLAIN = Outcome([replace(SPOKEN, n_partials=0, final=999.0, first_partial=None)], 0, {}, [])
+PLAIN = Outcome([replace(SPOKEN, partials=(), final=999.0, first_partial=None)], 0, {}, [])
 
 
 def missed(judged: Outcome, plain: Outcome = PLAIN) -> list[str]:
@@ -104,8 +106,8 @@ def changed(**changes: Any) -> Outcome:
         (changed(final=832.0, decode_ms=500), []),
         (changed(final=833.0, decode_ms=500), ["end of speech -> final: 833 ms, the limit is 832 ms"]),
         (changed(first_partial=851.0), ["onset of speech -> first partial: 851 ms, the limit is 850 ms"]),
-        (changed(n_partials=2), ["speculation: 1 utterances of more than 5 s had fewer than 3 partials"]),
-        (changed(stable_kept=False), ["speculation: stable text changed in 1 utterances"]),
+        (changed(partials=PARTIALS[:2]), ["speculation: 1 utterances of more than 5 s had fewer than 3 partials"]),
+        (changed(partials=PARTIALS[::-1]), ["speculation: stable text changed in 1 utterances"]),
         (
             changed(text="One too."),
             [
@@ -122,10 +124,16 @@ def test_each_target_has_its_limit(judged: Outcome, expected: list[str]) -> None
 
 
 def test_short_utterances_may_have_fewer_partials() -> None:
-    short = replace(SPOKEN, n_partials=1, audio_end_ms=5700)
+    short = replace(SPOKEN, partials=PARTIALS[:1], audio_end_ms=5700)
     plain = replace(PLAIN, utterances=[replace(PLAIN.utterances[0], audio_end_ms=5700)])
     outcome = replace(OUTCOME, utterances=[short])
     assert misses({"speculation": outcome, "partials": outcome, "finals only": plain}) == []
+
+
+def test_words_that_did_not_stay_are_counted_by_what_a_client_shows() -> None:
+    found = OUTCOME.figures()["changed"]
+    assert found == {"all": 0.6, "without_the_last_word": 0.0, "stable": 0.0}  # "to", "three", "sat"
+    assert PLAIN.figures()["changed"] == {"all": 0.0, "without_the_last_word": 0.0, "stable": 0.0}
 
 
 def test_rows_line_up_with_their_header() -> None:
@@ -142,7 +150,7 @@ def test_rows_line_up_with_their_header() -> None:
 
 
 def test_details_mark_what_is_not_known_exactly() -> None:
-    assert details("partials", replace(SPOKEN, onset_known=False, stable_kept=False, final=None)) == (
+    assert details("partials", replace(SPOKEN, onset_known=False, partials=PARTIALS[::-1], final=None)) == (
         "  partials           a.wav                     700-6700    final     -  decode  300  first partial ~850  "
         " partials   3  STABLE CHANGED  One two."
     )
