@@ -41,12 +41,14 @@ class Course:
     Attributes:
         what: the model, and what it runs on where that is known.
         ended: why there are no more steps: ``found`` (the least that is too many), ``most`` (all were carried),
-            ``given`` (those asked for), ``sessions`` (the server takes no more), ``interrupted``.
+            ``given`` (those asked for), ``sessions`` (the server takes no more), ``lost`` (it ended), ``interrupted``.
+        lost: how the server was.
     """
 
     what: str = ""
     steps: list[Step] = field(default_factory=list)
     ended: str = "interrupted"
+    lost: str = ""
 
     @property
     def tried(self) -> list[tuple[int, bool]]:
@@ -155,7 +157,7 @@ def bench(
     if plot is not None and course.steps:
         _draw(told, plot)
     click.echo(json.dumps(told))
-    sys.exit(1 if course.ended == "interrupted" or not talkers else 0)
+    sys.exit(1 if course.ended in ("interrupted", "lost") or not talkers else 0)
 
 
 async def _measure(
@@ -172,7 +174,7 @@ async def _measure(
 ) -> None:
     """Into ``course``, also when it is cancelled.
 
-    Raises: AsrError: the server cannot be started or reached, or ends.
+    Raises: AsrError: the server cannot be started or reached, or ends before there is anything to tell.
     """
     from asr_ws.client.address import SessionRefused
     from asr_ws.testing.bare import connect
@@ -207,9 +209,10 @@ async def _measure(
     except asyncio.CancelledError:  # what has been measured is told
         pass
     except ClientError as lost:
-        if process is None:
-            raise
-        raise ServerFailed(lost.message, process.log_tail) from lost
+        error = lost if process is None else ServerFailed(lost.message, process.log_tail)
+        if not course.steps:
+            raise error from lost
+        course.ended, course.lost = "lost", error.message
     finally:
         if process is not None:
             await process.stop()
@@ -286,6 +289,8 @@ def sentence(course: Course, share: float, *, this_machine: bool) -> str:
         lines.append(f"With {too_many.talkers}: {'; '.join(too_many.faults)}.")
     if course.ended == "interrupted":
         lines.append("It was interrupted.")
+    if course.ended == "lost":
+        lines.append(f"Then the server was lost: {course.lost}.")
     return " ".join(lines)
 
 

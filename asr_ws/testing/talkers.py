@@ -8,7 +8,8 @@ load; and are silent for as long again after that. Then their sessions are close
 
 - **wait**: from an utterance's first verdict to its `final`, less the decode. One that was refused and offered again
   waits all that time. It goes on while there is no `final`.
-- **load**: the share of the time that the finals' decodes took. Above 1, waits grow for as long as people talk.
+- **load**: the share of the time that what was said asks for: so many utterances, each for the mean decode. Above 1,
+  waits grow for as long as people talk.
 - **worker**: the share of the time in which the worker decoded anything, by the server's /metrics.
 - **late**: by how much frames were sent late, which is the measuring side's doing.
 - **carried**: 95 of 100 utterances wait `max_wait_ms` at most, each has its `final`, the load is 1 at most, and the
@@ -23,21 +24,20 @@ import asyncio
 import math
 import random
 import re
-import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from itertools import cycle, islice
-from statistics import median
+from statistics import fmean, median
 from typing import Any, Final
 
 import numpy as np
 import soundfile
 
 from asr_ws import messages
-from asr_ws.client.address import session_url
 from asr_ws.client.events import is_lost
+from asr_ws.client.http_get import get
 from asr_ws.errors import AsrError, ClientError
 from asr_ws.testing.bare import BareSession, Event, connect
 from asr_ws.testing.figures import Spread
@@ -208,10 +208,14 @@ class Step:
             _ms(each.wait_s(now) for each in told),
             _ms(each.final_at - each.speech_ended_at for each in finals if each.final_at and each.speech_ended_at),
             median(each.decode_s for each in finals) * 1000 if finals else None,
-            sum(each.decode_s for each in finals) / seconds,
+            len(told) * fmean(each.decode_s for each in finals) / seconds if finals else 0.0,
             worker,
             _ms(late_s),
         )
+
+    @property
+    def mean_decode_s(self) -> float:
+        return self.load * self.seconds / max(self.utterances, 1)
 
     @property
     def kept_real_time(self) -> bool:
@@ -231,7 +235,7 @@ class Step:
         if self.finals < self.utterances:
             found.append(f"{self.utterances - self.finals} of {self.utterances} utterances came to no text")
         if self.load > 1:
-            found.append(f"the texts took {self.load:.0%} of the model's time, so that waits grow on and on")
+            found.append(f"what was said asks for {self.load:.0%} of the model's time, so that waits grow on and on")
         return found
 
     @property
@@ -299,9 +303,16 @@ def next_talkers(tried: Sequence[tuple[int, bool]], most: int, *, first: int = 1
 
 
 async def talk(
-    url: str, n: int, *, seconds: float, share: float = 1.0, token: str | None = None, **start_fields: Any
+    url: str,
+    n: int,
+    *,
+    seconds: float,
+    share: float = 1.0,
+    first: int = 0,
+    token: str | None = None,
+    **start_fields: Any,
 ) -> Step:
-    """A step: ``n`` talkers for ``seconds``, after a warm-up.
+    """A step: ``n`` talkers, from the ``first``-th on, for ``seconds`` after a warm-up.
 
     Raises: ClientError: a session was refused, or ended.
     """
@@ -338,7 +349,7 @@ async def talk(
             async with asyncio.TaskGroup() as tasks:
                 listeners = [tasks.create_task(listen(*each)) for each in zip(opened, talks, strict=True)]
                 speakers = [
-                    tasks.create_task(speak(session, says(frames, each, share), talks[each].began))
+                    tasks.create_task(speak(session, says(frames, first + each, share), talks[each].began))
                     for each, session in enumerate(opened)
                 ]
                 await asyncio.sleep(since - loop.time())
@@ -367,12 +378,9 @@ async def talk(
 
 def decoded_s(url: str, token: str | None) -> float | None:
     """Seconds that the server's worker has decoded so far, by /metrics; None: it does not tell."""
-    address = session_url(url)[0].replace("ws", "http", 1).removesuffix(messages.PATH) + "/metrics"
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=METRICS_LIMIT_S) as page:
-            text = page.read().decode()
-    except (OSError, ValueError):
+        text = get(url, "/metrics", token=token, timeout_s=METRICS_LIMIT_S).text
+    except ClientError:
         return None
     sums = re.findall(r"^asr_ws_decode_seconds_sum\{.*\} (\S+)$", text, flags=re.MULTILINE)
     return sum(map(float, sums)) if sums else None

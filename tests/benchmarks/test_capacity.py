@@ -8,7 +8,16 @@ from matplotlib.figure import Figure
 from benchmarks.capacity import COLUMNS, Said, agree, draw, markdown, row, simulate
 from tests.benchmarks.commands import run
 
-POINT = {"model": "sleeps", "decode_s": 0.4, "speaking_share": 0.5, "bound": 12.5, "predicted": 12, "measured": 11}
+POINT = {
+    "model": "sleeps",
+    "decode_s": 0.4,
+    "decode_alone_s": None,
+    "speaking_share": 0.5,
+    "bound": 12.5,
+    "predicted": 12,
+    "measured": 11,
+    "too_many": 12,
+}
 
 
 def every(interval_s: float, since_s: float = 0.0) -> list[Said]:
@@ -48,11 +57,11 @@ def test_they_agree_within_15_percent_or_one_talker(predicted: int, measured: in
 
 
 def test_the_documents_table_is_made_from_the_report_alone() -> None:
-    assert markdown({"points": [POINT, {**POINT, "predicted": 0, "measured": 0}]}) == [
-        "| model | decode, s | speaks | bound | predicted | measured | of predicted | of bound |",
+    assert markdown({"points": [POINT, {**POINT, "decode_alone_s": 0.3, "too_many": None}]}) == [
+        "| model | decode, s | alone, s | speaks | bound | predicted | measured | too many |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        "| sleeps | 0.40 | 50% | 12.5 | 12 | 11 | 0.92 | 0.88 |",
-        "| sleeps | 0.40 | 50% | 12.5 | 0 | 0 | - | 0.00 |",
+        "| sleeps | 0.40 | - | 50% | 12.5 | 12 | 11 | 12 |",
+        "| sleeps | 0.40 | 0.30 | 50% | 12.5 | 12 | 11 | - |",
     ]
 
 
@@ -68,9 +77,11 @@ def test_talkers_are_drawn_over_what_one_of_them_asks_for() -> None:
 
 
 def test_a_point_is_predicted_and_measured() -> None:
-    """One that nobody can carry is one step."""
-    lines, told = run("capacity", "--decodes", "2", "--shares", "", "--seconds", "1.5")
+    """Of two talkers: one is carried, two ask for more time than there is."""
+    lines, told = run("capacity", "--decodes", "3.4", "--shares", "", "--seconds", "5")
     (point,) = told["points"]
     assert lines[0] == row(COLUMNS)
-    assert [each.split()[:3] for each in lines[1:]] == [["sleeps", "2.00", "100%"]]
-    assert (point["predicted"], point["measured"], [step["talkers"] for step in point["steps"]]) == (0, 0, [1])
+    assert [each.split()[:4] for each in lines[1:]] == [["sleeps", "3.40", "-", "100%"]]
+    assert point["predicted"] == 1
+    assert point["steps"][0]["talkers"] == 1
+    assert point["measured"] < 2
