@@ -362,6 +362,12 @@ class Loaded:
     unknown_environment: tuple[str, ...]
 
 
+def without_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process whose settings are all given as options."""
+    ours = {CONFIG_VARIABLE, *(setting.variable for setting in SETTINGS)}
+    return {name: value for name, value in environ.items() if name not in ours}
+
+
 def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> Loaded:
     """Merge what was given over the defaults.
 

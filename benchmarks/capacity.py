@@ -184,7 +184,7 @@ def draw(figure: Figure, report: Report) -> None:
             axes.annotate(f"{point['decode_s']:.2g} s", at, textcoords="offset points", fontsize=8, **beside)
     axes.set(xscale="log", yscale="log", title="How many people can speak at once", ylabel="talkers")
     axes.set_xticks(SHOWN_SHARES, [f"{each:.0%}" for each in SHOWN_SHARES])
-    axes.set_xlabel("of the model's time that one talker asks for; at the points, a decode")
+    axes.set_xlabel("share of the model's time that one talker asks for (beside the points: how long a decode takes)")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(LogFormatter())  # 40, not a power of ten
     axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
@@ -290,7 +290,7 @@ def predict(name: str, decode_s: float, share: float, seconds: float = PREDICTED
     """Nothing is measured yet."""
     lasts_s = min(WARM_UP_S, seconds) + seconds + MAX_WAIT_S
     steps: list[Step] = []
-    while (n := next_talkers([*map(judged, steps)], MOST, first=least_talkers(share))) is not None:
+    while (n := next_talkers([*map(judged, steps)], MOST, first=least_talkers(share, seconds))) is not None:
         steps.append(simulate([said(ELSEWHERE + talker, share, lasts_s) for talker in range(n)], decode_s, seconds))
     largest = max(steps, key=lambda step: step.talkers)
     rate = largest.utterances / largest.talkers / seconds

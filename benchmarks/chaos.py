@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -42,6 +41,7 @@ from asr_ws.errors import ClientError
 from asr_ws.testing import marks
 from asr_ws.testing.bare import BareSession, Event, connect
 from asr_ws.testing.faults import PREFIX
+from asr_ws.testing.served import as_ctrl_c
 from benchmarks.common import Report, progress, report, reported, speech_pcm, told_plainly, until, within
 from benchmarks.crowd import STAYS, WAYS, Account, Crowd
 from benchmarks.offered import spoken_cuts
@@ -281,8 +281,7 @@ class Run:
     async def outcome(self) -> Outcome:
         """Raises: click.ClickException: it cannot be run at all."""
         plan = self._plan
-        # As Ctrl-C: the server is to end too. So end `timeout` and CI what takes too long.
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+        as_ctrl_c()  # so end `timeout` and CI what takes too long
         await self._start()
         try:
             decode_s = await self._warm_up()

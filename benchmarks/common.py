@@ -237,9 +237,12 @@ def report(
     click.echo(json.dumps(line))
     context = click.get_current_context(silent=True)
     if context is not None and (file := context.meta.get(_REPORT)) is not None:
-        file.write_text(json.dumps(line, indent=2) + "\n", "utf-8")
+        written = json.dumps(line, indent=2) + "\n"
         if draw is not None:
-            picture(draw, json.loads(file.read_text("utf-8")), file.with_suffix(".png"))
+            picture(draw, json.loads(written), file.with_suffix(".png"))
+        part = file.with_suffix(".part")
+        part.write_text(written, "utf-8")
+        part.replace(file)  # where it is, it is whole, and so is the picture
     return 1 if passed is False else 0
 
 

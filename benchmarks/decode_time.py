@@ -124,8 +124,8 @@ def main(names: str, lengths: tuple[float, ...], n_rounds: int) -> None:
     with progress() as bars, other_process(Cores()) as pool:
         bar = bars.add_task("rounds", total=n_rounds + 1)
         pool.submit(load, names.split(",")).result()
-        for n_round in range(-1, n_rounds):  # the first prepares what each length needs
-            for name, length, kind in asked:
+        for n_round in range(-1, n_rounds):  # the first is not counted
+            for name, length, kind in asked[:: -1 if n_round % 2 else 1]:  # what a length needs is prepared once
                 took_s = pool.submit(decode_s, name, kind, of_length[length][n_round]).result()
                 if n_round >= 0:
                     times_s[name, length, kind].append(took_s)

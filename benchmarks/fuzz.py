@@ -24,7 +24,6 @@ has no more open files, and has grown by less than 20 MB. An example that fails 
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 import urllib.request
 import warnings
@@ -47,6 +46,7 @@ from asr_ws import messages
 from asr_ws.errors import ClientError
 from asr_ws.testing.bare import connect
 from asr_ws.testing.conservation import Conservation
+from asr_ws.testing.served import as_ctrl_c
 from benchmarks.chaos import BUGS
 from benchmarks.common import PCM_BYTES_PER_S, progress, report, reported, told_plainly, within
 from benchmarks.examples import KINDS, Example
@@ -255,7 +255,7 @@ def table(outcome: Outcome) -> list[str]:
 
 async def run(n_examples: int, number: int, bars: Progress) -> Outcome:
     """Raises: click.ClickException: it cannot be run at all."""
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # as Ctrl-C: the server is to end too
+    as_ctrl_c()
     server = await Served.start(*SERVER, program=("benchmarks.scripted",))
     try:
         await server.until(state="ready")

@@ -24,7 +24,7 @@ what the model can decode, as measured just before on the idle server. These fig
 
 Targets, idle:
 
-- end of speech -> final, all on: median <= max(``silence_ms``, 232 ms + the median decode) + 100 ms
+- end of speech -> final, all on: median <= max(``silence_ms``, 232 ms + the median decode) + 60 ms
 - onset of speech -> first partial: median <= 0.5 s + twice the median decode of a partial + 0.15 s
 - at least 3 partials for each utterance of more than 5 s
 - ``stable`` text never changes
@@ -115,7 +115,7 @@ FRAME_S: Final = 0.1
 TAIL_MS: Final = 200  # of silence that an utterance keeps
 COMPLETE_MS: Final = TAIL_MS + 32  # after the last speech, to the whole window: then the audio is complete
 ENDPOINTING: Final = messages.Endpointing()  # the defaults, as the clips are sent without any
-MAX_LATE_MS: Final = 100.0
+MAX_LATE_MS: Final = 60.0
 EARLY_SPEECH_MS, MAX_PARTIAL_LATE_MS = 500.0, 150.0
 LONG_MS, MIN_PARTIALS = 5000, 3
 N_OTHERS: Final = 20  # sessions

@@ -431,6 +431,7 @@ def draw(figure: Figure, report: Report) -> None:
     promises.plot(loads, expired, "s-", label=f"expired, with {SHORT_WAIT_MS} ms of patience")
     for aim, color in ((100 * MIN_KEPT_PROMISES, "C0"), (100 * MAX_EXPIRED, "C1")):
         promises.axhline(aim, color=color, linestyle=":")
+    promises.set_xticks(loads, [f"{load:g}" for load in loads])
     promises.set(title="Of what was accepted", xlabel="offered, in times of the capacity", ylabel="%", ylim=(-2, 103))
     promises.legend(loc="center right")
     shares = {name: 100 * report["drafts"][name]["finals_share"] for name in DRAFTS}

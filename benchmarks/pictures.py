@@ -19,6 +19,8 @@ MARKS = (
 
 def spreads(figure: Figure, title: str, rows: Sequence[Row], *, log: bool = False, aim_is_of: str = "p99") -> None:
     """A dot at the median, a line to p99 with a mark at p95, and what is aimed at as a red one. None: not measured."""
+    from matplotlib.ticker import NullFormatter
+
     rows = [row for row in rows if row[1]][::-1]
     axes = figure.add_subplot(title=title, xlabel="ms", xscale="log" if log else "linear")
     for n, (_, spread, aim) in enumerate(rows):
@@ -33,7 +35,10 @@ def spreads(figure: Figure, title: str, rows: Sequence[Row], *, log: bool = Fals
             axes.plot(aim, n, "|", color="C3", markersize=22)
     if any(aim is not None for _, _, aim in rows):
         axes.plot([], [], "|", color="C3", markersize=14, label=f"aim of {aim_is_of}")
-    axes.set_yticks(range(len(rows)), [f"{what} ({spread['n']})" for what, spread, _ in rows if spread])
+    if log:
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks(range(len(rows)), [f"{what} (n = {spread['n']})" for what, spread, _ in rows if spread])
     if not log:
         axes.set_xlim(left=0)
     axes.margins(y=0.15)

@@ -1,6 +1,6 @@
 """Where the server's processor time goes, for each second of audio that is streamed to it.
 
-    python -m benchmarks.profile [--sessions 20] [--seconds 20] [--rounds 2] [--against FOLDER]
+    python -m benchmarks.profile [--sessions 20] [--seconds 20] [--rounds 2] [--against FOLDER|COMMIT]
 
 A server, a process, with a scripted worker, so that no model takes part; ``--sessions`` send the bundled speech in real
 time, in frames of 100 ms, with detector, partials and endpoints. First the process's own processor time is taken,
@@ -8,7 +8,8 @@ undisturbed, less what it takes with nothing to do. Then py-spy looks at it 200 
 to the innermost function of ours that the loop called, with what that calls in libraries; where there is none, to the
 library.
 
-With ``--against`` the same is done to another checkout, round by round in turn: what a change was worth.
+With ``--against`` the same is done to another checkout, or to a commit of this one, round by round in turn: what
+changes were worth.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -36,10 +40,11 @@ from benchmarks.served import Served
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+ROOT: Final = Path(__file__).parents[1]
 RATE: Final = 200  # looks a second
 FRAME_S: Final = 0.1
 SETTLING_S: Final = 2.0
-N_SHOWN: Final = 12
+N_SHOWN, N_LISTED = 12, 6
 HERE, THERE = "here", "against"
 LIMIT_S: Final = 120.0  # beyond what is measured
 
@@ -86,6 +91,23 @@ class Profile:
                 for name, share in list(self.shares.items())[:N_SHOWN]
             ],
         }
+
+
+def markdown(report: Report) -> list[str]:
+    """Lines of Markdown, from the report alone: the places that take most, and what they took in the other checkout."""
+    sides = [side for side in (THERE, HERE) if side in report]
+    found = {side: {each["where"]: each["cpu_ms"] for each in report[side]["places"]} for side in sides}
+    titles = {THERE: f"before ({report['settings']['against']})", HERE: "now"}
+    rows = [
+        ["ms of processor time for each second of audio", *(titles[side] for side in sides)],
+        ["---", *("---:" for _ in sides)],
+        ["all", *(f"{report[side]['cpu_ms_per_audio_s']:.1f}" for side in sides)],
+        *(
+            [f"`{name}`", *(f"{found[side][name]:.2f}" if name in found[side] else "-" for side in sides)]
+            for name in list(found[HERE])[:N_LISTED]
+        ),
+    ]
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def draw(figure: Figure, report: Report) -> None:
@@ -163,11 +185,38 @@ def py_spy() -> str:
 @click.option("--sessions", "n_sessions", default=20, show_default=True, type=click.IntRange(1, 200))
 @click.option("--seconds", default=20.0, show_default=True, type=click.FloatRange(1, 600), help="of each look")
 @click.option("--rounds", "n_rounds", default=2, show_default=True, type=click.IntRange(1, 100))
-@click.option("--against", type=click.Path(path_type=Path, file_okay=False, exists=True), help="another checkout")
-def main(n_sessions: int, seconds: float, n_rounds: int, against: Path | None) -> None:
+@click.option("--against", metavar="FOLDER|COMMIT", help="another checkout, or a commit of this one")
+def main(n_sessions: int, seconds: float, n_rounds: int, against: str | None) -> None:
     """Where the server's processor time goes."""
     py_spy()
-    trees = {HERE: Path(__file__).parents[1]} | ({THERE: against.resolve()} if against else {})
+    with checkout(against) as there:
+        profiles = profiled({HERE: ROOT} | ({THERE: there} if there else {}), n_sessions, seconds, n_rounds)
+    for side, profile in profiles.items():
+        figures = profile.figures()
+        click.echo(f"{side}: {figures['cpu_ms_per_audio_s']:.2f} ms of processor time for each second of audio")
+        for each in figures["places"]:
+            click.echo(f"{each['cpu_ms']:>8.2f} ms{each['share']:>7.1%}  {each['where']}")
+    settings = {"sessions": n_sessions, "seconds": seconds, "rounds": n_rounds, "against": against}
+    figures = {side: profile.figures() for side, profile in profiles.items()}
+    sys.exit(report("profile", settings=settings, figures=figures, passed=None, draw=draw))
+
+
+@contextmanager
+def checkout(of: str | None) -> Iterator[Path | None]:
+    """That folder, or a temporary one with that commit. Raises: click.BadParameter: there is neither."""
+    if of is None or Path(of).is_dir():
+        yield Path(of).resolve() if of else None
+        return
+    archive = subprocess.run(["git", "-C", str(ROOT), "archive", of], capture_output=True)
+    if archive.returncode:
+        raise click.BadParameter(f"no folder, and no commit: {archive.stderr.decode(errors='replace').strip()}")
+    with TemporaryDirectory() as folder:
+        with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:
+            tar.extractall(folder, filter="data")
+        yield Path(folder)
+
+
+def profiled(trees: Mapping[str, Path], n_sessions: int, seconds: float, n_rounds: int) -> dict[str, Profile]:
     cpu_ms: dict[str, list[float]] = {side: [] for side in trees}
     seen: dict[str, Counter[str]] = {side: Counter() for side in trees}
     with progress() as bars:
@@ -178,15 +227,7 @@ def main(n_sessions: int, seconds: float, n_rounds: int, against: Path | None) -
                 cpu_ms[side].append(spent)
                 seen[side].update({name: share / n_rounds for name, share in found.items()})
                 bars.advance(bar)
-    profiles = {side: Profile(cpu_ms[side], dict(seen[side].most_common())) for side in trees}
-    for side, profile in profiles.items():
-        figures = profile.figures()
-        click.echo(f"{side}: {figures['cpu_ms_per_audio_s']:.2f} ms of processor time for each second of audio")
-        for each in figures["places"]:
-            click.echo(f"{each['cpu_ms']:>8.2f} ms{each['share']:>7.1%}  {each['where']}")
-    settings = {"sessions": n_sessions, "seconds": seconds, "rounds": n_rounds, "frame_ms": round(FRAME_S * 1000)}
-    figures = {side: profile.figures() for side, profile in profiles.items()}
-    sys.exit(report("profile", settings=settings, figures=figures, passed=None, draw=draw))
+    return {side: Profile(cpu_ms[side], dict(seen[side].most_common())) for side in trees}
 
 
 if __name__ == "__main__":

@@ -27,12 +27,15 @@ from pathlib import Path
 from typing import Final
 
 import click
+import psutil
 
+from asr_ws.testing.served import as_ctrl_c, ending_with_us
 from benchmarks.common import Draw, picture, progress
-from benchmarks.document import FOLDER, TIMES, rewrite
+from benchmarks.document import FOLDER, TIMES, read_reports, rewrite
 
 LIMIT_S: Final = 1500.0  # of each: it hangs
 SAMPLES: Final = Path("build/benchmarks")
+BEFORE: Final = "f963aa7"  # the commit before the server's path of a frame was looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ STEPS: Final = (
     Step("baseline_ratio", "", "--seconds 5 --rounds 1"),
     Step("busy", "", "--sessions 100 --seconds 3"),
     Step("ingest", "", "--sessions 20 --seconds 3"),
-    Step("profile", "", "--sessions 5 --seconds 3 --rounds 1"),
+    Step("profile", f"--against {BEFORE}", "--sessions 5 --seconds 3 --rounds 1"),
     Step("contention", "", "--rounds 1 --decodes 2"),
     Step("accuracy"),
     Step("microphone", sample=None),
@@ -94,9 +97,19 @@ class Verdict(StrEnum):
 def run(step: Step, folder: Path, *, sample: bool) -> tuple[Verdict, float]:
     """Returns: what came of it, and how long it took. An earlier report stays where there is no new one."""
     new = folder / f"{step.name}.new.json"
+    new.unlink(missing_ok=True)
     began = time.monotonic()
-    with (folder / f"{step.name}.txt").open("wb") as out, suppress(subprocess.TimeoutExpired):
-        subprocess.run(step.command(new, sample=sample), stdout=out, stderr=subprocess.STDOUT, timeout=LIMIT_S)
+    with (folder / f"{step.name}.txt").open("wb") as out:
+        command = step.command(new, sample=sample)
+        process = psutil.Popen(command, stdout=out, stderr=subprocess.STDOUT, preexec_fn=ending_with_us())
+        try:
+            process.wait(LIMIT_S)
+        except psutil.TimeoutExpired:
+            pass
+        finally:
+            with suppress(psutil.NoSuchProcess):  # it has ended
+                for each in (*process.children(recursive=True), process):  # its server would be in the others' way
+                    each.kill()
     verdict = Verdict.FAILED
     if new.exists():
         verdict = Verdict.MISSED if json.loads(new.read_text("utf-8"))["passed"] is False else Verdict.KEPT
@@ -108,12 +121,10 @@ def run(step: Step, folder: Path, *, sample: bool) -> tuple[Verdict, float]:
 
 def redraw(folder: Path) -> None:
     """The pictures, from the reports alone."""
-    for file in sorted(folder.glob("*.json")):
-        report = json.loads(file.read_text("utf-8"))
-        if "benchmark" in report:
-            draw: Draw | None = getattr(importlib.import_module(f"benchmarks.{report['benchmark']}"), "draw", None)
-            if draw is not None:
-                picture(draw, report, file.with_suffix(".png"))
+    for name, report in read_reports(folder).items():
+        draw: Draw | None = getattr(importlib.import_module(f"benchmarks.{report['benchmark']}"), "draw", None)
+        if draw is not None:
+            picture(draw, report, folder / f"{name}.png")
 
 
 @click.command()
@@ -123,9 +134,10 @@ def redraw(folder: Path) -> None:
 @click.option("--redraw", "only_redraw", is_flag=True, help="measure nothing: pictures and documents from the reports")
 def main(sample: bool, names: tuple[str, ...], folder: Path | None, only_redraw: bool) -> None:
     """All benchmarks but the peers, one after the other, and the documents that have their figures."""
+    as_ctrl_c()
     folder = folder or (SAMPLES if sample else FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
-    bad = []
+    bad, began = [], time.monotonic()
     if only_redraw:
         redraw(folder)
     else:
@@ -146,6 +158,11 @@ def main(sample: bool, names: tuple[str, ...], folder: Path | None, only_redraw:
     if folder == FOLDER:
         for document in rewrite({step.name: step.shown for step in STEPS}):
             click.echo(f"written: {document}")
+    if not only_redraw:
+        total_s = time.monotonic() - began
+        click.echo(
+            f"{'all of them':<18}{timedelta(seconds=round(total_s))!s:>9}  what they said, found and drew: {folder}"
+        )
     for name in bad:
         click.echo(f"see {folder / name}.txt")
     sys.exit(1 if bad else 0)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 import sys
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from asr_ws.cli.options import as_arguments, require_server, with_settings, without_settings
+from asr_ws.cli.options import as_arguments, require_server, with_settings
 from asr_ws.config import Access, Listen, Loaded, Settings, Storage
 from asr_ws.errors import ClientError, MissingExtra, ServerFailed, UsageError
 
@@ -154,9 +152,12 @@ def bench(
     }
     if not as_json:
         click.echo("\n" + sentence(course, speaking_share, this_machine=server is not None))
-    if plot is not None and course.steps:
-        _draw(told, plot)
     click.echo(json.dumps(told))
+    if plot is not None and course.steps:
+        try:
+            _draw(told, plot)
+        except OSError as error:
+            raise ClientError(f"{plot} cannot be written: {error.strerror or error}") from error
     sys.exit(1 if course.ended in ("interrupted", "lost") or not talkers else 0)
 
 
@@ -178,14 +179,14 @@ async def _measure(
     """
     from asr_ws.client.address import SessionRefused
     from asr_ws.testing.bare import connect
-    from asr_ws.testing.served import ServerProcess
-    from asr_ws.testing.talkers import WARM_UP_S, talk
+    from asr_ws.testing.served import ServerProcess, as_ctrl_c
+    from asr_ws.testing.talkers import WARM_UP_S, least_talkers, talk
 
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # which cancels this, and so ends the server
+    as_ctrl_c()  # which cancels this, and so ends the server
     process: ServerProcess | None = None
     try:
         if server is not None:
-            process = await ServerProcess.start(*as_arguments(server), env=without_settings(os.environ))
+            process = await ServerProcess.start(*as_arguments(server))
             url = process.url
             course.what = f"{server.model.model} ({await process.wait_ready()})"
         assert url is not None
@@ -194,7 +195,7 @@ async def _measure(
                 course.what = session.ready.model
         if not quiet:
             click.echo(f"{course.what}\n\n{HEADER}")
-        for n in _talkers(course, given, max_talkers, share):
+        for n in _talkers(course, given, max_talkers, least_talkers(share, seconds)):
             try:
                 speaking = talk(url, n, seconds=seconds, share=share, token=token)
                 step = await _with_bar(n, speaking, seconds + min(seconds, WARM_UP_S))
@@ -218,12 +219,12 @@ async def _measure(
             await process.stop()
 
 
-def _talkers(course: Course, given: Sequence[int], most: int, share: float) -> Iterator[int]:
+def _talkers(course: Course, given: Sequence[int], most: int, least: int) -> Iterator[int]:
     """Those asked for; else by what has been measured meanwhile."""
-    from asr_ws.testing.talkers import least_talkers, next_talkers
+    from asr_ws.testing.talkers import next_talkers
 
     yield from given
-    while not given and (n := next_talkers(course.tried, most, first=least_talkers(share))) is not None:
+    while not given and (n := next_talkers(course.tried, most, first=least)) is not None:
         yield n
 
 
@@ -277,6 +278,8 @@ def sentence(course: Course, share: float, *, this_machine: bool) -> str:
     where = "This machine" if this_machine else "This server"
     how = f"{'without pause' if share == 1 else f'{share:.0%} of the time'} with {course.what}"
     lines = [f"{where} carries nobody who speaks {how}."]
+    if too_many is not None and too_many.wait_ms is None:
+        lines, too_many = ["No utterance ended in the time measured: try a longer --seconds, or more --talkers."], None
     if n:
         wait = steps[n].wait_ms
         assert wait is not None
@@ -313,6 +316,8 @@ def draw(figure: Figure, told: Mapping[str, Any]) -> None:
     axes = figure.add_subplot()
     for name, line in (("p95", "o-"), ("p50", "o--")):
         axes.plot(talkers, [step["wait_ms"][name] / 1000 for step in steps], line, color="C0", label=f"wait, {name}")
+    too_many = [(step["talkers"], step["wait_ms"]["p95"] / 1000) for step in steps if not step["carried"]]
+    axes.plot(*zip(*too_many, strict=True), "x", color="C3", markersize=10, label="not carried") if too_many else None
     axes.axhline(told["max_wait_ms"] / 1000, color="C3", label="longest wait allowed")
     axes.set(xlabel="talkers", ylabel="wait for the model, s", ylim=(0, None), title=f"{told['model']}")
     refused = axes.twinx()

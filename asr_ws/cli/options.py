@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -73,12 +73,6 @@ def as_arguments(settings: Settings) -> list[str]:
             for each in values:
                 arguments += [setting.flag] if setting.type is bool else [setting.flag, str(each)]
     return arguments
-
-
-def without_settings(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process whose settings are given by `as_arguments`."""
-    ours = {CONFIG_VARIABLE, *(setting.variable for setting in SETTINGS)}
-    return {name: value for name, value in environ.items() if name not in ours}
 
 
 def _option(setting: Setting) -> Callable[[Callable[..., None]], Callable[..., None]]:

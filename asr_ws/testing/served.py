@@ -8,13 +8,16 @@ import signal
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
+from asr_ws.config import without_settings
 from asr_ws.errors import ServerFailed
 from asr_ws.testing import marks
+from asr_ws.worker.system import end_with
 
 LISTEN_LIMIT_S: Final = 60.0
 LOAD_LIMIT_S: Final = 600.0
@@ -27,6 +30,20 @@ TAIL: Final = 20  # lines of the log that are kept
 def state_dir() -> str:
     """A folder that is not there, for servers without jobs: those of the user's own server are not theirs to do."""
     return str(Path(tempfile.gettempdir()) / f"asr_ws-benchmark-{os.getpid()}")
+
+
+def ending_with_us() -> Callable[[], None] | None:
+    """``preexec_fn`` of a process that is not to be left over where we are killed: on Linux, elsewhere it is."""
+    return partial(end_with, os.getpid()) if sys.platform == "linux" else None
+
+
+def as_ctrl_c() -> None:
+    """SIGTERM, and that the terminal has gone, end this process as Ctrl-C does: with what it started."""
+    of_ctrl_c = signal.getsignal(signal.SIGINT)
+    for name in ("SIGTERM", "SIGHUP"):
+        if (number := getattr(signal, name, None)) is not None:
+            # A shell has what it starts in the background ignore Ctrl-C.
+            signal.signal(number, of_ctrl_c if callable(of_ctrl_c) else signal.default_int_handler)
 
 
 class ServerProcess:
@@ -51,19 +68,26 @@ class ServerProcess:
         tree: Path | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Self:
-        """``asr-ws serve`` with these arguments, on a free port.
+        """``asr-ws serve`` with these arguments and no other settings, on a free port.
 
         Args:
             program: another module that takes the same arguments.
             tree: the checkout that it is started in; None: this folder's.
-            env: instead of ours.
+            env: instead of ours without its settings.
         Raises:
             ServerFailed: it does not listen.
         """
+        environment = without_settings(os.environ) if env is None else env
         command = (sys.executable, "-m", *program, "--port", "0", "--state-dir", state_dir(), *arguments)
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
-            *command, stdout=pipe, stderr=pipe, limit=MAX_LINE_BYTES, cwd=tree, env=env
+            *command,
+            stdout=pipe,
+            stderr=pipe,
+            limit=MAX_LINE_BYTES,
+            cwd=tree,
+            env=environment,
+            preexec_fn=ending_with_us(),
         )
         server = cls(process)
         assert process.stdout is not None

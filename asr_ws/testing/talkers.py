@@ -50,6 +50,7 @@ TAIL_MS: Final = 200  # of an utterance that ended in silence, after its last sp
 WARM_UP_S: Final = 5.0  # by then what a talker began with in mid-word is over, and the queue is as it will be
 MAX_LATE_MS: Final = 1000 * FRAME_S
 GOLDEN: Final = (5**0.5 - 1) / 2  # any number of its multiples are spread evenly over a circle
+LEAST_SPOKEN_S: Final = 15.0  # of all together, in which two or three utterances end
 GRAIN: Final = 10  # a step more or less by this part of them is not looked for
 METRICS_LIMIT_S: Final = 5.0
 
@@ -278,9 +279,9 @@ def most_carried(tried: Iterable[tuple[int, bool]]) -> int:
     return max((n for n, carried in tried if carried and n < failed), default=0)
 
 
-def least_talkers(share: float) -> int:
-    """As many as speak as much together as one who makes no pause: with fewer it may be that nobody says anything."""
-    return math.ceil(1 / share)
+def least_talkers(share: float, seconds: float) -> int:
+    """So many that some utterances of theirs should end in this time: with fewer it may be that none does."""
+    return math.ceil(LEAST_SPOKEN_S / (share * seconds))
 
 
 def next_talkers(tried: Sequence[tuple[int, bool]], most: int, *, first: int = 1, growth: float = 2.0) -> int | None:

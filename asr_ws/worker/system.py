@@ -202,7 +202,11 @@ def become_child(server_pid: int, *, nice: int = NICE, oom_score_adj: int = OOM_
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(str(oom_score_adj))
-        # When the thread that started this process ends, not before: that is the server's main thread.
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != server_pid:  # it was too late for the signal
-            os._exit(0)
+        end_with(server_pid)
+
+
+def end_with(parent: int) -> None:
+    """This process, when the thread that started it ends. Linux."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it was too late for the signal
+        os._exit(0)

@@ -16,6 +16,7 @@ from typing import Final
 
 import psutil
 
+from asr_ws.config import without_settings
 from benchmarks.peers.catalogue import Peer
 from benchmarks.served import POLL_S
 
@@ -38,9 +39,8 @@ def install(peer: Peer, folder: Path, show: Callable[[str], None]) -> Path:
     if mark.exists() and mark.read_text("utf-8") == wanted:
         if peer.package == "asr-ws":  # the code may have changed since
             show("asr-ws from this clone")
-            _run(
-                [python_of(place), "-m", "pip", "install", "--quiet", "--force-reinstall", "--no-deps", *peer.packages]
-            )
+            for anew in ((), ("--force-reinstall", "--no-deps")):  # what it needs now, and itself
+                _run([python_of(place), "-m", "pip", "install", "--quiet", *anew, *peer.packages])
         return place
     show(f"{peer.environment} with pip")
     _run([sys.executable, "-m", "venv", str(place)])
@@ -101,7 +101,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **own},
+                env={**without_settings(os.environ), **own},
                 start_new_session=True,
             )
         self._seen: dict[int, psutil.Process] = {}

@@ -104,4 +104,3 @@ def draw(figure: Figure, report: Report) -> None:
         axes.tick_params(left=False)
         for side in ("top", "right", "bottom"):
             axes.spines[side].set_visible(False)
-    figure.tight_layout()

@@ -7,7 +7,7 @@ from typing import Any
 import click
 import pytest
 
-from benchmarks.document import FOLDER, ROOT, at, block, documents, filled, lines_of, read_reports, shown
+from benchmarks.document import FOLDER, ROOT, at, block, documents, filled, judged, lines_of, read_reports, shown
 from benchmarks.suite import STEPS
 
 COMMANDS = {step.name: step.shown for step in STEPS}
@@ -56,12 +56,30 @@ def test_a_missed_aim_is_said() -> None:
     lines = block("contention", {"contention": {**CONTENTION, "passed": False}}, COMMANDS, ROOT)
     assert lines[0] == "![By how threads wait, alone and beside a busy core](docs/benchmarks/contention.png)"
     assert lines[-1] == "`python -m benchmarks.contention`: **an aim was missed**."
+    lines = block("contention", {"contention": {**CONTENTION, "passed": False, "missed": ["a", "b"]}}, COMMANDS, ROOT)
+    assert lines[-1] == "`python -m benchmarks.contention`: **an aim was missed**: a; b."
 
 
 @pytest.mark.parametrize("reports", [{}, {"contention": {"benchmark": "contention", "passed": None}}])
 def test_a_block_without_its_figures_is_an_error(reports: dict[str, Any]) -> None:
     with pytest.raises(click.ClickException, match="figures of contention"):
         block("contention", reports, COMMANDS, ROOT)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "aim", "expected"),
+    [
+        (5.1, "ms", "<= 5", "**5.1 ms**"),
+        (5.0, "ms", "<= 5", "5.0 ms"),
+        (0.899, "%", ">= 90", "**89.9 %**"),
+        (0.9, "%", ">= 90", "90.0 %"),
+        (1, "n", "0", "**1**"),
+        (700.0, "ms", "the decode, and 60", "700 ms"),
+        (None, "ms", "<= 5", "-"),
+    ],
+)
+def test_what_misses_its_aim_is_bold(value: float | None, unit: str, aim: str, expected: str) -> None:
+    assert judged(value, unit, aim) == expected
 
 
 def test_a_place_may_have_dots_in_its_names() -> None:

@@ -27,13 +27,14 @@ def test_twenty_kib_of_an_idle_session_are_the_limit_and_no_other_kind_has_one()
     assert verdict([other, under]) is True
     assert verdict([over, other]) is False
     assert verdict([other]) is None
+    assert verdict([replace(LIMIT, before_mb=131.0, held_mb=131.0)]) is False
 
 
 def test_a_row_lines_up_with_its_header_and_says_what_is_wrong() -> None:
     other = replace(LIMIT, kind="events, unread", held_mb=100.0, left=0, bugs={"traceback": 1})
     assert [HEADER, row(replace(LIMIT, held_mb=101.6)), row(other)] == [
         "KiB of each          connections      held      most  sessions left",
-        "idle                          50      31.2      32.0             50  MISSED: 20",
+        "idle                          50      31.2      32.0             50  MISSED: 20, or 130 MB before",
         "events, unread                50       0.0      32.0              0  the log has {'traceback': 1}",
     ]
 

@@ -35,6 +35,7 @@ def test_a_run_leaves_report_picture_and_what_was_printed(tmp_path: Path) -> Non
 
 def test_a_run_that_fails_leaves_the_earlier_report(tmp_path: Path) -> None:
     (tmp_path / "busy.json").write_text("{}")
+    (tmp_path / "busy.new.json").write_text('{"passed": true}')  # of a run that was killed
     verdict, _ = run(Step("busy", "--no-such-option"), tmp_path, sample=False)
     assert verdict is Verdict.FAILED
     assert (tmp_path / "busy.json").read_text() == "{}"
@@ -54,6 +55,7 @@ def test_who_missed_is_told_and_is_the_exit_code(
         "overhead            0:01:01  an aim was missed",
         "busy                0:01:01  failed",
         "ingest              0:01:01  ok",
+        f"all of them         0:00:00  what they said, found and drew: {tmp_path}",
         *(f"see {tmp_path / name}.txt" for name in seen),
     ]
     assert json.loads((tmp_path / "suite.json").read_text("utf-8"))["busy"] == {"seconds": 61, "verdict": "failed"}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from asr_ws.cli.bench import HEADER, Course, draw, row, sentence
-from asr_ws.cli.options import as_arguments, without_settings
-from asr_ws.config import Access, Listen, Model, Settings
+from asr_ws.cli.options import as_arguments
+from asr_ws.config import Access, Listen, Model, Settings, without_settings
 from asr_ws.testing.figures import Spread
 from asr_ws.testing.talkers import Step
 from asr_ws.worker.supervisor import WorkerSpec
@@ -134,6 +135,11 @@ def test_a_row_lines_up_with_its_header() -> None:
             "This machine carries nobody who speaks without pause with tiny.en (cpu). "
             "With 1: 1 of 50 utterances came to no text.",
         ),
+        (
+            [replace(GOOD, utterances=0, finals=0, wait_ms=None)],
+            "given",
+            "No utterance ended in the time measured: try a longer --seconds, or more --talkers.",
+        ),
         ([], "interrupted", "Nothing was measured."),
     ],
 )
@@ -154,6 +160,7 @@ def test_the_picture_has_waits_the_limit_and_refusals() -> None:
     assert lines == {
         "wait, p95": [2.9, 2.9],
         "wait, p50": [0.41, 0.41],
+        "not carried": [2.9],
         "longest wait allowed": [8.0, 8.0],
         "refusals": [0.12, 0.12],
     }
@@ -195,6 +202,20 @@ async def test_what_was_measured_before_the_server_was_lost_is_told(scripted: Wo
     told: dict[str, Any] = json.loads(last)
     assert (measuring.returncode, err, told["ended"], len(told["steps"]) >= 1) == (1, b"", "lost", True)
     assert "Then the server was lost: " in said
+
+
+@pytest.mark.model
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the server is left over")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_however_it_is_ended_in_the_background_no_server_is_left(number: int, tiny_en: Path) -> None:
+    command = [*COMMAND, "--model", str(tiny_en), "--seconds", "60", "--talkers", "1"]
+    ignoring = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # as a shell has it
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=ignoring) as measuring:
+        assert measuring.stdout is not None
+        measuring.stdout.readline()
+        server = psutil.Process(measuring.pid).children(recursive=True)
+        measuring.send_signal(number)
+    assert (len(server) >= 2, psutil.wait_procs(server, HANG_S)[1]) == (True, [])
 
 
 @pytest.mark.model

@@ -175,7 +175,7 @@ def test_what_is_carried_above_one_that_is_not_does_not_count() -> None:
 
 
 def test_those_who_say_little_are_first_tried_together() -> None:
-    assert [least_talkers(share) for share in (1.0, 0.5, 0.3)] == [1, 2, 4]
+    assert [least_talkers(*each) for each in ((1.0, 30.0), (0.5, 30.0), (0.5, 60.0), (0.3, 15.0))] == [1, 1, 1, 4]
 
 
 # ---------------------------------------------------------------- what they say
