@@ -6,7 +6,9 @@
     │   └── IdempotencyMismatch  a key that it gave to something else before
     ├── UsageError         the user's: a setting, a file or an extra that is wrong or missing
     │   ├── ConfigError    a flag, environment variable or TOML value
-    │   └── MissingExtra   a command whose optional dependencies are not installed
+    │   ├── MissingExtra   a command whose optional dependencies are not installed
+    │   ├── UnknownModel   a name that is none, nor a folder's; a ModelError too
+    │   └── NoAddress      what was given for a server's address is none; a ClientError too
     ├── ModelError         the world's: weights missing, unreachable, or not what they should be
     │   ├── ModelNotDownloaded
     │   ├── DownloadFailed
@@ -105,8 +107,12 @@ class ModelNotDownloaded(ModelError):
     code = "model_not_downloaded"
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"model {name!r} is not downloaded; run: asr-ws pull {name}")
+        super().__init__(f"model {name!r} is not downloaded", f"run: asr-ws pull {name}")
         self.name = name
+
+
+class UnknownModel(ModelError, UsageError):
+    code = "unknown_model"
 
 
 class DownloadFailed(ModelError):
@@ -181,3 +187,7 @@ class ServerFailed(AsrError):
 
 class ClientError(AsrError):
     code = "client"
+
+
+class NoAddress(ClientError, UsageError):
+    code = "bad_address"

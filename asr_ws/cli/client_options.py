@@ -10,14 +10,16 @@ from typing import Any
 import click
 
 from asr_ws.client.address import DEFAULT_URL, read_token
+from asr_ws.client.http_route import http_url
 
 
 def for_clients(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command --url, --token-file and --language; it takes ``url``, ``token`` and ``language``."""
 
     @functools.wraps(command)
-    def with_token(token_file: Path | None, **given: Any) -> None:
-        command(token=read_token(token_file), **given)
+    def with_token(url: str, token_file: Path | None, **given: Any) -> None:
+        http_url(url, "")  # what is no address is a wrong call, whatever else is wrong
+        command(url=url, token=read_token(token_file), **given)
 
     decorated = click.option("--language", help="Of the speech, such as en; detected if not given.")(with_token)
     decorated = click.option(

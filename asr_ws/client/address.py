@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from asr_ws import messages
-from asr_ws.errors import ClientError, UsageError
+from asr_ws.errors import ClientError, NoAddress, UsageError
 
 if TYPE_CHECKING:  # a program that only asks after the server's health needs nothing of it
     from websockets.exceptions import ConnectionClosed
@@ -59,7 +59,7 @@ class ConnectionLost(ClientError):
 ADDRESS_HINTS: dict[int, str] = {
     HTTPStatus.UNAUTHORIZED: "the proxy in front wants a user and a password: https://USER:PASSWORD@example.com/asr/",
     HTTPStatus.SERVICE_UNAVAILABLE: "the proxy in front has no room, or no server: try again later",
-    HTTPStatus.NOT_FOUND: "behind a proxy its prefix belongs to the address, such as https://example.com/asr/",
+    HTTPStatus.NOT_FOUND: f"{NO_SERVER} behind a proxy its prefix belongs to the address, as in https://example.com/asr/",
     HTTPStatus.BAD_GATEWAY: "the proxy answers, the server behind it does not",
     HTTPStatus.GATEWAY_TIMEOUT: "the proxy answers, the server behind it does not",
 }
@@ -119,8 +119,8 @@ def session_url(url: str) -> tuple[str, str]:
     return parts._replace(scheme=scheme, netloc=host, path=path).geturl(), user + at
 
 
-def no_address(url: str) -> ClientError:
-    return ClientError(f"{url} is no address of a server", f"such as http://127.0.0.1:8765 or {DEFAULT_URL}")
+def no_address(url: str) -> NoAddress:
+    return NoAddress(f"{url} is no address of a server", f"such as http://127.0.0.1:8765 or {DEFAULT_URL}")
 
 
 def read_token(file: Path | None) -> str | None:

