@@ -21,6 +21,7 @@ from asr_ws.errors import ProtocolError
 
 PROTOCOL: Constant = "asr-ws.v1"  # also the WebSocket subprotocol, offered and not required
 PATH: Constant = "/v1/stream"
+HTTP_ELSEWHERE: Constant = "HTTP has a port of its own: "  # begins a 404 of the sessions' port; the address follows
 MAX_TEXT_BYTES: Constant = 16 * 1024
 MAX_BINARY_BYTES: Constant = 256 * 1024
 MAX_PROMPT_CHARS: Constant = 800  # prompt and hotwords together

@@ -63,15 +63,19 @@ class _LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except AsrError as error:
-            click.echo(f"error: {error.message}", err=True)
-            if error.hint:
-                click.echo(f"hint: {error.hint}", err=True)
+            click.echo(with_hint(f"error: {error.message}", error.hint), err=True)
             ctx.exit(2 if isinstance(error, UsageError) else 1)
         except OSError as error:
             if error.errno != ENOSPC:
                 raise
             click.echo(f"error: {error.strerror}", err=True)
             ctx.exit(1)
+
+
+def with_hint(line: str, hint: str) -> str:
+    """The hint in a line of its own, without what it has for programs."""
+    hint = hint.partition("; in Python ")[0]
+    return f"{line}\nhint: {hint}" if hint else line
 
 
 @click.group(name="asr-ws", cls=_LazyGroup)

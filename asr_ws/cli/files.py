@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from asr_ws.cli import with_hint
 from asr_ws.client import Unreachable
 from asr_ws.errors import ClientError, UsageError
 from asr_ws.subtitles import clock
@@ -70,7 +71,7 @@ def complaining(file: Path) -> Iterator[None]:
 
 
 def say(line: str, hint: str = "") -> None:
-    click.echo(line + (f"\nhint: {hint}" if hint else ""), err=True)
+    click.echo(with_hint(line, hint), err=True)
 
 
 def say_end(file: Path, end_ms: int) -> None:

@@ -121,7 +121,8 @@ def breaking(url: str) -> Iterator[None]:
         raise RequestLost("the server is silent") from error
     except http.client.RemoteDisconnected as error:
         message = "the server ended the connection without an answer"
-        raise RequestLost(message, "is its HTTP on this port? see its --http-port") from error
+        hint = "is its HTTP on this port? see its --http-port"
+        raise RequestLost(message, hint + "; or does it want https://?" * url.startswith("http:")) from error
     except http.client.IncompleteRead as error:
         raise RequestLost(CUT) from error
     except http.client.HTTPException as error:
@@ -138,5 +139,7 @@ def no_answer(url: str, status: int, headers: Message, body: bytes) -> ClientErr
     is_text = headers.get("Content-Type", "").startswith("text/plain")
     words = ": " + body.decode(errors="replace").partition("\n")[0] if is_text else ""
     hint = ADDRESS_HINTS.get(status, "is this an asr_ws server, and its HTTP on this port? see --http-port")
+    if words.startswith(f": {messages.HTTP_ELSEWHERE}"):
+        hint = "give that address"
     kind = Unreachable if status in GATEWAY else ClientError
     return kind(f"no answer at {url}: HTTP {status}{words}", hint)

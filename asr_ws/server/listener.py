@@ -343,8 +343,8 @@ class Listener:
     def _answer(self, connection: ServerConnection, request: Request) -> Response | None:
         """None: the handshake goes on."""
         if not self._is_session(request.path):
-            where = f"HTTP has a port of its own: {self.url_at(name_asked_for(request.headers.get_all('Host')))}\n"
-            return _response(Answer(HTTPStatus.NOT_FOUND, where))
+            where = self.url_at(name_asked_for(request.headers.get_all("Host")))
+            return _response(Answer(HTTPStatus.NOT_FOUND, f"{messages.HTTP_ELSEWHERE}{where}\n"))
         asked = Asked.of_session(connection)
         client = self._reception.client(asked)
         if (refusal := self._reception.refusal(Guard.SESSION, asked, client)) is not None:

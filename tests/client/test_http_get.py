@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from asr_ws.client.address import OTHER_TOKEN_HINT, TOKEN_HINT, Unreachable
+from asr_ws.client.address import ADDRESS_HINTS, OTHER_TOKEN_HINT, TOKEN_HINT, Unreachable
 from asr_ws.client.http_get import Answer, Unauthorized, get
 from asr_ws.client.http_route import RequestLost
 from asr_ws.errors import ClientError
@@ -103,6 +103,31 @@ def test_the_wait_has_an_end_and_so_has_the_connection(script: Callable[[socket.
     assert caught.value.message == f"no answer at {url}/readyz within 0.3 s"
 
 
+def hangs_up(peer: socket.socket) -> None:
+    """In order: what is left unread resets a connection."""
+    peer.recv(1 << 16)
+
+
 def test_a_connection_that_breaks_is_lost() -> None:
     with raw(lambda peer: None) as url, pytest.raises(RequestLost):
         get(url, "/readyz", timeout_s=HANG_S)
+
+
+def test_an_end_without_an_answer_has_a_hint() -> None:
+    with raw(hangs_up) as url, pytest.raises(RequestLost) as caught:
+        get(url, "/readyz", timeout_s=HANG_S)
+    assert caught.value.hint == "is its HTTP on this port? see its --http-port; or does it want https://?"
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("HTTP has a port of its own: http://localhost:9000\n", "give that address"),
+        ("404 page not found\n", ADDRESS_HINTS[404]),
+    ],
+)
+def test_what_is_not_found_has_a_hint_by_who_says_so(said: str, hint: str) -> None:
+    with serving({"/readyz": (404, TEXT, said)}) as server, pytest.raises(ClientError) as caught:
+        get(server.url, "/readyz", timeout_s=HANG_S)
+    assert caught.value.message == f"no answer at {server.url}/readyz: HTTP 404: {said.strip()}"
+    assert caught.value.hint == hint
