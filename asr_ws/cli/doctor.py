@@ -6,6 +6,8 @@ import json
 import shutil
 import sys
 import textwrap
+from collections import Counter
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -62,7 +64,15 @@ async def _examine(settings: Settings, as_json: bool) -> int:
             for name, each in found.items()
         ]
         click.echo(json.dumps({"ok": is_ok, "checks": checks}, indent=2))
+    else:
+        click.echo(f"\n{_in_all(found.values())}")
     return 0 if is_ok else 1
+
+
+def _in_all(found: Collection[Finding]) -> str:
+    n = Counter(str(finding.status) for finding in found)
+    counts = {"failed": n["failed"], "warning" if n["warning"] == 1 else "warnings": n["warning"]}
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "all is well"
 
 
 def _print(name: str, finding: Finding) -> None:

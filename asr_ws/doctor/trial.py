@@ -245,12 +245,12 @@ def memory(trial: Trial, settings: Settings) -> Finding:
 def queue(decode_s: float, settings: Settings) -> Finding:
     capacity, max_wait_ms = settings.admission.queue_capacity, settings.admission.max_wait_ms
     last_ms = round(capacity * decode_s * 1000)
-    fact = f"{capacity} may wait, which takes {last_ms} ms of the {max_wait_ms} allowed"
+    fact = f"{capacity} may wait, which takes {last_ms} ms"
     numbers = {"full_queue_ms": last_ms, "queue_capacity": capacity, "max_wait_ms": max_wait_ms}
     if all_are_reached(capacity, decode_s, max_wait_ms / 1000):
-        return ok(fact, **numbers)
+        return ok(f"{fact} of the {max_wait_ms} allowed", **numbers)
     return warning(
-        f"{fact}: it is never full, or some wait in vain",
+        f"{fact}, and {max_wait_ms} are allowed: some are refused before it is full, or have no text in time",
         "a smaller --model or --queue-capacity, a larger --max-wait-ms: docs/explanation/admission.md",
         **numbers,
     )
@@ -259,7 +259,8 @@ def queue(decode_s: float, settings: Settings) -> Finding:
 def people(decode_s: float, max_sessions: int) -> Finding:
     n = int(UTILIZATION * TURN_S / max(decode_s, LEAST_S))
     numbers = {"people": n, "utterance_s": EXPECTED_AUDIO_S, "turn_s": TURN_S, "utilization": UTILIZATION}
-    assumed = f"who each speak for {EXPECTED_AUDIO_S:g} s of {TURN_S:g}; an estimate, which asr-ws bench measures"
+    measured = f"asr-ws bench --speaking-share {EXPECTED_AUDIO_S / TURN_S:.2f} measures it"
+    assumed = f"who each speak for {EXPECTED_AUDIO_S:g} s of {TURN_S:g}; an estimate: {measured}"
     if n < 1:
         return warning(f"not even one, {assumed}", "a smaller --model, or a faster machine", **numbers)
     let_in = f"; --max-sessions lets in {max_sessions}" * (n > max_sessions)

@@ -42,13 +42,25 @@ def test_a_check_is_a_line_into_a_pipe_and_a_hint_another(
         "warning  cores         all busy",
         "                       hint: wait",
         "failed   port          taken",
+        "",
+        "1 failed, 1 warning",
     ]
     assert err == ""
 
 
-def test_warnings_are_no_failure(finds: Callable[..., None]) -> None:
-    finds(cores=warning("all busy", "wait"))
+@pytest.mark.parametrize(
+    ("found", "last"),
+    [
+        ({"cores": warning("busy", "wait"), "port": warning("taken", "wait")}, "2 warnings"),
+        ({"port": ok("free")}, "all is well"),
+    ],
+)
+def test_warnings_are_no_failure(
+    found: dict[str, Finding], last: str, finds: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    finds(**found)
     assert run() == 0
+    assert capsys.readouterr().out.endswith(f"\n\n{last}\n")
 
 
 def test_json_is_one_object(finds: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:

