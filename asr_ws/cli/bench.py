@@ -77,7 +77,6 @@ def _picture(context: click.Context, parameter: click.Parameter, file: Path | No
 
 
 @click.command()
-@with_settings
 @click.option("--seconds", type=click.FloatRange(1, 3600), default=30.0, show_default=True, help="Of each step.")
 @click.option("--talkers", "given", metavar="N,N...", callback=counts, help="Measure these, and look for no limit.")
 @click.option(
@@ -94,6 +93,7 @@ def _picture(context: click.Context, parameter: click.Parameter, file: Path | No
 @click.option("--token-file", type=click.Path(path_type=Path), help="With --url: file with the token that it asks for.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), callback=_picture, help="Draw it: .png, .svg.")
 @click.option("--json", "as_json", is_flag=True, help="Print the last line only, one JSON object.")
+@with_settings
 def bench(
     loaded: Loaded,
     seconds: float,

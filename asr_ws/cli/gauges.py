@@ -169,7 +169,7 @@ def page(
     missed = seen[-1] if isinstance(seen[-1], Missed) else None
     lines = [
         *_now(last, missed, now, url, width, blocks),
-        *_counts(last, run[-2] if len(run) > 1 else None),
+        *_counts(last, run[-2] if len(run) > 1 and missed is None else None),
         *_decodes(last, before),
         *_process(last, before),
         *(_history(last, seen, width - LABEL, blocks) if is_live else ()),
@@ -191,7 +191,8 @@ def _now(look: Look, missed: Missed | None, now: float, url: str, width: int, bl
     stats = look.stats
     yield Line(0, Text.assemble((f"{stats.model}, up {clock(stats.uptime_s)}, {url}", "bold")))
     if missed is not None:
-        yield _line(0, "state", (f"no answer for {now - look.at_s:.0f} s: {missed.reason}", "bold red"))
+        away = f"no answer for {now - look.at_s:.0f} s: {missed.reason}"
+        yield _line(0, "state", (away, "bold red"), "; what follows is from before")
     else:
         what = {None: "nothing", "job": "a slice"}.get(stats.decoding, f"a {stats.decoding}")
         at_once = (f", {stats.max_concurrent_decodes} at once!", "bold red") if stats.max_concurrent_decodes > 1 else ""

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 import asr_ws
-from asr_ws.cli import COMMANDS, main
+from asr_ws.cli import COMMANDS, main, with_hint
 from asr_ws.cli.options import SERVER_MODULES
 from asr_ws.config import SETTINGS, Listen, Model, Settings
 from asr_ws.errors import DownloadFailed, ModelNotDownloaded
@@ -96,6 +96,31 @@ def test_a_wrong_setting_exits_with_2_in_two_lines_without_traceback(run: Run) -
         "",
         "error: --port: port is '70000'\nhint: allowed: integer 0..65535\n",
     )
+
+
+@pytest.mark.parametrize("args", [["serve", "--model"], ["bench", "--model"], ["pull"]])
+def test_a_model_that_there_is_not_is_a_wrong_call(args: list[str], run: Run) -> None:
+    code, out, err = run(*args, "tinny")
+    assert (code, out) == (2, "")
+    assert "'tinny'" in err
+    assert "\nhint: known: tiny.en, " in err
+
+
+@pytest.mark.parametrize("args", [["health"], ["top"], ["bench"], ["transcribe", "speech.wav"]])
+def test_what_is_no_address_is_a_wrong_call(args: list[str], run: Run) -> None:
+    code, out, err = run(*args, "--url", "foo")
+    assert (code, out) == (2, "")
+    assert "foo is no address of a server\nhint: such as http://127.0.0.1:8765 or " in err
+
+
+def test_bench_lists_its_own_options_before_those_of_the_server(run: Run) -> None:
+    options = [line.split()[0] for line in run("bench", "--help")[1].splitlines() if line.startswith("  --")]
+    assert options[:2] == ["--seconds", "--talkers"]
+    assert options.index("--json") < options.index("--config") < options.index("--port")
+
+
+def test_a_hint_in_a_shell_leaves_out_what_it_has_for_programs() -> None:
+    assert with_hint("error: no", "do this; in Python that") == "error: no\nhint: do this"
 
 
 def test_another_failure_exits_with_1_and_no_empty_hint(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +282,7 @@ def test_serve_without_the_server_extra_says_what_to_install(
 
 
 def test_serve_never_downloads_where_nobody_can_be_asked(models: FakeModels, served: list[Settings], run: Run) -> None:
-    assert run("serve") == (1, "", "error: model 'base' is not downloaded; run: asr-ws pull base\n")
+    assert run("serve") == (1, "", "error: model 'base' is not downloaded\nhint: run: asr-ws pull base\n")
     assert (models.pulled, served) == ([], [])
 
 
@@ -276,5 +301,5 @@ def test_serve_does_not_download_after_a_no(
 ) -> None:
     screen = answer("n")
     assert run("serve")[0] == 1
-    assert screen.getvalue().endswith("error: model 'base' is not downloaded; run: asr-ws pull base\n")
+    assert screen.getvalue().endswith("error: model 'base' is not downloaded\nhint: run: asr-ws pull base\n")
     assert (models.pulled, served) == ([], [])
