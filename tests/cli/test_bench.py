@@ -20,10 +20,10 @@ from asr_ws.cli.bench import HEADER, Course, draw, row, sentence
 from asr_ws.cli.options import as_arguments
 from asr_ws.config import Access, Listen, Model, Settings, without_settings
 from asr_ws.testing.figures import Spread
+from asr_ws.testing.served import ServerProcess
 from asr_ws.testing.talkers import Step
 from asr_ws.worker.supervisor import WorkerSpec
 from tests.cli.test_cli import Run, no_settings_in_the_environment, run
-from tests.server.asking import until
 from tests.server.running import HANG_S, serving
 
 __all__ = ["no_settings_in_the_environment", "run"]
@@ -188,15 +188,17 @@ async def test_a_server_that_runs_is_measured(scripted: WorkerSpec, tmp_path: Pa
     assert (tmp_path / "a.svg").read_text("utf-8").startswith("<?xml")
 
 
-async def test_what_was_measured_before_the_server_was_lost_is_told(scripted: WorkerSpec) -> None:
-    async with serving(scripted) as app:
-        arguments = ("--url", app.url, "--talkers", "1,1,1,1", "--seconds", "1.5")
+async def test_what_was_measured_before_the_server_was_lost_is_told() -> None:
+    server = await ServerProcess.start(program=("benchmarks.scripted",))
+    try:
+        arguments = ("--url", server.url, "--talkers", "1,1,1,1", "--seconds", "1.5")
         pipe = asyncio.subprocess.PIPE
         measuring = await asyncio.create_subprocess_exec(*COMMAND, *arguments, stdout=pipe, stderr=pipe)
         assert measuring.stdout is not None
         for _ in range(5):
             await measuring.stdout.readline()
-        await until(lambda: app.listener.n_sessions)
+    finally:
+        await server.kill()
     out, err = await measuring.communicate()
     *_, said, last = out.decode().splitlines()
     told: dict[str, Any] = json.loads(last)
