@@ -31,8 +31,8 @@ In the last round, in addition:
 
 - two clients, and ``--clients``, at the same instant, with different clips. Served: the text is final within 15 s of
   the end of speech, and it is that of this clip (at most 30 % word errors). Wrong: it has another text.
-- what it says when it is asked for too much: the first message of a refusal, and how long after the client's
-  connecting, or after the last pause or end in its speech, if there was one.
+- what it says when it is asked for too much: of each client that was refused the first message of it, and how long
+  after its connecting, or after the last pause or end in its speech, if there was one; of these the one in the middle.
 - SIGSEGV to the process that decodes, while it does: what the client sees, and when there is text again, for that
   client or for a new one that begins to speak at that moment. Nothing restarts a server from outside here.
 

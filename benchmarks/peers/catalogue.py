@@ -98,7 +98,8 @@ PEERS: Final = {
             ),
             address="ws://127.0.0.1:{port}/asr",
             wire=WhisperLiveKit,
-            differs="compute type auto (it has no option); LocalAgreement; beam 5",
+            differs="compute type auto (it has no option); LocalAgreement, because its default, SimulStreaming, needs "
+            "PyTorch weights beside this model; beam 5",
         ),
         Peer(
             name="WhisperLive",

@@ -49,9 +49,10 @@ def install(peer: Peer, folder: Path, show: Callable[[str], None]) -> Path:
     return place
 
 
-def _run(command: Sequence[str]) -> None:
+def _run(command: Sequence[str]) -> str:
+    """Returns: what it printed. Raises: CannotRun."""
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=INSTALL_LIMIT_S)
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=INSTALL_LIMIT_S).stdout
     except subprocess.TimeoutExpired as error:
         raise CannotRun(f"not installed within {INSTALL_LIMIT_S:g} s") from error
     except subprocess.CalledProcessError as error:
@@ -70,10 +71,9 @@ def python_of(place: Path) -> str:
 
 
 def versions_of(peer: Peer, place: Path) -> dict[str, str]:
-    listed = subprocess.run(
-        [python_of(place), "-m", "pip", "list", "--format", "json"], capture_output=True, text=True, check=True
-    )
-    found = {each["name"].lower().replace("_", "-"): each["version"] for each in json.loads(listed.stdout)}
+    """Raises: CannotRun: pip does not run there."""
+    listed = _run([python_of(place), "-m", "pip", "list", "--format", "json"])
+    found = {each["name"].lower().replace("_", "-"): each["version"] for each in json.loads(listed)}
     return {name: found[name.lower()] for name in (peer.package, *LIBRARIES) if name.lower() in found}
 
 

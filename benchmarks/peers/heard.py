@@ -52,6 +52,7 @@ class Heard:
         shown: each text, when it came, also where it did not change.
         refused: in which the server said that it does not do it now.
         ended: how the connection ended, where the server ended it.
+        late_s: by how much a frame was sent late, at most: the client had no core, or the server did not read.
     """
 
     clip: Spoken
@@ -59,6 +60,7 @@ class Heard:
     shown: list[tuple[float, Shown]] = field(default_factory=list)
     refused: list[tuple[float, Refused]] = field(default_factory=list)
     ended: tuple[float, str] | None = None
+    late_s: float = 0.0
 
     @property
     def text(self) -> str:
@@ -176,7 +178,8 @@ def together(heard: Sequence[Heard], within_s: float) -> dict[str, Any]:
         "final_ms": _middle(in_time),
         "texts": dict(Counter(each.verdict for each in heard)),
         "refused": len(refusals),
-        "refusal": dict(zip(("words", "after", "ms"), refusals[0], strict=True)) if refusals else None,
+        "refusal": dict(zip(("words", "after", "ms"), refusals[len(refusals) // 2], strict=True)) if refusals else None,
+        "late_ms": round(1000 * max(each.late_s for each in heard)),
         "ended": sorted({each.ended[1] for each in heard if each.ended}),
     }
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 Report = Mapping[str, Any]
 NONE: Final = "-"
+LATE_MS: Final = 100
 QUIET_CORES: Final = 0.2  # by other programs: the system itself takes some
 COLOURS: Final = {"ours": "#1f6feb", "theirs": "#8b949e"}
 
@@ -20,6 +21,10 @@ def _ms(value: Mapping[str, float] | None) -> str:
 
 def _share(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:.1f}"
+
+
+def _versions(peer: Report) -> str:
+    return "".join(f" {version}" for version in list(peer["versions"].values())[:1])
 
 
 def _refusal(scene: Report) -> str:
@@ -47,9 +52,9 @@ SPEED: Final[tuple[Column, ...]] = (
 )
 LOAD: Final[tuple[Column, ...]] = (
     ("two: served", lambda peer: f"{peer['two']['served']} of {peer['two']['clients']}"),
-    ("final, ms", lambda peer: _ms(peer["two"]["final_ms"])),
+    ("theirs final, ms", lambda peer: _ms(peer["two"]["final_ms"])),
     ("many: served", lambda peer: f"{peer['many']['served']} of {peer['many']['clients']}"),
-    ("final, ms", lambda peer: _ms(peer["many"]["final_ms"])),
+    ("theirs final, ms", lambda peer: _ms(peer["many"]["final_ms"])),
     ("their texts", lambda peer: ", ".join(f"{n} {what}" for what, n in peer["many"]["texts"].items())),
     ("says under load", lambda peer: _refusal(peer["many"])),
     ("SIGSEGV in mid-decode", lambda peer: _crash(peer["crash"])),
@@ -59,10 +64,17 @@ LOAD: Final[tuple[Column, ...]] = (
 def markdown(report: Report) -> list[str]:
     """Two tables of Markdown, for speed and for load and failure, and notes after them."""
     ran = {name: peer for name, peer in report["peers"].items() if "cannot" not in peer}
-    notes = [f"{name} cannot run here: {peer['cannot']}" for name, peer in report["peers"].items() if "cannot" in peer]
+    notes = [f"- {name}{_versions(peer)}: {peer['differs']}." for name, peer in ran.items()]
+    if (
+        late := max((peer[scene]["late_ms"] for peer in ran.values() for scene in ("two", "many")), default=0)
+    ) > LATE_MS:
+        notes.append(f"- A frame was sent up to {late} ms late: a client had no core, or its server did not read.")
+    notes += [
+        f"- {name} cannot run here: {peer['cannot']}" for name, peer in report["peers"].items() if "cannot" in peer
+    ]
     lines = [*_markdown(SPEED, ran), "", *_markdown(LOAD, ran)] if ran else []
     if (noise := max((peer["others_cores"] for peer in ran.values()), default=0.0)) > QUIET_CORES:
-        notes.append(f"The machine was not quiet: other programs had up to {noise:.1f} of its cores.")
+        notes.append(f"- The machine was not quiet: other programs had up to {noise:.1f} of its cores.")
     return [*lines, "", *notes] if notes else lines
 
 

@@ -21,7 +21,6 @@ from benchmarks.peers.heard import Heard, Refused, Shown
 from benchmarks.peers.wires import Message, Send, Wire
 
 OPEN_LIMIT_S: Final = 15.0  # until audio may be sent
-SEND_LIMIT_S: Final = 5.0  # of a frame: the server does not read
 SILENCE_S: Final = 1.5  # of noise, at least, after speech
 RELEASE_S: Final = 0.2  # after the end of speech the button is let go
 PATIENCE_S: Final = 15.0  # after the end of speech, for all text to be final
@@ -148,7 +147,7 @@ async def play(
                 raise Ended(f"no answer within {OPEN_LIMIT_S:g} s")
             if meanwhile is not None:
                 meanwhile(now)
-            speaking = asyncio.create_task(_speak(peer, connection.send, wire, clip, began), name="microphone")
+            speaking = asyncio.create_task(_speak(peer, connection.send, wire, clip, began, heard), name="microphone")
             later.add(speaking)
             until_s = clip.spoken.end_s + PATIENCE_S
             while now() < until_s and not listening.done():
@@ -166,12 +165,16 @@ async def play(
     return heard
 
 
-async def _speak(peer: Peer, send: Callable[[Message], Awaitable[None]], wire: Wire, clip: Clip, began: float) -> None:
+async def _speak(
+    peer: Peer, send: Callable[[Message], Awaitable[None]], wire: Wire, clip: Clip, began: float, heard: Heard
+) -> None:
     """Each frame when it is full, for as long as this runs; with push to talk until the button is let go."""
     loop = asyncio.get_running_loop()
     n_frames = math.ceil((clip.spoken.end_s + RELEASE_S) / FRAME_S) if peer.push_to_talk else None
     for n, pcm in enumerate(islice(clip.frames(), n_frames), 1):
-        await asyncio.sleep(began + n * FRAME_S - loop.time())
+        due = began + n * FRAME_S
+        await asyncio.sleep(due - loop.time())
+        heard.late_s = max(heard.late_s, loop.time() - due)
         await send(wire.frame(pcm))
     for message in wire.stop():
         await send(message)

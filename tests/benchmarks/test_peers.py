@@ -119,6 +119,7 @@ def test_nothing_heard_has_no_times() -> None:
 def test_served_is_who_has_his_own_text_in_time() -> None:
     somebody_elses = heard((2.5, Shown("Ask not what your country can do for you.", True)))
     late, refused = heard((17.5, RIGHT)), heard(refused=[(0.1, Refused("WAIT 5.0"))], ended=(0.2, "closed with 1000"))
+    late.late_s = 0.25
     assert together([heard((2.5, RIGHT)), somebody_elses, late, refused], within_s=15) == {
         "clients": 4,
         "served": 1,
@@ -127,6 +128,7 @@ def test_served_is_who_has_his_own_text_in_time() -> None:
         "refused": 1,
         "refusal": {"words": "WAIT 5.0", "after": "connecting", "ms": 100.0},
         "ended": ["closed with 1000"],
+        "late_ms": 250,
     }
 
 
@@ -271,10 +273,12 @@ def test_every_command_can_be_filled_in(name: str) -> None:
 
 SCENE = together([heard((2.5, RIGHT))], within_s=15)
 RAN = {
+    "differs": "beam 5",
+    "versions": {"one": "1.2"},
     "environment_mb": 536,
     "one": one_by_one([heard((1.2, GUESSED), (2.5, RIGHT))]),
     "two": SCENE,
-    "many": SCENE | {"refusal": {"words": "busy", "after": "speech", "ms": 640.0}},
+    "many": SCENE | {"refusal": {"words": "busy", "after": "speech", "ms": 640.0}, "late_ms": 120},
     "rss_mb": {"idle": 355, "after": 457},
     "others_cores": 0.1,
     "crash": {"saw": "its whole text", "back_s": 1.0, "alive": True},
@@ -305,9 +309,12 @@ def test_the_table() -> None:
         ["“busy”, 0.64 s after speech", "its whole text; back after 1.0 s"],
         ["nothing", "connection closed with 1006; gone"],
     ]
-    assert cells[-2:] == [
-        ["third cannot run here: not installed: no compiler"],
-        ["The machine was not quiet: other programs had up to 1.4 of its cores."],
+    assert cells[-5:] == [
+        ["- asr-ws 1.2: beam 5."],
+        ["- other 1.2: beam 5."],
+        ["- A frame was sent up to 120 ms late: a client had no core, or its server did not read."],
+        ["- third cannot run here: not installed: no compiler"],
+        ["- The machine was not quiet: other programs had up to 1.4 of its cores."],
     ]
 
 
