@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import click
 import pytest
 
-from benchmarks.profile import Profile, place, shares
+from benchmarks.profile import ROOT, Profile, checkout, markdown, place, shares
 
 LOOP = (
     "<module> (asr_ws/__main__.py:6);run (asr_ws/server/app.py:280);"
@@ -42,3 +45,31 @@ def test_a_place_costs_its_share_of_the_median_round() -> None:
     figures = Profile([3.0, 10.0, 4.0], {"log.py: a": 0.75, "selectors": 0.25}).figures()
     assert figures["cpu_ms_per_audio_s"] == 4.0
     assert figures["places"][0] == {"where": "log.py: a", "share": 0.75, "cpu_ms": 3.0}
+
+
+def test_the_table_has_what_takes_most_now_and_what_that_took_before() -> None:
+    now = Profile([4.0], {"a": 0.5, "b": 0.25}).figures()
+    before = Profile([8.0], {"a": 0.75}).figures()
+    assert markdown({"settings": {"against": "abc"}, "here": now, "against": before}) == [
+        "| ms of processor time for each second of audio | before (abc) | now |",
+        "| --- | ---: | ---: |",
+        "| all | 8.0 | 4.0 |",
+        "| `a` | 6.00 | 2.00 |",
+        "| `b` | - | 1.00 |",
+    ]
+
+
+def test_another_checkout_is_a_folder_or_a_commit(tmp_path: Path) -> None:
+    with checkout(str(tmp_path)) as folder:
+        assert folder == tmp_path
+    with pytest.raises(click.BadParameter), checkout("no-such-commit"):
+        pass
+    with checkout(None) as nothing:
+        assert nothing is None
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no clone")
+def test_a_commit_is_laid_out() -> None:
+    with checkout("HEAD") as folder:
+        assert folder is not None
+        assert (folder / "benchmarks" / "scripted.py").exists()
