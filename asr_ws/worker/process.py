@@ -20,7 +20,7 @@ ENVIRONMENT: Final = {
     # times as long. `python -m benchmarks.contention` shows it.
     "OMP_WAIT_POLICY": "passive",
     # oneDNN keeps what it has prepared for each shape that it saw, 1024 of them, and each length of audio has its own:
-    # tiny.en grew by 150 MB in sixty utterances, with this by 60 (`full` windows: by 10), and was no slower.
+    # in sixty utterances tiny.en grew by more than twice as much as with this, and was no quicker.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
 }
 
