@@ -11,6 +11,7 @@ what a watchdog is to see.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 from collections.abc import Callable, MutableMapping
@@ -18,6 +19,8 @@ from contextlib import suppress
 
 from asr_ws.core.types import ServiceState
 from asr_ws.server.dispatcher import Dispatcher
+
+MIN_EVERY_S = 0.1  # of the watchdog, however short its time: no turn is to be about that alone
 
 
 class ServiceManager:
@@ -27,7 +30,8 @@ class ServiceManager:
         address = environ.pop("NOTIFY_SOCKET", "")
         watchdog_us = environ.pop("WATCHDOG_USEC", "")
         watches_us = environ.pop("WATCHDOG_PID", "") in ("", str(os.getpid()))
-        self.every_s = int(watchdog_us) / 2e6 or None if watches_us and watchdog_us.isdecimal() else None
+        us = float(watchdog_us) if watches_us and watchdog_us.isdecimal() else 0.0  # unlike int it takes any length
+        self.every_s = max(us / 2e6, MIN_EVERY_S) if 0 < us < math.inf else None
         self._address = address.replace("@", "\0", 1) if address.startswith("@") else address
         self._phase = "READY=1"
         self._socket: socket.socket | None = None

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -80,15 +81,22 @@ async def test_the_watchdog_hears_from_the_loop_while_nothing_changes(
         assert [await systemd.hears() for _ in range(3)] == [ready] * 3
 
 
+def fill(address: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as full, suppress(BlockingIOError):
+        full.setblocking(False)
+        while True:
+            full.sendto(b"WATCHDOG=1", address)
+
+
 @pytest.mark.parametrize("left", ["nobody", "a socket that is full"])
 async def test_a_manager_that_does_not_listen_hurts_nobody(
     tmp_path: Path, address: str, left: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
-    monkeypatch.setenv("WATCHDOG_USEC", "2000")  # more than a socket that nobody reads holds
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as unread:
         if left != "nobody":
             unread.bind(address)
+            fill(address)
         async with server(tmp_path) as running:
             await running.listening()
             await running.says("  ready ")
@@ -114,7 +122,18 @@ async def test_an_abstract_address_and_no_child_that_knows_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "watchdog", [{"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "soon"}]
+    "watchdog",
+    [
+        {"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"},
+        {"WATCHDOG_USEC": "0"},
+        {"WATCHDOG_USEC": "soon"},
+        {"WATCHDOG_USEC": "9" * 400},
+        {"WATCHDOG_USEC": "9" * 5000},
+    ],
 )
 def test_a_watchdog_that_is_not_ours_or_none_is_not_fed(watchdog: dict[str, str]) -> None:
     assert ServiceManager({**watchdog}).every_s is None
+
+
+def test_a_watchdog_of_no_time_does_not_keep_the_loop_busy() -> None:
+    assert ServiceManager({"WATCHDOG_USEC": "1"}).every_s == 0.1
