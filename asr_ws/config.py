@@ -116,7 +116,7 @@ class Access:
 class Session:
     max_sessions: int = _setting(64, "sessions open at once; one more is refused with `busy`", low=1)
     idle_timeout_s: float = _setting(
-        300.0, "seconds without a frame from the client until its session ends; 0 is never", low=0
+        300.0, "seconds without a message from the client until its session ends; 0 is never", low=0
     )
     ingest_speed: float = _setting(
         2.0, "how many times faster than real time a client's audio is taken in the long run", low=1

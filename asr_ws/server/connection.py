@@ -32,6 +32,7 @@ WRITE_TIMEOUT_S = 10.0
 LAST_WORD_TIMEOUT_S = 1.0
 PING_INTERVAL_S = 20.0  # below the idle cut of common proxies (60 s)
 PING_TIMEOUT_S = 20.0
+LAST_LOOK_S = 0.1  # before an idle session is ended
 WINDOWS_PER_TURN = 8  # detector windows between two looks at other sessions: under 1 ms
 
 
@@ -128,15 +129,19 @@ class Connection:
         else:
             self._do(partial(self._session.receive_audio, message, now=self._loop.time()))
 
-    def _look_for_idleness(self) -> None:
+    def _look_for_idleness(self, *, is_last: bool = False) -> None:
         """One timer a session, that comes now and then: one for each message is a tenth of what a message costs."""
         now, timeout_s = self._loop.time(), self._limits.idle_timeout_s
         since = min(self._waits_from, now) if self._session.takes_audio else now  # else it only waits for its outcomes
         if now < since + timeout_s:
             self._idle_timer = self._loop.call_at(since + timeout_s, self._look_for_idleness)
+        elif not is_last:
+            # After a standstill of this process the timer comes in the turn that reads what had come: the reader
+            # wakes in the next one, or later where it is much.
+            self._idle_timer = self._loop.call_later(LAST_LOOK_S, partial(self._look_for_idleness, is_last=True))
         else:
             hint = "send audio, or a ping now and then"
-            self.fail(ProtocolError("idle", f"nothing came for {timeout_s:g} s", hint, close_code=1008))
+            self.fail(ProtocolError("idle", f"no message came for {timeout_s:g} s", hint, close_code=1008))
 
     async def _read_audio(self, data: bytes) -> None:
         """In slices of a few detector windows, as fast as the pace allows."""

@@ -233,6 +233,20 @@ async def test_idle_session_is_ended_and_a_ping_keeps_it(scripted: WorkerSpec) -
         assert client.events[-1]["code"] == "idle"
 
 
+async def test_after_a_standstill_what_had_come_meanwhile_is_read_before_a_session_is_idle(
+    scripted: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(scripted, idle_timeout_s=60) as app, Client(app) as client:
+        await client.next()
+        loop = asyncio.get_running_loop()
+        time = loop.time
+        monkeypatch.setattr(loop, "time", lambda: time() + 61)  # in the turn that sees the ping, the timer is due
+        await client.send({"type": "ping", "id": 1})
+        await client.until("pong")
+        await client.send({"type": "end"})
+        assert await client.rest() == 1000
+
+
 async def test_disconnect_frees_the_slots_of_what_waits(scripted: WorkerSpec) -> None:
     async with Gate() as gate, serving(scripted) as app, Client(app) as client:
         await client.send({**MANUAL, "prompt": gate.script})
