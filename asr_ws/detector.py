@@ -20,14 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asr_ws.core.types import Samples
-from asr_ws.errors import MissingExtra, ModelError
+from asr_ws.errors import MissingExtra, ModelError, not_imported
 
 # What is said here is nobody else's business: since 1.32 onnxruntime reports to its makers where nothing forbids it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 try:
     import onnxruntime
 except ImportError as error:
-    raise MissingExtra("speech detection", "server") from error
+    raise not_imported(error, "speech detection", "server") from error
 
 WINDOW = 512  # samples, 32 ms: the only window Silero takes at 16 kHz
 _CONTEXT = 64  # samples of the window before

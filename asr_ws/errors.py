@@ -28,6 +28,22 @@ Attributes hold the data, ``str()`` builds the sentence, ``code`` is the stable 
 
 from __future__ import annotations
 
+_CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)), "\ufffd")
+_IN_LINES = {code: mark for code, mark in _CONTROLS.items() if chr(code) not in "\t\n"}
+
+
+def printable(text: str, limit: int | None = 200, *, lines: bool = False) -> str:
+    """What somebody else wrote, for a terminal: nothing in it commands that, and it is cut.
+
+    Not by `str.isprintable`, which also takes the blanks and joiners of many scripts for unprintable.
+
+    Args:
+        limit: characters; None: all of them.
+        lines: line ends and tabs may stay.
+    """
+    cut = text if limit is None or len(text) <= limit else f"{text[:limit]}…"
+    return cut.translate(_IN_LINES if lines else _CONTROLS)
+
 
 class AsrError(Exception):
     """Base of every error that this project raises on purpose."""
@@ -95,6 +111,13 @@ class MissingExtra(UsageError):
 
     def __init__(self, command: str, extra: str) -> None:
         super().__init__(f"{command} needs the optional dependencies {extra!r}", f"pip install 'asr-ws[{extra}]'")
+
+
+def not_imported(error: ImportError, command: str, extra: str) -> AsrError:
+    """What it means where ``command`` needs a module of ``extra``."""
+    if isinstance(error, ModuleNotFoundError):
+        return MissingExtra(command, extra)
+    return AsrError(f"{command} needs a library that cannot be loaded: {error}", "is there memory for it?")
 
 
 class ModelError(AsrError):

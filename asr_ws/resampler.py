@@ -12,13 +12,13 @@ from __future__ import annotations
 import numpy as np
 
 from asr_ws.core.types import SAMPLE_RATE, Samples
-from asr_ws.errors import MissingExtra
+from asr_ws.errors import not_imported
 
 try:
     import av
     import av.filter
 except ImportError as error:
-    raise MissingExtra("resampling", "server") from error
+    raise not_imported(error, "resampling", "server") from error
 
 _MIN_FEED_S = 0.004  # one pass through the filter graph costs about 40 us, however little it is given
 _TAIL_S = 0.05  # of zeros at the end: more than the filter's 32 taps at 8 kHz, which also start it on a 1-sample stream

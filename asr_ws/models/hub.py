@@ -20,7 +20,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Final
 
-from asr_ws.errors import DownloadFailed, HashMismatch, MissingExtra
+from asr_ws.errors import DownloadFailed, HashMismatch, not_imported
 from asr_ws.models import BLOCK_BYTES, HUB_PATTERNS, MODELS, STALL_S, Progress, check_sha256
 from asr_ws.models.index import INDEX
 
@@ -34,7 +34,7 @@ def fetch(name: str, report: Progress) -> Path:
     try:
         from huggingface_hub import constants
     except ImportError as error:
-        raise MissingExtra("asr-ws pull", "server") from error
+        raise not_imported(error, "asr-ws pull", "server") from error
     ways = [f"--source index, which has {' and '.join(INDEX)}"] if name in INDEX else []
     ways += ["a local folder as --model", "HF_HOME with the model in its cache", "HF_ENDPOINT of a mirror"]
     storage = Path(constants.HF_HUB_CACHE, "models--" + MODELS[name].replace("/", "--"))
