@@ -6,6 +6,7 @@ server's own.
 
 from __future__ import annotations
 
+import os
 import sys
 from errno import ENOSPC
 from importlib import import_module
@@ -16,8 +17,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from asr_ws import __version__
-from asr_ws.errors import AsrError, UsageError
+from asr_ws.errors import AsrError, UsageError, printable
 
+MAX_SAID: Final = 10_000  # characters of an error, or of its hint
 COMMANDS: Final = {  # name -> where it is, what --help says of it
     "serve": ("asr_ws.cli.serve:serve", "Run the server."),
     "health": ("asr_ws.cli.health:health", "Say whether a server can decode now, by the exit code."),
@@ -56,6 +58,9 @@ class _LazyGroup(click.Group):
         ]
 
     def invoke(self, ctx: click.Context) -> Any:
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # it was closed, as `>&-` does
+                setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 to the program's end
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, TextIOWrapper) and not stream.isatty():
                 # A pipe on Windows has a code page that lacks most scripts. Without `errors` they would become strict.
@@ -73,8 +78,8 @@ class _LazyGroup(click.Group):
 
 
 def with_hint(line: str, hint: str) -> str:
-    """The hint in a line of its own, without what it has for programs."""
-    hint = hint.partition("; in Python ")[0]
+    """The hint in a line of its own, without what it has for programs. In both may be what a server wrote, or a log."""
+    line, hint = (printable(each, MAX_SAID, lines=True) for each in (line, hint.partition("; in Python ")[0]))
     return f"{line}\nhint: {hint}" if hint else line
 
 

@@ -16,7 +16,7 @@ import click
 
 from asr_ws.cli.options import as_arguments, require_server, with_settings
 from asr_ws.config import Access, Listen, Loaded, Settings, Storage
-from asr_ws.errors import ClientError, MissingExtra, ServerFailed, UsageError
+from asr_ws.errors import ClientError, MissingExtra, ServerFailed, UsageError, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -192,7 +192,7 @@ async def _measure(
         assert url is not None
         if process is None:
             async with connect(url, token=token) as session:
-                course.what = session.ready.model
+                course.what = printable(session.ready.model)
         if not quiet:
             click.echo(f"{course.what}\n\n{HEADER}")
         for n in _talkers(course, given, max_talkers, least_talkers(share, seconds)):
@@ -200,7 +200,7 @@ async def _measure(
                 speaking = talk(url, n, seconds=seconds, share=share, token=token)
                 step = await _with_bar(n, speaking, seconds + min(seconds, WARM_UP_S))
             except SessionRefused as refused:
-                click.echo(f"{n} talkers: {refused.message}", err=True)
+                click.echo(f"{n} talkers: {printable(refused.message)}", err=True)
                 course.ended = "sessions"
                 return
             course.steps.append(step)
@@ -213,7 +213,7 @@ async def _measure(
         error = lost if process is None else ServerFailed(lost.message, process.log_tail)
         if not course.steps:
             raise error from lost
-        course.ended, course.lost = "lost", error.message
+        course.ended, course.lost = "lost", printable(error.message)
     finally:
         if process is not None:
             await process.stop()

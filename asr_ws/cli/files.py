@@ -12,7 +12,7 @@ import click
 
 from asr_ws.cli import with_hint
 from asr_ws.client import Unreachable
-from asr_ws.errors import ClientError, UsageError
+from asr_ws.errors import ClientError, UsageError, printable
 from asr_ws.subtitles import clock
 
 if TYPE_CHECKING:
@@ -37,17 +37,22 @@ class Output:
         if self.is_by_line and text:
             heading = f"==> {self.file} <==\n" if self._has_heading else ""
             self._has_heading = False
-            print(heading + text, flush=True)  # not by click, which goes around a bar on Windows
+            print(heading + shown(text), flush=True)  # not by click, which goes around a bar on Windows
 
     def give(self, whole: str) -> None:
         """Where it did not go by lines, or as events."""
         if self.is_by_line or self.as_json:
             return
         if self._path is None:
-            click.echo(whole, nl=False)
+            click.echo(shown(whole), nl=False)
             return
         with writing(self._path):
             self._path.write_text(whole, "utf-8")
+
+
+def shown(text: str) -> str:
+    """As it is for a file or a pipe; a terminal does not do what it says."""
+    return printable(text, None, lines=True) if sys.stdout.isatty() else text
 
 
 @contextmanager

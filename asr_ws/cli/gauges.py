@@ -10,10 +10,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 from rich.text import Text
+
+from asr_ws.errors import printable
 
 LABEL: Final = 10  # cells, of the first column
 MAX_BAR: Final = 30  # cells
@@ -34,29 +36,36 @@ COUNTS: Final[tuple[tuple[int, str, str, str, Callable[[str], bool]], ...]] = ( 
     (2, "errors", "bold red", UTTERANCES, lambda outcome: outcome == "error"),
 )
 LOOKS: Final = 60  # that are remembered, and shown as a line of blocks
+RESTARTS: Final = "asr_ws_worker_restarts_total"
+AUDIO: Final = "asr_ws_audio_seconds_total"
+LABELLED: Final = (UTTERANCES, REFUSALS, RESTARTS, AUDIO)  # by one label each
+MOST: Final = 10**15  # of anything that is counted; floats count exactly to there
 _SAMPLE: Final = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
-_LABEL: Final = re.compile(r'\w+="((?:[^"\\]|\\.)*)"')
+_LABEL: Final = re.compile(r'\b\w+="((?:[^"\\]|\\.){0,100})"')  # a longer one is none
 
 # Name -> values of its labels, in their order -> value.
 Metrics = Mapping[str, Mapping[tuple[str, ...], float]]
+Count = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
+Number = Annotated[float, msgspec.Meta(ge=0, le=MOST)]
+Word = Annotated[str, msgspec.Meta(pattern=r"^\w{1,40}\Z")]
 
 
 class Stats(msgspec.Struct, frozen=True):
-    """What is shown of /v1/stats."""
+    """What is shown of /v1/stats. What no server can mean is refused here, and not looked for where it is shown."""
 
-    state: str
+    state: Word
     model: str
-    uptime_s: float
-    queue_depth: int
-    queue_capacity: int
-    avg_wait_ms: float
-    p95_wait_ms: float
-    sessions: int
-    worker_pid: int | None
-    max_concurrent_decodes: int
-    background_depth: int = 0
-    decoding: str | None = None
-    jobs: dict[str, int] = {}
+    uptime_s: Number
+    queue_depth: Count
+    queue_capacity: Count
+    avg_wait_ms: Number
+    p95_wait_ms: Number
+    sessions: Count
+    worker_pid: Count | None
+    max_concurrent_decodes: Count
+    background_depth: Count = 0
+    decoding: Word | None = None
+    jobs: dict[Word, Count] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +92,16 @@ Seen = Sequence[Look | Missed]
 
 
 def parse_metrics(text: str) -> Metrics:
-    """As this server writes them: without timestamps."""
+    """As this server writes them: without timestamps. Raises: ValueError: it did not."""
     metrics: dict[str, dict[tuple[str, ...], float]] = {}
-    for line in text.splitlines():
-        if sample := _SAMPLE.fullmatch(line):
-            metrics.setdefault(sample[1], {})[tuple(_LABEL.findall(sample[2] or ""))] = float(sample[3])
+    for line in printable(text, None, lines=True).split("\n"):
+        if (sample := _SAMPLE.fullmatch(line)) is None:
+            continue
+        name, labels, value = sample[1], tuple(_LABEL.findall(sample[2] or "")), float(sample[3])
+        is_bound = not name.endswith("_bucket") or (labels and float(labels[-1]) >= 0)
+        if not (abs(value) <= MOST and is_bound and (name not in LABELLED or len(labels) == 1)):  # also NaN
+            raise ValueError(f"{name} is none of its metrics")
+        metrics.setdefault(name, {})[labels] = value
     return metrics
 
 
@@ -189,7 +203,7 @@ def _blank() -> Line:
 
 def _now(look: Look, missed: Missed | None, now: float, url: str, width: int, blocks: str) -> Iterator[Line]:
     stats = look.stats
-    yield Line(0, Text.assemble((f"{stats.model}, up {clock(stats.uptime_s)}, {url}", "bold")))
+    yield Line(0, Text.assemble((f"{printable(stats.model)}, up {clock(stats.uptime_s)}, {url}", "bold")))
     if missed is not None:
         away = f"no answer for {now - look.at_s:.0f} s: {missed.reason}"
         yield _line(0, "state", (away, "bold red"), "; what follows is from before")
@@ -243,7 +257,7 @@ def _decodes(look: Look, before: Look | None) -> Iterator[Line]:
 def _process(look: Look, before: Look | None) -> Iterator[Line]:
     yield _blank()
     memory = look.metrics.get("asr_ws_worker_resident_bytes", {}).get(())
-    restarts = {cause: n for cause, n in look.by("asr_ws_worker_restarts_total").items() if n}
+    restarts = {cause: n for cause, n in look.by(RESTARTS).items() if n}
     causes = " (" + ", ".join(f"{cause} {n:.0f}" for cause, n in restarts.items()) + ")" if restarts else ""
     yield _line(
         2,
@@ -252,7 +266,7 @@ def _process(look: Look, before: Look | None) -> Iterator[Line]:
         f"{memory / 1e6:.0f} MB, " if memory is not None else "",
         (f"restarts {sum(restarts.values()):.0f}{causes}", "yellow" if restarts else ""),
     )
-    audio = look.by("asr_ws_audio_seconds_total")
+    audio = look.by(AUDIO)
     lost_s = audio.pop("lost", 0.0)  # which must stay 0
     others = (f", {fate} {clock(seconds)}" for fate, seconds in audio.items())
     yield _line(3, "audio", (f"lost {lost_s:.3g} s", "bold red" if lost_s else ""), *others)
@@ -284,7 +298,7 @@ def spark(values: Sequence[float | None], most: float, room: int, blocks: str) -
     """The latest of them, a cell each; None is blank, and 0 is not."""
     room, steps = max(0, room), len(blocks) - 1
     cells = [
-        blocks[0] if value is None else blocks[min(steps, max(1, math.ceil(value / (most or 1.0) * steps)))]
+        blocks[0] if value is None else blocks[max(1, math.ceil(min(1.0, max(0.0, value / (most or 1.0))) * steps))]
         for value in values[max(0, len(values) - room) :]
     ]
     return "".join(cells).rjust(room)

@@ -21,8 +21,13 @@ END: Final = "q"
 
 @contextmanager
 def signals(end: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM call ``end``. Not by the loop, which has none of them on Windows."""
-    before = {each: signal.signal(each, lambda *_: end()) for each in (signal.SIGINT, signal.SIGTERM)}
+    """Ctrl-C, SIGTERM and their like call ``end``. Not by the loop, which has none of them on Windows."""
+    meant = [signal.SIGINT, signal.SIGTERM]
+    if sys.platform != "win32":
+        meant.append(signal.SIGQUIT)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup says
+            meant.append(signal.SIGHUP)
+    before = {each: signal.signal(each, lambda *_: end()) for each in meant}
     try:
         yield
     finally:

@@ -24,12 +24,13 @@ from rich.text import Text
 
 from asr_ws import messages
 from asr_ws.cli.client_options import for_clients
+from asr_ws.cli.files import say, shown
 from asr_ws.cli.keys import END, Keys, signals
 from asr_ws.cli.transcribe import complain, print_event
 from asr_ws.client import Event, Gap, Reconnected, Reconnecting, Session, connect, is_lost
 from asr_ws.client.connection import retry_delay_s
 from asr_ws.client.microphone import Microphone, devices
-from asr_ws.errors import ClientError
+from asr_ws.errors import ClientError, printable
 
 DRAW_S: Final = 0.1
 BEHIND_S: Final = 1.0  # what is sent and not acknowledged may be as much: less is no news
@@ -155,7 +156,7 @@ class _Dictation:
             async with connect(url, **fields) as self._session, asyncio.TaskGroup() as tasks:
                 self._is_open = True
                 how = "Ctrl-C ends" if keys is None else "space or Enter: talk; again: done; q ends"
-                click.echo(f"{self._microphone.name} to {self._session.ready.model} at {url}. {how}.", err=True)
+                say(f"{self._microphone.name} to {printable(self._session.ready.model)} at {url}. {how}.")
                 beside = [tasks.create_task(self._send()), tasks.create_task(self._draw())]
                 if keys is not None:
                     self._listen_to(keys)
@@ -210,7 +211,7 @@ class _Dictation:
     def receive(self, event: Event, now: float) -> None:
         match event:
             case messages.Partial():
-                self._texts[event.utterance] = event.stable, event.unstable
+                self._texts[event.utterance] = printable(event.stable, None), printable(event.unstable, None)
             case messages.Accepted():
                 self._asked_at.pop(event.utterance, None)
             case messages.Busy() | messages.Retry():
@@ -231,7 +232,7 @@ class _Dictation:
         if self._as_json:
             print_event(event)
         elif isinstance(event, messages.Final) and event.text:
-            click.echo(event.text)
+            click.echo(shown(event.text))
         match event:
             case messages.Error(code="nothing_to_commit") | messages.Error(fatal=True):
                 pass  # a key was pressed twice at once; or it will be raised

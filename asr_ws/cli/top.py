@@ -12,8 +12,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 import click
 import msgspec
@@ -26,8 +28,9 @@ from asr_ws.cli.keys import END, Keys, signals
 from asr_ws.client.address import DEFAULT_URL, NO_SERVER, read_token
 from asr_ws.client.http_get import Unauthorized, get
 from asr_ws.client.http_route import http_url
-from asr_ws.errors import ClientError
+from asr_ws.errors import ClientError, printable
 
+T = TypeVar("T")
 DRAW_S = 0.25  # at least so often, for a window that changes its size; also the longest wait for Ctrl-C on Windows
 TIMEOUT_S = 5.0
 
@@ -60,11 +63,18 @@ def top(url: str, token_file: Path | None, interval_s: float, once: bool) -> Non
 
 def look(url: str, token: str | None) -> Look:
     """Raises: ClientError: it cannot be seen."""
-    stats, metrics = (get(url, path, token=token, timeout_s=TIMEOUT_S) for path in ("/v1/stats", "/metrics"))
-    try:
-        return Look(time.monotonic(), msgspec.json.decode(stats.text, type=Stats), parse_metrics(metrics.text))
-    except (msgspec.DecodeError, ValueError) as error:
-        raise ClientError(f"{stats.url} does not answer as this server does: {error}", NO_SERVER) from error
+
+    def ask(path: str, read: Callable[[str], T]) -> T:
+        answer = get(url, path, token=token, timeout_s=TIMEOUT_S)
+        try:
+            return read(answer.text)
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            why = printable(str(error))
+            raise ClientError(f"{answer.url} does not answer as this server does: {why}", NO_SERVER) from error
+
+    stats = ask("/v1/stats", partial(msgspec.json.decode, type=Stats))
+    metrics = ask("/metrics", parse_metrics)
+    return Look(time.monotonic(), stats, metrics)
 
 
 class _View:

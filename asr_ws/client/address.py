@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from asr_ws import messages
-from asr_ws.errors import ClientError, NoAddress, UsageError
+from asr_ws.errors import ClientError, NoAddress, UsageError, printable
 
 if TYPE_CHECKING:  # a program that only asks after the server's health needs nothing of it
     from websockets.exceptions import ConnectionClosed
@@ -67,7 +67,7 @@ ADDRESS_HINTS: dict[int, str] = {
 
 def not_let_in(url: str, response: Response, token: str | None) -> ClientError:
     """What an answer to the handshake means that is none of a WebSocket server."""
-    said = bytes(response.body or b"").decode(errors="replace").partition("\n")[0]
+    said = printable(bytes(response.body or b"").decode(errors="replace").partition("\n")[0])
     is_text = response.headers.get("Content-Type", "").startswith("text/plain")
     message = f"no session at {url}: HTTP {response.status_code}" + (f": {said}" if said and is_text else "")
     match response.status_code:
@@ -113,10 +113,17 @@ def session_url(url: str) -> tuple[str, str]:
         user, at, host = parts.netloc.rpartition("@")
     except (ValueError, TypeError, AttributeError) as error:  # the latter: it is no text
         raise no_address(url) from error
+    if not is_host(parts.hostname or ""):
+        raise no_address(parts._replace(netloc=host).geturl())
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     is_plain = scheme != parts.scheme or parts.path in ("", "/")
     path = parts.path.removesuffix(messages.PATH).rstrip("/") + messages.PATH if is_plain else parts.path
     return parts._replace(scheme=scheme, netloc=host, path=path).geturl(), user + at
+
+
+def is_host(name: str) -> bool:
+    """As far as the standard library looks, which raises where it is to connect to another one."""
+    return name.isprintable() and " " not in name
 
 
 def no_address(url: str) -> NoAddress:

@@ -20,11 +20,12 @@ from asr_ws.client.address import (
     NO_SERVER,
     PROXY_HINT,
     Unreachable,
+    is_host,
     no_address,
     not_reached,
     session_url,
 )
-from asr_ws.errors import ClientError
+from asr_ws.errors import ClientError, printable
 
 CONNECT_S = 10.0
 CUT = "the connection ended in the middle of an answer"
@@ -60,7 +61,7 @@ def route(url: str, timeout_s: float = CONNECT_S) -> tuple[http.client.HTTPConne
     proxy = _proxy(parts.scheme, f"{parts.hostname}:{port}")
     if proxy is None:
         return kind(parts.hostname, port, timeout=timeout_s), target, {}
-    if proxy.scheme != "http" or not proxy.hostname:
+    if proxy.scheme != "http" or not (proxy.hostname and is_host(proxy.hostname)):
         what = f"no way to {url} by {proxy.scheme}://{proxy.netloc.rpartition('@')[2]}"
         raise ClientError(f"{what}: HTTP goes by http:// proxies only", PROXY_HINT)
     known = {}
@@ -135,9 +136,9 @@ def breaking(url: str) -> Iterator[None]:
 def no_answer(url: str, status: int, headers: Message, body: bytes) -> ClientError:
     """What an answer means that is none of this server's."""
     if leads_to := headers.get("Location"):
-        return ClientError(f"{url} leads to {leads_to}", "give the address it leads to")
+        return ClientError(f"{url} leads to {printable(leads_to)}", "give the address it leads to")
     is_text = headers.get("Content-Type", "").startswith("text/plain")
-    words = ": " + body.decode(errors="replace").partition("\n")[0] if is_text else ""
+    words = ": " + printable(body.decode(errors="replace").partition("\n")[0]) if is_text else ""
     hint = ADDRESS_HINTS.get(status, "is this an asr_ws server, and its HTTP on this port? see --http-port")
     if words.startswith(f": {messages.HTTP_ELSEWHERE}"):
         hint = "give that address"

@@ -204,3 +204,31 @@ def test_labels_are_read_as_the_server_writes_them() -> None:
         "x": {("/v1/jobs/{job_id}", "200"): 3.0, ('a\\"b', "404"): 1e-05},
         "y": {(): 4.2e8},
     }
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'asr_ws_utterances_total{outcome="final"} NaN',
+        'asr_ws_utterances_total{outcome="final"} +Inf',
+        'asr_ws_decode_seconds_sum{kind="final"} 1e308',
+        'asr_ws_decode_seconds_sum{kind="final"} many',
+        "asr_ws_utterances_total 7.0",
+        f'asr_ws_refusals_total{{reason="{"x" * 3_000_000}"}} 7.0',
+        'asr_ws_decode_seconds_bucket{kind="final",le="abc"} 7.0',
+        'asr_ws_decode_seconds_bucket{kind="final",le="NaN"} 7.0',
+        "asr_ws_decode_seconds_bucket 7.0",
+    ],
+    ids=lambda line: line[:70],
+)
+def test_what_this_server_cannot_have_written_is_refused(line: str) -> None:
+    with pytest.raises(ValueError, match=r"is none of its metrics$|^could not convert"):
+        parse_metrics(f"{AFTER}{line}\n")
+
+
+def test_labels_command_no_terminal() -> None:
+    assert parse_metrics('x{a="\x1b[2J"} 1') == {"x": {("\ufffd[2J",): 1.0}}
+
+
+def test_a_count_that_goes_back_and_forth_is_drawn() -> None:
+    assert spark([-1e15, 1e-300, None, 2.0], 1e-300, 4, BLOCKS) == "▁█ █"

@@ -69,7 +69,9 @@ async def test_a_certificate_that_is_not_trusted_is_said(scripted: WorkerSpec, t
     assert err.endswith("\nhint: if its certificate is one of its own, name that file: SSL_CERT_FILE=self-signed.pem\n")
 
 
-@pytest.mark.parametrize("args", [["--url", "nowhere"], ["--timeout-s", "0"], ["--url", "ftp://127.0.0.1"]])
+@pytest.mark.parametrize(
+    "args", [["--url", "nowhere"], ["--timeout-s", "0"], ["--url", "ftp://127.0.0.1"], ["--url", "http://a b"]]
+)
 def test_a_wrong_call_is_told_apart(args: list[str]) -> None:
     code, out, _ = health(*args)
     assert (code, out) == (2, "")

@@ -290,6 +290,11 @@ def test_an_error_that_ends_no_utterance_leaves_what_was_heard_of_it(dictation: 
     assert (dictation._texts, dictation.state(0)) == ({}, "starting")
 
 
+def test_nothing_that_a_server_says_commands_the_terminal(dictation: Any) -> None:
+    dictation.receive(messages.Partial(utterance="u1", stable="\x1b[2JHel", unstable="\x07lo", audio_end_ms=500), 0)
+    assert dictation._texts == {"u1": ("\ufffd[2JHel", "\ufffdlo")}
+
+
 def test_what_comes_to_no_text_is_said_and_fails(dictation: Any, capsys: pytest.CaptureFixture[str]) -> None:
     dictation.receive(final("u1", "Hello."), 0)
     dictation.receive(final("u2", ""), 0)

@@ -88,6 +88,54 @@ def test_another_server_is_said() -> None:
     assert err.endswith("\nhint: is this an asr_ws server?\n")
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"queue_depth": 2', f'"queue_depth": {-(10**18)}'),
+        ('"uptime_s": 5', '"uptime_s": 1e308'),
+        ('"uptime_s": 5', '"uptime_s": NaN'),
+        ('"sessions": 1', '"sessions": 1e30'),
+        ('"ready"', r'"\u001b[2J"'),
+        ('"newer": 1', r'"decoding": "\u001b[2J"'),
+        ('"newer": 1', r'"jobs": {"\u001b[2J": 1}'),
+        ('"newer": 1', '"newer": ' + "[" * 100_000),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_nonsense_is_no_answer(old: str, new: str) -> None:
+    assert old in STATS
+    with plain(NUMBERS | {"/v1/stats": (200, "application/json", STATS.replace(old, new))}) as server:
+        code, out, err = top("--url", server.url)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: {server.url}/v1/stats does not answer as this server does: ")
+    assert err.endswith("\nhint: is this an asr_ws server?\n")
+    assert "\x1b" not in err
+
+
+def test_the_name_of_a_model_commands_no_terminal_and_is_cut() -> None:
+    named = STATS.replace("tiny.en", r"\u001b]0;PWNED\u001b\\" + "x" * 3_000_000)
+    with plain(NUMBERS | {"/v1/stats": (200, "application/json", named)}) as server:
+        code, out, _ = top("--url", server.url)
+    assert code == 0
+    assert out.startswith("\ufffd]0;PWNED\ufffd\\xxx")
+    assert len(out) < 2000
+
+
+@pytest.mark.parametrize("url", ["http://a b", "nowhere"])
+def test_an_address_that_can_be_none_is_a_wrong_call(url: str) -> None:
+    code, _, err = top("--url", url)
+    assert code == 2
+    assert " is no address of a server\nhint: " in err
+
+
+def test_nobody_reads_a_standard_output_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with plain(NUMBERS) as server, pytest.raises(SystemExit) as ended:
+        main(["top", "--url", server.url])
+    sys.stdout.close()  # its substitute
+    assert ended.value.code == 0
+
+
 # ---------------------------------------------------------------- a terminal
 
 
@@ -163,14 +211,21 @@ def test_a_server_that_goes_and_comes_back_is_watched_on() -> None:
         terminal.wait_for(": Bad Gat")
         server.says.update(NUMBERS)
         terminal.wait_for("ready")
+        server.says["/metrics"] = (200, "text/plain", "asr_ws_utterances_total NaN\n")
+        terminal.wait_for(": asr_ws_u")
+        server.says.update(NUMBERS)
+        terminal.wait_for("ready")
         terminal.press(b"xq")
         assert terminal.ended() == (0, True)
 
 
 @at_terminals
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_in_order(end: signal.Signals) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"])
+def test_a_signal_ends_it_in_order(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    end = getattr(signal, name)
+    before = signal.signal(end, signal.SIG_DFL)  # what is ignored here, as by nohup, would be there
     with plain(dict(NUMBERS)) as server, at_a_terminal(server) as terminal:
+        signal.signal(end, before)
         terminal.wait_for("ready")
         terminal.process.send_signal(end)
         assert terminal.ended() == (0, True)

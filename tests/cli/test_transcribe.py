@@ -435,6 +435,24 @@ def test_at_a_terminal_a_bar_is_drawn_on_stderr_only(
     assert screen.getvalue() == ""
 
 
+def test_no_terminal_is_commanded_by_a_server(
+    server: ScriptedServer, run: Run, wav: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = show(monkeypatch, "sys.stdout")
+    title = "\x1b]0;PWNED\x07"
+    failed = Error(code=title, message=title, hint=f"{title}\nindeed", fatal=False)
+    server.scripts = [[final("u1", f"{title}Hello.\nThere."), failed, done()]]
+    _, _, err = run(wav, "--url", server.url)
+    assert screen.getvalue() == "\ufffd]0;PWNED\ufffdHello.\nThere.\n"
+    shown = "\ufffd]0;PWNED\ufffd"
+    assert err == f"warning: {wav}: session: {shown}: {shown}\nhint: {shown}\nindeed\n"
+
+
+def test_a_pipe_gets_the_text_as_it_is(server: ScriptedServer, run: Run, wav: Path) -> None:
+    server.scripts = [[final("u1", "\x1b[2JHello."), done()]]
+    assert run(wav, "--url", server.url)[:2] == (0, "\x1b[2JHello.\n")
+
+
 def test_text_stands_above_the_bar(
     server: ScriptedServer, run: Run, wav: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -444,6 +462,11 @@ def test_text_stands_above_the_bar(
     assert run(wav, "--url", server.url)[0] == 0
     assert "\r\x1b[2KWell! Hello.\n" in screen.getvalue()
     assert f"\r\x1b[2K{long}\n" in screen.getvalue(), "a line, however narrow the terminal"
+
+
+def test_an_address_that_can_be_none_is_a_wrong_call_and_keeps_its_password(run: Run, wav: Path) -> None:
+    code, out, err = run(wav, wav, "--url", "http://me:pw@a b")
+    assert (code, out, err.splitlines()[0]) == (2, "", "error: http://a b is no address of a server")
 
 
 @pytest.mark.parametrize("args", [[], ["a.wav", "--format", "docx"]])

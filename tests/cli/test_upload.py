@@ -62,6 +62,13 @@ def asked(server: Server) -> list[bytes]:
     ]
 
 
+def test_an_address_that_can_be_none_is_a_wrong_call_and_said_once(run: Run, m4a: Path) -> None:
+    code, out, err = run(m4a, m4a, "--url", "http://a b")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: http://a b is no address of a server\nhint: ")
+    assert err.count("error") == 1
+
+
 def test_the_text_is_printed_and_nothing_else(server: Server, run: Run, m4a: Path, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret\n")
     server.scripts = [says(*HELLO)]

@@ -96,6 +96,24 @@ def test_another_status_is_an_answer_only_where_it_is_asked_for() -> None:
             get(server.url, "/readyz", timeout_s=HANG_S)
 
 
+def test_no_terminal_is_commanded_by_an_answer_and_no_end_of_it_is_waited_for() -> None:
+    with serving({"/readyz": (503, TEXT, f"\x1b]0;PWNED\x1b\\{'x' * 100_000}\n")}) as server:
+        with pytest.raises(Unreachable) as caught:
+            get(server.url, "/readyz", timeout_s=HANG_S)
+        words = caught.value.message.partition("HTTP 503: ")[2]
+        assert words == "\ufffd]0;PWNED\ufffd\\" + "x" * 189 + "…"
+        server.headers["Location"] = "https://elsewhere/\x1b[2J"
+        with pytest.raises(ClientError, match=f"leads to https://elsewhere/{chr(0xFFFD)}"):
+            get(server.url, "/readyz", timeout_s=HANG_S)
+
+
+def test_a_proxy_that_can_be_none_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("http_proxy", "http://a b:3128")
+    with pytest.raises(ClientError, match=r"^no way to http://example\.com/readyz by http://a b:3128: "):
+        get("http://example.com", "/readyz", timeout_s=HANG_S)
+
+
 @pytest.mark.parametrize("script", [says_nothing, never_ends])
 def test_the_wait_has_an_end_and_so_has_the_connection(script: Callable[[socket.socket], None]) -> None:
     with raw(script) as url, pytest.raises(Unreachable) as caught:

@@ -323,7 +323,7 @@ async def test_what_answers_the_handshake_otherwise_is_told() -> None:
         for none in ("a" * 70, "a..b", "h\0", "\ud800"):
             answer = f"302 Found\r\nLocation: ws://{none}/\r\n\r\n".encode("utf-8", "surrogatepass")
             for address in (f"ws://{none}/", url):
-                assert (await refused(address)).message.startswith("no session at ws://")
+                assert (await refused(address)).message.startswith(("no session at ws://", f"{address} is no address"))
         answer = b"302 Found\r\nLocation: http://[\r\n\r\n"
         assert (await refused(url)).message.endswith("Invalid IPv6 URL")
         answer = b"401 Unauthorized\r\nWWW-Authenticate: Basic\r\n\r\n"
