@@ -181,7 +181,8 @@ def draw(figure: Figure, report: Report) -> None:
         for point in own:
             at = (_asks(point), point["measured"])
             beside: dict[str, Any] = {"xytext": (-6, -12), "ha": "right"} if model == SLEEPS else {"xytext": (8, 4)}
-            axes.annotate(f"{point['decode_s']:.2g} s", at, textcoords="offset points", fontsize=8, **beside)
+            text = f"{point['decode_s']:.2g} s"
+            axes.annotate(text, at, textcoords="offset points", fontsize=8, color=f"C{n + 1}", **beside)
     axes.set(xscale="log", yscale="log", title="How many people can speak at once", ylabel="talkers")
     axes.set_xticks(SHOWN_SHARES, [f"{each:.0%}" for each in SHOWN_SHARES])
     axes.set_xlabel("share of the model's time that one talker asks for (beside the points: how long a decode takes)")

@@ -245,14 +245,13 @@ def draw(figure: Figure, report: Report) -> None:
     axes = figure.add_subplot(title="Sessions in real time on one core", xlabel="sessions", ylabel="loop lag, p99, ms")
     axes.plot(n_sessions, [level["lag_ms"]["p99"] for level in levels], "o-", color="C0", label="loop lag, p99")
     axes.axhline(MAX_LAG_MS, color="C3", linestyle=":", label="limit")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(bottom=0)
     axes.axvline(report["carried"], color="0.8", label=f"carried: {report['carried']}")
     used = axes.twinx()
     used.plot(n_sessions, [100 * level["core_used"] for level in levels], "s--", color="0.5", label="of the core, %")
     used.set_ylabel("of the core, %")
     used.set_ylim(0, 105)
-    axes.legend(handles=[*axes.get_lines(), *used.get_lines()], loc="upper left")
+    axes.legend(handles=[*axes.get_lines(), *used.get_lines()], loc="lower right")
 
 
 @click.command()

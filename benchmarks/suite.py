@@ -59,7 +59,7 @@ class Step:
 
 STEPS: Final = (
     Step("lock_baseline", "--model base --seconds 30", "--loads 0.5,5 --seconds 8 --crowd 10"),
-    Step("capacity", "--models tiny.en,base --seconds 15", "--quick"),
+    Step("capacity", "--models tiny.en,base --decodes 0.1,0.4,0.8,1.6 --seconds 12", "--quick"),
     Step("latency", "--loads 2", "--clips 1"),
     Step("latency_base", "--model base", "--model scripted --clips 1", "latency"),
     Step("decode_time", "", "--models tiny.en --lengths 2,5 --rounds 1"),
@@ -77,12 +77,12 @@ STEPS: Final = (
     Step("recovery", "--cycles 30", "--cycles 3 --kills 2 --seconds 3"),
     Step("memory", "", "--sessions 10 --seconds 1 --settle-s 1"),
     Step("uploads", "--rounds 3 --long 10", "--rounds 1 --seconds 5"),
-    Step("jobs", "--kills 25", "--kills 3"),
+    Step("jobs", "--kills 20", "--kills 3"),
     Step("long_file", "", "--minutes 1"),
     Step("seams", "--cuts 6", "--cuts 2"),
     Step("proxied", "--seconds 60", "--seconds 5"),
     Step("fuzz", "--examples 5000", "--examples 300"),
-    Step("blast", "--seconds 60", "--seconds 5"),
+    Step("blast", "--seconds 120", "--seconds 5"),
     Step("chaos", "--seconds 600", "--seconds 20"),
     Step("soak", "--clean --seconds 600", "--clean --seconds 20", "chaos"),
 )
