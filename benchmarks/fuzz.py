@@ -83,7 +83,7 @@ class Drawn:
     failed: str | None = None
 
 
-def draw(port: int, kind: str, n: int, number: int) -> Drawn:
+def draw_examples(port: int, kind: str, n: int, number: int) -> Drawn:
     """That many examples, the same ones for the same number."""
     drawn = Drawn(kind)
 
@@ -279,7 +279,7 @@ async def _run(server: Served, n_examples: int, number: int, bars: Progress) -> 
                 tasks.create_task(neighbour.speak(server.url, quiet), name="neighbour")
             for batches in rounds_of(n_examples, number):
                 began = loop.time()
-                running = [loop.run_in_executor(pool, draw, port, *batch) for batch in batches]
+                running = [loop.run_in_executor(pool, draw_examples, port, *batch) for batch in batches]
                 drawn += await asyncio.gather(*running)
                 seconds += loop.time() - began
                 before = before or await _flat(server, None)

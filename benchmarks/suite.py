@@ -59,7 +59,7 @@ class Step:
 
 STEPS: Final = (
     Step("lock_baseline", "--model base --seconds 30", "--loads 0.5,5 --seconds 8 --crowd 10"),
-    Step("capacity", "--models tiny.en,base --decodes 0.1,0.4,0.8,1.6 --seconds 12", "--quick"),
+    Step("capacity", "--models tiny.en,base --seconds 15", "--quick"),
     Step("latency", "--loads 2", "--clips 1"),
     Step("latency_base", "--model base", "--model scripted --clips 1", "latency"),
     Step("decode_time", "", "--models tiny.en --lengths 2,5 --rounds 1"),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks.examples import KINDS, PROBE, Audio, Ending, Frames, Request, Talk, Text
-from benchmarks.fuzz import Outcome, draw, rounds_of, table
+from benchmarks.fuzz import Outcome, draw_examples, rounds_of, table
 from benchmarks.served import TRACEBACK, Sample
 from benchmarks.wire import BINARY, CLOSE, Broken, Frame
 from tests.benchmarks.commands import run
@@ -204,7 +204,7 @@ def test_an_internal_server_error_breaks_a_request() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_least_example_that_fails_is_told(kind: str) -> None:
     with saying(event(READY), close(1011)) as port:
-        drawn = draw(port, kind, 20, 1)
+        drawn = draw_examples(port, kind, 20, 1)
     assert drawn.failed is not None
     example, why = drawn.failed.splitlines()
     assert example.startswith(("Talk(", "Frames("))
@@ -213,7 +213,8 @@ def test_the_least_example_that_fails_is_told(kind: str) -> None:
 
 def test_the_same_number_draws_the_same_examples() -> None:
     with saying(event(READY), event(PONG), close(1008)) as port:
-        assert draw(port, "frames", 30, 1) == draw(port, "frames", 30, 1) != draw(port, "frames", 30, 2)
+        first, again, other = (draw_examples(port, "frames", 30, number) for number in (1, 1, 2))
+    assert first == again != other
 
 
 def test_frames_are_written_as_they_claim() -> None:
