@@ -58,12 +58,12 @@ class Step:
 
 
 STEPS: Final = (
-    Step("lock_baseline", "--model base --seconds 30", "--loads 0.5,5 --seconds 8 --crowd 10"),
+    Step("lock_baseline", "--model base --seconds 30", "--loads 5 --seconds 6 --crowd 6"),
     Step("capacity", "--models tiny.en,base --seconds 15", "--quick"),
     Step("latency", "--loads 2", "--clips 1"),
-    Step("latency_base", "--model base", "--model scripted --clips 1", "latency"),
+    Step("latency_base", "--model base", None, "latency"),
     Step("decode_time", "", "--models tiny.en --lengths 2,5 --rounds 1"),
-    Step("load", "--seconds 20 --offers 150 --rounds 2", "--loads 2 --seconds 5 --offers 20 --rounds 1"),
+    Step("load", "--seconds 20 --offers 150 --rounds 2", "--loads 2 --seconds 3 --offers 10 --rounds 1"),
     Step("fairness", "", "--rounds 1 --seconds 4"),
     Step("overhead", "", "--commits 10"),
     Step("baseline_ratio", "", "--seconds 5 --rounds 1"),
@@ -75,16 +75,16 @@ STEPS: Final = (
     Step("microphone", sample=None),
     Step("window", sample=None),
     Step("recovery", "--cycles 30", "--cycles 3 --kills 2 --seconds 3"),
-    Step("memory", "", "--sessions 10 --seconds 1 --settle-s 1"),
-    Step("uploads", "--rounds 3 --long 10", "--rounds 1 --seconds 5"),
-    Step("jobs", "--kills 20", "--kills 3"),
+    Step("memory", "", "--sessions 10 --seconds 1 --settle-s 1 --kind idle --kind speaking"),
+    Step("uploads", "--rounds 3 --long 10", "--scripted --rounds 1 --seconds 5"),
+    Step("jobs", "--kills 20", "--kills 1"),
     Step("long_file", "", "--minutes 1"),
-    Step("seams", "--cuts 6", "--cuts 2"),
+    Step("seams", "--cuts 6", None),
     Step("proxied", "--seconds 60", "--seconds 5"),
     Step("fuzz", "--examples 5000", "--examples 300"),
     Step("blast", "--seconds 120", "--seconds 5"),
     Step("chaos", "--seconds 600", "--seconds 20"),
-    Step("soak", "--clean --seconds 600", "--clean --seconds 20", "chaos"),
+    Step("soak", "--clean --seconds 600", None, "chaos"),
 )
 
 
