@@ -77,7 +77,7 @@ STEPS: Final = (
     Step("recovery", "--cycles 30", "--cycles 3 --kills 2 --seconds 3"),
     Step("memory", "", "--sessions 10 --seconds 1 --settle-s 1 --kind idle --kind speaking"),
     Step("uploads", "--rounds 3 --long 10", "--scripted --rounds 1 --seconds 5"),
-    Step("jobs", "--kills 20", "--kills 1"),
+    Step("jobs", "--kills 25", "--kills 1"),
     Step("long_file", "", "--minutes 1"),
     Step("seams", "--cuts 6", None),
     Step("proxied", "--seconds 60", "--seconds 5"),

@@ -41,7 +41,8 @@ def as_ctrl_c() -> None:
     """SIGTERM, and that the terminal has gone, end this process as Ctrl-C does: with what it started."""
     of_ctrl_c = signal.getsignal(signal.SIGINT)
     for name in ("SIGTERM", "SIGHUP"):
-        if (number := getattr(signal, name, None)) is not None:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # which nohup says of the latter
             # A shell has what it starts in the background ignore Ctrl-C.
             signal.signal(number, of_ctrl_c if callable(of_ctrl_c) else signal.default_int_handler)
 

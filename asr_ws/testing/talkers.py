@@ -304,16 +304,9 @@ def next_talkers(tried: Sequence[tuple[int, bool]], most: int, *, first: int = 1
 
 
 async def talk(
-    url: str,
-    n: int,
-    *,
-    seconds: float,
-    share: float = 1.0,
-    first: int = 0,
-    token: str | None = None,
-    **start_fields: Any,
+    url: str, n: int, *, seconds: float, share: float = 1.0, token: str | None = None, **start_fields: Any
 ) -> Step:
-    """A step: ``n`` talkers, from the ``first``-th on, for ``seconds`` after a warm-up.
+    """A step: ``n`` talkers for ``seconds``, after a warm-up.
 
     Raises: ClientError: a session was refused, or ended.
     """
@@ -350,7 +343,7 @@ async def talk(
             async with asyncio.TaskGroup() as tasks:
                 listeners = [tasks.create_task(listen(*each)) for each in zip(opened, talks, strict=True)]
                 speakers = [
-                    tasks.create_task(speak(session, says(frames, first + each, share), talks[each].began))
+                    tasks.create_task(speak(session, says(frames, each, share), talks[each].began))
                     for each, session in enumerate(opened)
                 ]
                 await asyncio.sleep(since - loop.time())

@@ -64,7 +64,8 @@ LOAD: Final[tuple[Column, ...]] = (
 def markdown(report: Report) -> list[str]:
     """Two tables of Markdown, for speed and for load and failure, and notes after them."""
     ran = {name: peer for name, peer in report["peers"].items() if "cannot" not in peer}
-    notes = [f"- {name}{_versions(peer)}: {peer['differs']}." for name, peer in ran.items()]
+    notes = [f"- Rounds: {report['settings']['rounds']} (`--rounds`)."] if ran else []
+    notes += [f"- {name}{_versions(peer)}: {peer['differs']}." for name, peer in ran.items()]
     if (
         late := max((peer[scene]["late_ms"] for peer in ran.values() for scene in ("two", "many")), default=0)
     ) > LATE_MS:

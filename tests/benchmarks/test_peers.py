@@ -290,7 +290,7 @@ GONE = RAN | {
     "others_cores": 1.4,
 }
 REPORT = {
-    "settings": {"clients": 10},
+    "settings": {"clients": 10, "rounds": 2},
     "peers": {"asr-ws": RAN, "other": GONE, "third": {"cannot": "not installed: no compiler"}},
 }
 
@@ -309,7 +309,8 @@ def test_the_table() -> None:
         ["“busy”, 0.64 s after speech", "its whole text; back after 1.0 s"],
         ["nothing", "connection closed with 1006; gone"],
     ]
-    assert cells[-5:] == [
+    assert cells[-6:] == [
+        ["- Rounds: 2 (`--rounds`)."],
         ["- asr-ws 1.2: beam 5."],
         ["- other 1.2: beam 5."],
         ["- A frame was sent up to 120 ms late: a client had no core, or its server did not read."],
