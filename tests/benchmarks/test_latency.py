@@ -83,7 +83,7 @@ SPOKEN = Spoken(
     decode_ms=300,
     partials=PARTIALS,
     onset_known=True,
-    final=700.0,
+    final=660.0,
     first_partial=850.0,
 )
 OUTCOME = Outcome([SPOKEN], 0, {}, partial_decodes=[100.0], waited=0.26, speculations=4, promoted=1, wasted=3)
@@ -102,9 +102,9 @@ def changed(**changes: Any) -> Outcome:
     ("judged", "expected"),
     [
         (OUTCOME, []),
-        (changed(final=701.0), ["end of speech -> final: 701 ms, the limit is 700 ms"]),
-        (changed(final=832.0, decode_ms=500), []),
-        (changed(final=833.0, decode_ms=500), ["end of speech -> final: 833 ms, the limit is 832 ms"]),
+        (changed(final=661.0), ["end of speech -> final: 661 ms, the limit is 660 ms"]),
+        (changed(final=792.0, decode_ms=500), []),
+        (changed(final=793.0, decode_ms=500), ["end of speech -> final: 793 ms, the limit is 792 ms"]),
         (changed(first_partial=851.0), ["onset of speech -> first partial: 851 ms, the limit is 850 ms"]),
         (changed(partials=PARTIALS[:2]), ["speculation: 1 utterances of more than 5 s had fewer than 3 partials"]),
         (changed(partials=PARTIALS[::-1]), ["speculation: stable text changed in 1 utterances"]),
@@ -141,7 +141,7 @@ def test_rows_line_up_with_their_header() -> None:
         "                        end of speech -> final, ms   decode    onset -> first partial, ms   decode",
         "                         n     p50     p95     max      p50     n     p50     p95     max      p50"
         "  partials  speculated  refused  waited",
-        "speculation              1     700     700     700      300     1     850     850     850      100"
+        "speculation              1     660     660     660      300     1     850     850     850      100"
         "         3           1        0     26%",
         "finals only              1     999     999     999      300     0       -       -       -        -"
         "         0           0        0       ?",
