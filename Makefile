@@ -30,7 +30,7 @@ help:
 	@echo "make lint     ruff and mypy alone"
 	@echo "make soak     $(SECONDS) s of five times the load that the server can take: does anything grow, is anything lost?"
 	@echo "make chaos    $(SECONDS) s of faults: the worker is killed, hangs, leaks, clients vanish; SECONDS=N SEED=N REPORT=FILE"
-	@echo "make bench    a sample of most benchmarks, some minutes, into build/benchmarks; ONLY=NAME is one of them"
+	@echo "make bench    a sample of most benchmarks, less than ten minutes, into build/benchmarks; ONLY=NAME is one of them"
 	@echo "make bench-full  all of them but the peers, an hour and a half, on a machine with nothing else to do; rewrites docs/benchmarks"
 	@echo "make screenshots  the pictures in docs/images, by chromium"
 	@echo "make clean    remove .venv and what the tools left behind (downloaded models stay)"
