@@ -117,7 +117,8 @@ def not_imported(error: ImportError, command: str, extra: str) -> AsrError:
     """What it means where ``command`` needs a module of ``extra``."""
     if isinstance(error, ModuleNotFoundError):
         return MissingExtra(command, extra)
-    return AsrError(f"{command} needs a library that cannot be loaded: {error}", "is there memory for it?")
+    hint = f"pip install --force-reinstall 'asr-ws[{extra}]', or is there no memory for it?"
+    return AsrError(f"{command} needs a library that cannot be loaded: {error}", hint)
 
 
 class ModelError(AsrError):

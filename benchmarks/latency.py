@@ -268,13 +268,20 @@ def _share(part: int, whole: int) -> float | None:
     return round(part / whole, 4) if whole else None
 
 
+def limits_ms(judged: Outcome) -> dict[str, float]:
+    """Of both medians, by the decodes that there were."""
+    return {
+        "final": max(ENDPOINTING.silence_ms, COMPLETE_MS + _median(judged.decode)) + MAX_LATE_MS,
+        "first_partial": EARLY_SPEECH_MS + 2 * _median(judged.partial_decodes) + MAX_PARTIAL_LATE_MS,
+    }
+
+
 def misses(outcomes: dict[str, Outcome]) -> list[str]:
     """Which targets were missed, for people, by the configurations' names; empty: none."""
     judged, plain = outcomes[JUDGED], outcomes[PLAIN]
     if not judged.final or not judged.first_partial or not judged.partial_decodes:
         return ["nothing to measure: no utterance that ended by silence, or no partials"]
-    limit = max(ENDPOINTING.silence_ms, COMPLETE_MS + _median(judged.decode)) + MAX_LATE_MS
-    partial_limit = EARLY_SPEECH_MS + 2 * _median(judged.partial_decodes) + MAX_PARTIAL_LATE_MS
+    limit, partial_limit = limits_ms(judged).values()
     found = []
     if (late := _median(judged.final)) > limit:
         found.append(f"end of speech -> final: {late:.0f} ms, the limit is {limit:.0f} ms")
@@ -506,7 +513,7 @@ def main(
     for (load, name), (each, tally) in measured.loaded.items():
         click.echo(row(f"{name}, {load:g}x", each))
         click.echo(f"    the others: {tally.offered} offered, {tally.finals} finals, refused {tally.refusals}")
-    found = misses(measured.idle)
+    found, judged = misses(measured.idle), measured.idle[JUDGED]
     for miss in found:
         click.echo(f"missed: {miss}")
     sys.exit(
@@ -528,6 +535,7 @@ def main(
                     for (load, name), (each, tally) in measured.loaded.items()
                 ],
                 "others_decode_ms": measured.decode_s and round(measured.decode_s * 1000, 1),
+                "limits_ms": limits_ms(judged) if judged.decode and judged.partial_decodes else None,
                 "missed": found,
             },
             passed=not found,

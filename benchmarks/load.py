@@ -259,6 +259,11 @@ def _sums(promises: dict[float, Promises], *names: str) -> list[int]:
     return [sum(getattr(each, name) for each in promises.values()) for name in names]
 
 
+def _of_accepted(promises: dict[float, Promises], name: str) -> float | None:
+    part, accepted = _sums(promises, name, "accepted")
+    return round(part / accepted, 4) if accepted else None
+
+
 def promises_table(promises: dict[float, Promises], deadlines: dict[float, Promises]) -> list[str]:
     """Lines for people."""
     lines = [
@@ -479,6 +484,8 @@ def main(model: str, cpu_threads: int, loads: tuple[float, ...], seconds: float,
                 "promises": [{"load": load, **each.figures()} for load, each in measured.promises.items()],
                 "deadlines": [{"load": load, **each.figures()} for load, each in measured.deadlines.items()],
                 "drafts": {name: each.figures() for name, each in measured.drafts.items()},
+                "within_estimate": _of_accepted(measured.promises, "kept"),
+                "expired": _of_accepted(measured.deadlines, "expired"),
                 "missed": found,
             },
             passed=not found,

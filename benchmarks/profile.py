@@ -19,7 +19,7 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -207,12 +207,12 @@ def checkout(of: str | None) -> Iterator[Path | None]:
     if of is None or Path(of).is_dir():
         yield Path(of).resolve() if of else None
         return
-    archive = subprocess.run(["git", "-C", str(ROOT), "archive", of], capture_output=True)
+    archive = subprocess.run(["git", "-C", str(ROOT), "archive", "--format=zip", of], capture_output=True)
     if archive.returncode:
         raise click.BadParameter(f"no folder, and no commit: {archive.stderr.decode(errors='replace').strip()}")
     with TemporaryDirectory() as folder:
-        with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:
-            tar.extractall(folder, filter="data")
+        with zipfile.ZipFile(BytesIO(archive.stdout)) as tree:
+            tree.extractall(folder)
         yield Path(folder)
 
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,11 +63,10 @@ class Served(ServerProcess):
         *arguments: str,
         program: Sequence[str] = ("asr_ws", "serve"),
         tree: Path | None = None,
-        env: Mapping[str, str] | None = None,
     ) -> Self:
         """As `ServerProcess.start`. Raises: click.ClickException: it does not listen."""
         try:
-            return await super().start("--log-format", "json", *arguments, program=program, tree=tree, env=env)
+            return await super().start("--log-format", "json", *arguments, program=program, tree=tree)
         except ServerFailed as error:
             raise click.ClickException(str(error)) from error
 

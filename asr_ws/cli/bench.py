@@ -16,7 +16,7 @@ import click
 
 from asr_ws.cli.options import as_arguments, require_server, with_settings
 from asr_ws.config import Access, Listen, Loaded, Settings, Storage
-from asr_ws.errors import ClientError, MissingExtra, ServerFailed, UsageError, printable
+from asr_ws.errors import AsrError, ClientError, MissingExtra, ServerFailed, UsageError, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,13 +40,13 @@ class Course:
         what: the model, and what it runs on where that is known.
         ended: why there are no more steps: ``found`` (the least that is too many), ``most`` (all were carried),
             ``given`` (those asked for), ``sessions`` (the server takes no more), ``lost`` (it ended), ``interrupted``.
-        lost: how the server was.
+        lost: how the server was, with the end of its log if it was ours.
     """
 
     what: str = ""
     steps: list[Step] = field(default_factory=list)
     ended: str = "interrupted"
-    lost: str = ""
+    lost: AsrError | None = None
 
     @property
     def tried(self) -> list[tuple[int, bool]]:
@@ -158,7 +158,9 @@ def bench(
             _draw(told, plot)
         except OSError as error:
             raise ClientError(f"{plot} cannot be written: {error.strerror or error}") from error
-    sys.exit(1 if course.ended in ("interrupted", "lost") or not talkers else 0)
+    if course.lost is not None:
+        raise course.lost
+    sys.exit(1 if course.ended == "interrupted" or not talkers else 0)
 
 
 async def _measure(
@@ -210,10 +212,10 @@ async def _measure(
     except asyncio.CancelledError:  # what has been measured is told
         pass
     except ClientError as lost:
-        error = lost if process is None else ServerFailed(lost.message, process.log_tail)
+        course.ended = "lost"
+        course.lost = lost if process is None else ServerFailed(lost.message, process.log_tail)
         if not course.steps:
-            raise error from lost
-        course.ended, course.lost = "lost", printable(error.message)
+            raise course.lost from lost
     finally:
         if process is not None:
             await process.stop()
@@ -293,7 +295,7 @@ def sentence(course: Course, share: float, *, this_machine: bool) -> str:
     if course.ended == "interrupted":
         lines.append("It was interrupted.")
     if course.ended == "lost":
-        lines.append(f"Then the server was lost: {course.lost}.")
+        lines.append("Then the server was lost.")
     return " ".join(lines)
 
 

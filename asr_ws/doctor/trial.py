@@ -188,7 +188,7 @@ def findings(trial: Trial, settings: Settings) -> dict[str, Finding]:
         "decode": decode(trial.decode_s),
         "memory": memory(trial, settings),
         "queue": queue(expected_s, settings),
-        "people": people(expected_s, settings.session.max_sessions),
+        "people": people(expected_s, settings),
     }
 
 
@@ -256,11 +256,12 @@ def queue(decode_s: float, settings: Settings) -> Finding:
     )
 
 
-def people(decode_s: float, max_sessions: int) -> Finding:
+def people(decode_s: float, settings: Settings) -> Finding:
     n = int(UTILIZATION * TURN_S / max(decode_s, LEAST_S))
     numbers = {"people": n, "utterance_s": EXPECTED_AUDIO_S, "turn_s": TURN_S, "utilization": UTILIZATION}
-    measured = f"asr-ws bench --speaking-share {EXPECTED_AUDIO_S / TURN_S:.2f} measures it"
-    assumed = f"who each speak for {EXPECTED_AUDIO_S:g} s of {TURN_S:g}; an estimate: {measured}"
+    max_sessions, share = settings.session.max_sessions, EXPECTED_AUDIO_S / TURN_S
+    most = f"asr-ws bench --model {settings.model.model} --speaking-share {share:.2f} finds the most that can"
+    assumed = f"who each speak for {EXPECTED_AUDIO_S:g} s of {TURN_S:g} and seldom wait; an estimate: {most}"
     if n < 1:
         return warning(f"not even one, {assumed}", "a smaller --model, or a faster machine", **numbers)
     let_in = f"; --max-sessions lets in {max_sessions}" * (n > max_sessions)

@@ -88,7 +88,8 @@ def resolve(name_or_path: str) -> Path:
         raise error
     folder = Path(name_or_path).expanduser()
     if not folder.is_dir():
-        raise UnknownModel(f"{name_or_path!r} is neither a folder nor a known model", f"known: {', '.join(MODELS)}")
+        kind = UnknownModel if folder.name == name_or_path else ModelError  # of a path the disk may still come
+        raise kind(f"{name_or_path!r} is neither a folder nor a known model", f"known: {', '.join(MODELS)}")
     if missing := _missing(folder):
         raise ModelError(f"{folder} is not a whole model: it lacks {', '.join(missing)}")
     return folder

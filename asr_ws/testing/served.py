@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ STOP_LIMIT_S: Final = 20.0  # the server's grace time, 10 s, and what comes afte
 MAX_LINE_BYTES: Final = 2**20  # of its log
 LISTENING, READY = "listening on ", "  ready "
 TAIL: Final = 20  # lines of the log that are kept
+TAIL_CHARACTERS: Final = 8000  # of them that are told
 
 
 def state_dir() -> str:
@@ -67,18 +68,15 @@ class ServerProcess:
         *arguments: str,
         program: Sequence[str] = ("asr_ws", "serve"),
         tree: Path | None = None,
-        env: Mapping[str, str] | None = None,
     ) -> Self:
         """``asr-ws serve`` with these arguments and no other settings, on a free port.
 
         Args:
             program: another module that takes the same arguments.
             tree: the checkout that it is started in; None: this folder's.
-            env: instead of ours without its settings.
         Raises:
             ServerFailed: it does not listen.
         """
-        environment = without_settings(os.environ) if env is None else env
         command = (sys.executable, "-m", *program, "--port", "0", "--state-dir", state_dir(), *arguments)
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
@@ -87,7 +85,7 @@ class ServerProcess:
             stderr=pipe,
             limit=MAX_LINE_BYTES,
             cwd=tree,
-            env=environment,
+            env=without_settings(os.environ),
             preexec_fn=ending_with_us(),
         )
         server = cls(process)
@@ -151,7 +149,7 @@ class ServerProcess:
     @property
     def log_tail(self) -> str:
         """Its last lines."""
-        return "\n".join(self._tail)
+        return "\n".join(self._tail)[-TAIL_CHARACTERS:]
 
     def _hear(self, line: bytes) -> None:
         """Each line of its log, as it comes."""

@@ -232,11 +232,11 @@ class Step:
             assert self.late_ms is not None
             found.append(f"the measuring side was the limit: it sent audio {self.late_ms.p99:.0f} ms late (p99)")
         if self.wait_ms.p95 > self.max_wait_ms:
-            found.append(f"5 of 100 utterances waited more than {self.max_wait_ms / 1000:g} s")
+            found.append(f"more than 5 of 100 utterances waited more than {self.max_wait_ms / 1000:g} s")
         if self.finals < self.utterances:
             found.append(f"{self.utterances - self.finals} of {self.utterances} utterances came to no text")
         if self.load > 1:
-            found.append(f"what was said asks for {self.load:.0%} of the model's time, so that waits grow on and on")
+            found.append(f"what was said asks for {self.load:.1%} of the model's time, so that waits grow on and on")
         return found
 
     @property

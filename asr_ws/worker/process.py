@@ -16,8 +16,8 @@ LAST_REPLIES_S = 0.05  # from its end to that of its replies, where another proc
 # What libraries are told that know it by their environment alone, where the user has not said otherwise.
 ENVIRONMENT: Final = {
     # The threads of a decode sleep while they wait for each other. OpenMP's own default is to spin a while: where
-    # another process wants a core (this server, say), against the one that they wait for, and a decode may take several
-    # times as long. `python -m benchmarks.contention` shows it.
+    # another process wants a core (this server, say), against the one that they wait for, and a decode takes longer.
+    # `python -m benchmarks.contention` shows by how much.
     "OMP_WAIT_POLICY": "passive",
     # oneDNN keeps what it has prepared for each shape that it saw, 1024 of them, and each length of audio has its own:
     # in sixty utterances tiny.en grew by more than twice as much as with this, and was no quicker.

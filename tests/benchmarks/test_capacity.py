@@ -12,6 +12,7 @@ POINT = {
     "model": "sleeps",
     "decode_s": 0.4,
     "decode_alone_s": None,
+    "predicted_from_alone": None,
     "speaking_share": 0.5,
     "bound": 12.5,
     "predicted": 12,
@@ -57,11 +58,12 @@ def test_they_agree_within_15_percent_or_one_talker(predicted: int, measured: in
 
 
 def test_the_documents_table_is_made_from_the_report_alone() -> None:
-    assert markdown({"points": [POINT, {**POINT, "decode_alone_s": 0.3, "too_many": None}]}) == [
-        "| model | decode, s | alone, s | speaks | bound | predicted | measured | too many |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        "| sleeps | 0.40 | - | 50% | 12.5 | 12 | 11 | 12 |",
-        "| sleeps | 0.40 | 0.30 | 50% | 12.5 | 12 | 11 | - |",
+    of_a_model = {**POINT, "decode_alone_s": 0.3, "predicted_from_alone": 16, "too_many": None}
+    assert markdown({"points": [POINT, of_a_model]}) == [
+        "| model | alone, s | predicted from that | decode, s | speaks | bound | predicted | measured | too many |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| sleeps | - | - | 0.40 | 50% | 12.5 | 12 | 11 | 12 |",
+        "| sleeps | 0.30 | 16 | 0.40 | 50% | 12.5 | 12 | 11 | - |",
     ]
 
 
@@ -77,11 +79,11 @@ def test_talkers_are_drawn_over_what_one_of_them_asks_for() -> None:
 
 
 def test_a_point_is_predicted_and_measured() -> None:
-    """Of two talkers: one is carried, two ask for more time than there is."""
+    """Of two talkers: two ask for more time than there is, one has some to spare."""
     lines, told = run("capacity", "--decodes", "3.4", "--shares", "", "--seconds", "5")
     (point,) = told["points"]
     assert lines[0] == row(COLUMNS)
-    assert [each.split()[:4] for each in lines[1:]] == [["sleeps", "3.40", "-", "100%"]]
+    assert [each.split()[:5] for each in lines[1:]] == [["sleeps", "-", "-", "3.40", "100%"]]
     assert point["predicted"] == 1
     assert point["steps"][0]["talkers"] == 1
     assert point["measured"] < 2

@@ -199,11 +199,11 @@ async def test_forty_sessions_at_once_all_end_in_finals(tiny_en: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
-async def test_death_of_the_recognizer_in_mid_decode_is_survived(tiny_en: Path, number: int) -> None:
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGKILL"])
+async def test_death_of_the_recognizer_in_mid_decode_is_survived(tiny_en: Path, name: str) -> None:
     """The incident this server was built for."""
     async with real(tiny_en) as app:
-        events = await committed(app, number)
+        events = await committed(app, getattr(signal, name))
         seen = await stats(app)
     finals = [event for event in events if isinstance(event, messages.Final)]
     assert [final.utterance for final in finals] == ["u1"]

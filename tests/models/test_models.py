@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from asr_ws import models
-from asr_ws.errors import ModelError, ModelNotDownloaded, UnknownModel
+from asr_ws.errors import ModelError, ModelNotDownloaded, UnknownModel, UsageError
 from tests.models.web import COMMIT, FILES, Web, below, contents, lay
 
 # ---------------------------------------------------------------- resolve
@@ -76,6 +76,12 @@ def test_an_unknown_name_is_answered_with_the_known_ones(ask: Callable[[str], Pa
     with pytest.raises(UnknownModel) as caught:
         ask("huge")
     assert caught.value.hint == "known: " + ", ".join(models.MODELS)
+
+
+def test_a_path_without_a_folder_may_have_one_later(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="neither a folder") as caught:
+        models.resolve(str(tmp_path / "model"))
+    assert not isinstance(caught.value, UsageError)  # which a service manager does not try again
 
 
 def test_a_truncated_model_is_noticed_and_pulled_anew(index: Web, cache: Path) -> None:

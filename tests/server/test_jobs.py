@@ -745,9 +745,10 @@ async def test_second_signal_while_a_job_runs(tmp_path: Path) -> None:
 
 
 @posix
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-async def test_what_was_acknowledged_is_done_once_whenever_the_server_ends(tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+async def test_what_was_acknowledged_is_done_once_whenever_the_server_ends(tmp_path: Path, name: str) -> None:
     """Three lives, each ended at a moment of its own; the last one finishes what is left."""
+    number = getattr(signal, name)
     chance, state = random.Random(f"{number}"), {"state_dir": str(tmp_path / "state")}
     jobs: dict[str, str] = {}
     results: dict[str, Any] = {}

@@ -119,7 +119,7 @@ def test_a_step_has_its_figures() -> None:
     ("measured", "faults"),
     [
         (step(*[waited(8.0)] * 19, waited(30.0)), []),
-        (step(*[waited(8.0)] * 18, *[waited(8.1)] * 2), ["5 of 100 utterances waited more than 8 s"]),
+        (step(*[waited(8.0)] * 18, *[waited(8.1)] * 2), ["more than 5 of 100 utterances waited more than 8 s"]),
         (
             step(*[waited(1.0, 0.1)] * 40, Told(verdict_at=10.0, is_lost=True)),
             ["1 of 41 utterances came to no text"],
@@ -127,14 +127,14 @@ def test_a_step_has_its_figures() -> None:
         (
             step(waited(1.0), Told(verdict_at=10.0, is_lost=True), seconds=1.5),
             [
-                "5 of 100 utterances waited more than 8 s",
+                "more than 5 of 100 utterances waited more than 8 s",
                 "1 of 2 utterances came to no text",
-                "what was said asks for 133% of the model's time, so that waits grow on and on",
+                "what was said asks for 133.3% of the model's time, so that waits grow on and on",
             ],
         ),
         (
             step(*[waited(1.0)] * 4, seconds=3.9),
-            ["what was said asks for 103% of the model's time, so that waits grow on and on"],
+            ["what was said asks for 102.6% of the model's time, so that waits grow on and on"],
         ),
         (step(waited(1.0), late_s=(0.11,)), ["the measuring side was the limit: it sent audio 110 ms late (p99)"]),
         (step(), ["nobody said anything in the time measured"]),
