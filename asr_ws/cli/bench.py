@@ -49,6 +49,13 @@ class Course:
     lost: AsrError | None = None
 
     @property
+    def talkers(self) -> int | None:
+        """The most that were carried; None: not known, because fewer were not tried."""
+        from asr_ws.testing.talkers import most_carried
+
+        return most_carried(self.tried) or (0 if any(n == 1 for n, _ in self.tried) else None)
+
+    @property
     def tried(self) -> list[tuple[int, bool]]:
         return [(step.talkers, step.is_carried) for step in self.steps]
 
@@ -112,7 +119,6 @@ def bench(
     """
     from asr_ws.client.address import read_token, session_url
     from asr_ws.testing.figures import machine
-    from asr_ws.testing.talkers import most_carried
 
     server: Settings | None = None
     if url is None:
@@ -139,7 +145,6 @@ def bench(
     course = Course()
     with suppress(KeyboardInterrupt):  # before there was anything to measure
         asyncio.run(_measure(course, server, url, token, seconds, given, max_talkers, speaking_share, quiet=as_json))
-    talkers = most_carried(course.tried)
     told = {
         "machine": machine(),
         "server": arguments,
@@ -148,7 +153,7 @@ def bench(
         "steps": [step.figures() for step in course.steps],
         "max_wait_ms": course.steps[0].max_wait_ms if course.steps else None,
         "ended": course.ended,
-        "talkers": talkers,
+        "talkers": course.talkers,
     }
     if not as_json:
         click.echo("\n" + sentence(course, speaking_share, this_machine=server is not None))
@@ -160,7 +165,7 @@ def bench(
             raise ClientError(f"{plot} cannot be written: {error.strerror or error}") from error
     if course.lost is not None:
         raise course.lost
-    sys.exit(1 if course.ended == "interrupted" or not talkers else 0)
+    sys.exit(1 if course.ended == "interrupted" or not course.talkers else 0)
 
 
 async def _measure(
@@ -270,16 +275,16 @@ def row(step: Step) -> str:
 
 def sentence(course: Course, share: float, *, this_machine: bool) -> str:
     """For people."""
-    from asr_ws.testing.talkers import most_carried
-
     if not course.steps:
         return "Nothing was measured."
-    n, steps = most_carried(course.tried), {step.talkers: step for step in course.steps}
+    n, steps = course.talkers, {step.talkers: step for step in course.steps}
     too_many = steps.get(min((step.talkers for step in course.steps if not step.is_carried), default=0))
     is_most = course.ended == "found" and too_many is not None and too_many.kept_real_time
     where = "This machine" if this_machine else "This server"
     how = f"{'without pause' if share == 1 else f'{share:.0%} of the time'} with {course.what}"
     lines = [f"{where} carries nobody who speaks {how}."]
+    if n is None:
+        lines = [f"{where} does not carry {min(steps)} people who speak {how}; fewer were not tried."]
     if too_many is not None and too_many.wait_ms is None:
         lines, too_many = ["No utterance ended in the time measured: try a longer --seconds, or more --talkers."], None
     if n:

@@ -29,9 +29,10 @@ LENGTHS_S: Final = (2.0, EXPECTED_AUDIO_S, 10.0)  # of the clip, from its beginn
 ROUNDS, ROUNDS_S = 3, 20.0  # as many, unless they have taken so long
 SERVER_BYTES: Final = 150 * MB  # the other process
 LEAST_BESIDE_MB: Final = 250  # of a worker's memory is not its model: libraries, buffers
-# Of people who take turns: each says an utterance in so many seconds, and listens or thinks for the rest; the worker is
-# idle for so much of its time that they seldom wait for each other.
-TURN_S, UTILIZATION = 15.0, 0.7
+# Of people who speak a third of the time: each ends an utterance every so many seconds, as the bundled speech has it; a
+# decode takes so many times as long as alone, with its cores for itself (docs/howto/capacity.md); and the worker is idle
+# for so much of its time that they seldom wait for each other.
+SHARE, EVERY_S, BESIDE_OTHERS, UTILIZATION = 0.33, 11.0, 1.4, 0.7
 REINSTALL: Final = "pip install --force-reinstall"
 MEANS: Final = {
     Cause.SEGV: "it crashed (SIGSEGV)",
@@ -257,11 +258,11 @@ def queue(decode_s: float, settings: Settings) -> Finding:
 
 
 def people(decode_s: float, settings: Settings) -> Finding:
-    n = int(UTILIZATION * TURN_S / max(decode_s, LEAST_S))
-    numbers = {"people": n, "utterance_s": EXPECTED_AUDIO_S, "turn_s": TURN_S, "utilization": UTILIZATION}
-    max_sessions, share = settings.session.max_sessions, EXPECTED_AUDIO_S / TURN_S
-    most = f"asr-ws bench --model {settings.model.model} --speaking-share {share:.2f} finds the most that can"
-    assumed = f"who each speak for {EXPECTED_AUDIO_S:g} s of {TURN_S:g} and seldom wait; an estimate: {most}"
+    n = int(UTILIZATION * EVERY_S / (BESIDE_OTHERS * max(decode_s, LEAST_S)))
+    numbers = {"people": n, "speaking_share": SHARE, "every_s": EVERY_S, "utilization": UTILIZATION}
+    max_sessions = settings.session.max_sessions
+    most = f"asr-ws bench --model {settings.model.model} --speaking-share {SHARE:g} finds the most that can"
+    assumed = f"who each speak a third of the time and seldom wait; an estimate: {most}"
     if n < 1:
         return warning(f"not even one, {assumed}", "a smaller --model, or a faster machine", **numbers)
     let_in = f"; --max-sessions lets in {max_sessions}" * (n > max_sessions)

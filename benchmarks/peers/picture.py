@@ -102,7 +102,7 @@ def draw(figure: Figure, report: Report) -> None:
             lambda peer: peer["one"]["final_ms"] and peer["one"]["final_ms"]["p50"] / 1000,
             lambda value: f"{value:.2f}",
         ),
-        (f"Served, of {n_clients} clients at once", lambda peer: peer["many"]["served"], lambda value: f"{value:.0f}"),
+        (f"Final in 15 s, of {n_clients} at once", lambda peer: peer["many"]["served"], lambda value: f"{value:.0f}"),
         ("Word errors, %", lambda peer: 100 * peer["one"]["word_errors"], lambda value: f"{value:.1f}"),
     )
     all_axes = figure.subplots(1, len(panels), sharey=True)

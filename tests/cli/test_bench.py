@@ -136,6 +136,12 @@ def test_a_row_lines_up_with_its_header() -> None:
             "With 1: 1 of 50 utterances came to no text.",
         ),
         (
+            [replace(BAD, talkers=25)],
+            "given",
+            "This machine does not carry 25 people who speak without pause with tiny.en (cpu); fewer were not tried. "
+            "With 25: 1 of 50 utterances came to no text.",
+        ),
+        (
             [replace(GOOD, utterances=0, finals=0, wait_ms=None)],
             "given",
             "No utterance ended in the time measured: try a longer --seconds, or more --talkers.",

@@ -106,11 +106,11 @@ def test_findings_of_a_worker_that_did_not_fail() -> None:
             max_wait_ms=8000,
         ),
         "people": ok(
-            "about 21 who each speak for 5 s of 15 and seldom wait; an estimate: "
+            "about 11 who each speak a third of the time and seldom wait; an estimate: "
             "asr-ws bench --model base --speaking-share 0.33 finds the most that can",
-            people=21,
-            utterance_s=5.0,
-            turn_s=15.0,
+            people=11,
+            speaking_share=0.33,
+            every_s=11.0,
             utilization=0.7,
         ),
     }
@@ -168,7 +168,7 @@ def test_a_queue_that_is_too_long_says_what_comes_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("decode_s", "n", "status"), [(0.0, 10_500, Status.OK), (10.5, 1, Status.OK), (10.6, 0, Status.WARNING)]
+    ("decode_s", "n", "status"), [(0.0, 5_500, Status.OK), (5.4, 1, Status.OK), (5.6, 0, Status.WARNING)]
 )
 def test_how_many_people_follows_from_their_turns(decode_s: float, n: int, status: Status) -> None:
     found = trial.people(decode_s, settings())
