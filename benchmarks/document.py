@@ -385,8 +385,8 @@ def block(name: str, reports: Reports, commands: Mapping[str, str], folder: Path
             case "readme" | "readme.zh":
                 return _readme(reports, chinese=name.endswith("zh"))
         return _of_report(name, reports[name], commands, folder)
-    except (KeyError, IndexError) as error:
-        raise click.ClickException(f"figures of {name}: nothing at {error}") from error
+    except (LookupError, TypeError, ValueError) as error:
+        raise click.ClickException(f"figures of {name} are not there: {error!r}") from error
 
 
 def read_reports(folder: Path = FOLDER) -> dict[str, Report]:
@@ -397,7 +397,7 @@ def read_reports(folder: Path = FOLDER) -> dict[str, Report]:
             try:
                 reports[file.stem] = {"benchmark": None, **json.loads(file.read_text("utf-8"))}
                 import_module(f"benchmarks.{reports[file.stem]['benchmark']}")
-            except (ValueError, TypeError, ImportError) as error:
+            except (OSError, ValueError, TypeError, ImportError, RecursionError) as error:
                 raise click.ClickException(f"{file} is no report: {error}") from error
     return reports
 

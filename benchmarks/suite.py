@@ -124,7 +124,10 @@ def redraw(folder: Path) -> None:
     for name, report in read_reports(folder).items():
         draw: Draw | None = getattr(importlib.import_module(f"benchmarks.{report['benchmark']}"), "draw", None)
         if draw is not None:
-            picture(draw, report, folder / f"{name}.png")
+            try:
+                picture(draw, report, folder / f"{name}.png")
+            except (LookupError, TypeError, ValueError) as error:
+                raise click.ClickException(f"{folder / name}.json cannot be drawn: {error!r}") from error
 
 
 @click.command()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from asr_ws.cli.numbers import FloatRange
 from asr_ws.cli.options import as_arguments, require_server, with_settings
 from asr_ws.config import Access, Listen, Loaded, Settings, Storage
 from asr_ws.errors import AsrError, ClientError, MissingExtra, ServerFailed, UsageError, printable
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 PICTURES: Final = (".png", ".svg")
 TICK_S: Final = 0.5
+MOST: Final = 10_000  # talkers
 HEADER: Final = (
     f"{'':>7}{'':>11}{'':>7}{'wait for the model, s':>24}{'speech to text, s':>19}{'decode':>8}\n"
     f"{'talkers':>7}{'utterances':>11}{'texts':>7}{'p50':>10}{'p95':>7}{'max':>7}{'p50':>12}{'p95':>7}{'s':>8}"
@@ -66,8 +68,8 @@ def counts(context: click.Context, parameter: click.Parameter, text: str | None)
         found = tuple(int(each) for each in text.split(",")) if text else ()
     except ValueError as error:
         raise click.BadParameter(f"{text!r} is not a list of numbers such as 4,8,16") from error
-    if any(each < 1 for each in found):
-        raise click.BadParameter(f"{text!r}: 1 or more")
+    if not all(1 <= each <= MOST for each in found):
+        raise click.BadParameter(f"{text!r}: 1 to {MOST}")
     return found
 
 
@@ -84,14 +86,14 @@ def _picture(context: click.Context, parameter: click.Parameter, file: Path | No
 
 
 @click.command()
-@click.option("--seconds", type=click.FloatRange(1, 3600), default=30.0, show_default=True, help="Of each step.")
+@click.option("--seconds", type=FloatRange(1, 3600), default=30.0, show_default=True, help="Of each step.")
 @click.option("--talkers", "given", metavar="N,N...", callback=counts, help="Measure these, and look for no limit.")
 @click.option(
-    "--max-talkers", type=click.IntRange(1, 10_000), default=64, show_default=True, help="Look for no limit above."
+    "--max-talkers", type=click.IntRange(1, MOST), default=64, show_default=True, help="Look for no limit above."
 )
 @click.option(
     "--speaking-share",
-    type=click.FloatRange(0.05, 1),
+    type=FloatRange(0.05, 1),
     default=1.0,
     show_default=True,
     help="Of the time in which each of them speaks.",

@@ -39,6 +39,7 @@ LOOKS: Final = 60  # that are remembered, and shown as a line of blocks
 RESTARTS: Final = "asr_ws_worker_restarts_total"
 AUDIO: Final = "asr_ws_audio_seconds_total"
 LABELLED: Final = (UTTERANCES, REFUSALS, RESTARTS, AUDIO)  # by one label each
+ALWAYS: Final = (UTTERANCES, REFUSALS, AUDIO)  # from the beginning, with zeros
 MOST: Final = 10**15  # of anything that is counted; floats count exactly to there
 _SAMPLE: Final = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 _LABEL: Final = re.compile(r'\b\w+="((?:[^"\\]|\\.){0,100})"')  # a longer one is none
@@ -102,6 +103,14 @@ def parse_metrics(text: str) -> Metrics:
         if not (abs(value) <= MOST and is_bound and (name not in LABELLED or len(labels) == 1)):  # also NaN
             raise ValueError(f"{name} is none of its metrics")
         metrics.setdefault(name, {})[labels] = value
+    return metrics
+
+
+def whole_metrics(text: str) -> Metrics:
+    """The same. Raises: ValueError: nor did it write all that it always has."""
+    metrics = parse_metrics(text)
+    if missing := [name for name in ALWAYS if name not in metrics]:
+        raise ValueError(f"{missing[0]} is not there")
     return metrics
 
 

@@ -8,6 +8,7 @@ from http import HTTPStatus
 
 import click
 
+from asr_ws.cli.numbers import FloatRange
 from asr_ws.client.address import DEFAULT_URL, NO_SERVER
 from asr_ws.client.http_get import get
 from asr_ws.errors import ClientError
@@ -17,7 +18,7 @@ from asr_ws.errors import ClientError
 @click.option("--url", default=DEFAULT_URL, show_default=True, help="Where the server is.")
 @click.option(
     "--timeout-s",
-    type=click.FloatRange(0, 3600, min_open=True),
+    type=FloatRange(0, 3600, min_open=True),
     default=5.0,
     show_default=True,
     help="Longest wait for the answer, all in all.",
@@ -28,7 +29,7 @@ def health(url: str, timeout_s: float, live: bool) -> None:
     path, good = ("/livez", "alive") if live else ("/readyz", "ready")
     answer = get(url, path, timeout_s=timeout_s, also=[HTTPStatus.SERVICE_UNAVAILABLE])
     state, is_good = answer.text.removesuffix("\n"), answer.status == HTTPStatus.OK
-    if is_good != (state == good) or not re.fullmatch("[a-z]+", state):
+    if is_good != (state == good) or not re.fullmatch("[a-z]{1,20}", state):
         raise ClientError(f"{answer.url} answers {answer.status}, and not as this server does", NO_SERVER)
     click.echo(state)
     sys.exit(not is_good)

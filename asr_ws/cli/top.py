@@ -23,8 +23,9 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from asr_ws.cli.gauges import ASCII_BLOCKS, BLOCKS, LOOKS, Look, Missed, Stats, fit, page, parse_metrics
+from asr_ws.cli.gauges import ASCII_BLOCKS, BLOCKS, LOOKS, Look, Missed, Stats, fit, page, whole_metrics
 from asr_ws.cli.keys import END, Keys, signals
+from asr_ws.cli.numbers import FloatRange
 from asr_ws.client.address import DEFAULT_URL, NO_SERVER, read_token
 from asr_ws.client.http_get import Unauthorized, get
 from asr_ws.client.http_route import http_url
@@ -44,7 +45,7 @@ TIMEOUT_S = 5.0
 )
 @click.option(
     "--interval-s",
-    type=click.FloatRange(1, 3600),  # /metrics is made anew once a second
+    type=FloatRange(1, 3600),  # /metrics is made anew once a second
     default=1.0,
     show_default=True,
     help="Pause between two looks.",
@@ -73,7 +74,7 @@ def look(url: str, token: str | None) -> Look:
             raise ClientError(f"{answer.url} does not answer as this server does: {why}", NO_SERVER) from error
 
     stats = ask("/v1/stats", partial(msgspec.json.decode, type=Stats))
-    metrics = ask("/metrics", parse_metrics)
+    metrics = ask("/metrics", whole_metrics)
     return Look(time.monotonic(), stats, metrics)
 
 

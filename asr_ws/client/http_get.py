@@ -12,8 +12,8 @@ from queue import Empty, SimpleQueue
 from socket import SHUT_RDWR
 from socket import socket as Socket
 
-from asr_ws.client.address import OTHER_TOKEN_HINT, TOKEN_HINT, Unreachable, checked_token
-from asr_ws.client.http_route import authorization, breaking, connect, http_url, no_answer, route
+from asr_ws.client.address import NO_SERVER, OTHER_TOKEN_HINT, TOKEN_HINT, Unreachable, checked_token
+from asr_ws.client.http_route import CUT, RequestLost, authorization, breaking, connect, http_url, no_answer, route
 from asr_ws.errors import ClientError
 
 MAX_BYTES = 4 << 20  # of an answer: /metrics has a hundredth
@@ -58,7 +58,12 @@ def get(url: str, path: str, *, token: str | None = None, timeout_s: float, also
                 with breaking(address):
                     connection.request("GET", target, headers=headers)
                     response = connection.getresponse()
-                    told.put((response, response.read(MAX_BYTES)))
+                    body = response.read(MAX_BYTES)
+                    if len(body) == MAX_BYTES:
+                        raise ClientError(f"{address} answers with more than this server has to say", NO_SERVER)
+                    if response.length:  # which is what is left: with an amount, nothing is said of that
+                        raise RequestLost(CUT)
+                    told.put((response, body))
         except Exception as error:
             told.put(error)
 
@@ -70,8 +75,8 @@ def get(url: str, path: str, *, token: str | None = None, timeout_s: float, also
         with suppress(OSError):  # it is closed
             for socket in connected:
                 socket.shutdown(SHUT_RDWR)  # however many bytes still come
-        hint = "it is stuck, or no asr_ws server"
-        raise Unreachable(f"no answer at {address} within {timeout_s:g} s", hint) from None
+        hint = "it is stuck, or no asr_ws server" + "; or does it want http://?" * address.startswith("https:")
+        raise Unreachable(f"no answer at {address}: none within {timeout_s:g} s", hint) from None
     if isinstance(answer, Exception):
         raise answer
     response, body = answer

@@ -29,9 +29,9 @@ LENGTHS_S: Final = (2.0, EXPECTED_AUDIO_S, 10.0)  # of the clip, from its beginn
 ROUNDS, ROUNDS_S = 3, 20.0  # as many, unless they have taken so long
 SERVER_BYTES: Final = 150 * MB  # the other process
 LEAST_BESIDE_MB: Final = 250  # of a worker's memory is not its model: libraries, buffers
-# Of people who speak a third of the time: each ends an utterance every so many seconds, as the bundled speech has it; a
-# decode takes so many times as long as alone, with its cores for itself (docs/howto/capacity.md); and the worker is idle
-# for so much of its time that they seldom wait for each other.
+# Of people who speak a third of the time: each ends an utterance every so many seconds, as the bundled speech has it. A
+# decode takes so many times as long as with its cores for itself (docs/howto/capacity.md). The worker is idle for the
+# rest of its time, so that they seldom wait for each other.
 SHARE, EVERY_S, BESIDE_OTHERS, UTILIZATION = 0.33, 11.0, 1.4, 0.7
 REINSTALL: Final = "pip install --force-reinstall"
 MEANS: Final = {

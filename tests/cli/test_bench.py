@@ -55,7 +55,7 @@ COMMAND = (sys.executable, "-m", "asr_ws", "bench")
     ("args", "said"),
     [
         (["--talkers", "4,x"], "'4,x' is not a list of numbers such as 4,8,16"),
-        (["--talkers", "0"], "'0': 1 or more"),
+        (["--talkers", "0"], "'0': 1 to 10000"),
         (["--plot", "a.pdf"], "a.pdf: a name that ends in .png or .svg"),
         (["--plot", "no-such-folder/a.png"], "a.png: there is no such folder"),
         (["--url", "http://127.0.0.1:1", "--model", "tiny.en"], "--model: of a server that is started"),

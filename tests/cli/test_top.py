@@ -26,10 +26,12 @@ LATE_S = 60.0  # nothing is drawn so late
 TOKEN = "0123456789abcdef"
 STATS = """{"state": "ready", "model": "tiny.en", "uptime_s": 5, "queue_depth": 2, "queue_capacity": 3,
 "avg_wait_ms": 1, "p95_wait_ms": 2, "sessions": 1, "worker_pid": 4711, "max_concurrent_decodes": 1, "newer": 1}"""
-NUMBERS = {
-    "/v1/stats": (200, "application/json", STATS),
-    "/metrics": (200, "text/plain", 'asr_ws_utterances_total{outcome="final"} 7.0\n'),
-}
+METRICS = """\
+asr_ws_utterances_total{outcome="final"} 7.0
+asr_ws_refusals_total{reason="queue_full"} 0.0
+asr_ws_audio_seconds_total{fate="decoded"} 0.0
+"""
+NUMBERS = {"/v1/stats": (200, "application/json", STATS), "/metrics": (200, "text/plain", METRICS)}
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +112,19 @@ def test_nonsense_is_no_answer(old: str, new: str) -> None:
     assert err.startswith(f"error: {server.url}/v1/stats does not answer as this server does: ")
     assert err.endswith("\nhint: is this an asr_ws server?\n")
     assert "\x1b" not in err
+
+
+@pytest.mark.parametrize("text", ["", "<html>Log in</html>", 'asr_ws_utterances_total{outcome="final"} 1.0\n'])
+def test_what_lacks_its_metrics_is_no_answer(text: str) -> None:
+    with plain(NUMBERS | {"/metrics": (200, "text/plain", text)}) as server:
+        code, out, err = top("--url", server.url)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: {server.url}/metrics does not answer as this server does: asr_ws_")
+
+
+def test_an_interval_that_is_no_number_is_a_wrong_call() -> None:
+    code, _, err = top("--interval-s", "nan")
+    assert (code, "is not a number" in err) == (2, True)
 
 
 def test_the_name_of_a_model_commands_no_terminal_and_is_cut() -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from asr_ws.client.address import ADDRESS_HINTS, OTHER_TOKEN_HINT, TOKEN_HINT, Unreachable
-from asr_ws.client.http_get import Answer, Unauthorized, get
+from asr_ws.client.http_get import MAX_BYTES, Answer, Unauthorized, get
 from asr_ws.client.http_route import RequestLost
 from asr_ws.errors import ClientError
 from tests.client.plain import serving
@@ -118,7 +118,7 @@ def test_a_proxy_that_can_be_none_is_said(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_wait_has_an_end_and_so_has_the_connection(script: Callable[[socket.socket], None]) -> None:
     with raw(script) as url, pytest.raises(Unreachable) as caught:
         get(url, "/readyz", timeout_s=0.3)
-    assert caught.value.message == f"no answer at {url}/readyz within 0.3 s"
+    assert caught.value.message == f"no answer at {url}/readyz: none within 0.3 s"
 
 
 def hangs_up(peer: socket.socket) -> None:
@@ -129,6 +129,21 @@ def hangs_up(peer: socket.socket) -> None:
 def test_a_connection_that_breaks_is_lost() -> None:
     with raw(lambda peer: None) as url, pytest.raises(RequestLost):
         get(url, "/readyz", timeout_s=HANG_S)
+
+
+@pytest.mark.parametrize("kind", ["Content-Length: 1000\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n3e8\r\n"])
+def test_an_answer_that_is_cut_off_is_none(kind: str) -> None:
+    def cuts_off(peer: socket.socket) -> None:
+        peer.recv(1 << 16)
+        peer.sendall(f"HTTP/1.1 200 OK\r\n{kind}half".encode())
+
+    with raw(cuts_off) as url, pytest.raises(RequestLost, match="in the middle of an answer"):
+        get(url, "/readyz", timeout_s=HANG_S)
+
+
+def test_an_answer_that_does_not_end_soon_enough_is_none() -> None:
+    with serving({"/readyz": (200, TEXT, "x" * MAX_BYTES)}) as server, pytest.raises(ClientError, match="more than"):
+        get(server.url, "/readyz", timeout_s=HANG_S)
 
 
 def test_an_end_without_an_answer_has_a_hint() -> None:
