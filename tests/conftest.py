@@ -25,6 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-ports", action="store_true", help="one port and two, plain and TLS: each with each")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: much of the time of these tests is a server's or a clip's that is waited for."""
+    return (os.cpu_count() or 1) + 1
+
+
 def one_at_a_time(what: str, folders: pytest.TempPathFactory) -> FileLock:
     """For what is fetched once: pytest-xdist's workers have a session each, and would all fetch it."""
     return FileLock(folders.getbasetemp().parent / f"{what}.lock")
