@@ -313,11 +313,6 @@ def shown(value: Any, unit: str) -> str:
     return f"{value:.0f} {unit}" if abs(value) >= 20 or value == 0 else f"{value:.1f} {unit}"
 
 
-def stated(aim: str, report: Report) -> str:
-    """The aim, with what the report has of it."""
-    return PLACE.sub(lambda place: f"{at(report, place[1]):.0f}", aim)
-
-
 def judged(value: Any, unit: str, aim: str) -> str:
     """As people read it, in bold where it misses its aim."""
     text, limit = shown(value, unit), AIM.fullmatch(aim)
@@ -329,11 +324,12 @@ def judged(value: Any, unit: str, aim: str) -> str:
 
 def lines_of(report: Report, lines: Sequence[Line]) -> list[str]:
     """A table of them."""
-    rows = [
-        (what, judged(at(report, where), unit, aim), aim)
-        for what, where, unit, aim in ((*line[:3], stated(line[3], report)) for line in lines)
-    ]
-    return ["| | | aim |", "|---|---|---|", *(f"| {what} | {value} | {aim} |" for what, value, aim in rows)]
+    return ["| | | aim |", "|---|---|---|", *(_row(report, *line) for line in lines)]
+
+
+def _row(report: Report, what: str, where: str, unit: str, aim: str) -> str:
+    aim = PLACE.sub(lambda place: f"{at(report, place[1]):.0f}", aim)
+    return f"| {what} | {judged(at(report, where), unit, aim)} | {aim} |"
 
 
 def _of_report(name: str, report: Report, commands: Mapping[str, str], folder: Path) -> list[str]:
@@ -361,11 +357,7 @@ def _machine(reports: Reports) -> list[str]:
 
 
 def _done(reports: Reports, commands: Mapping[str, str]) -> list[str]:
-    rows = [
-        f"{row} `{commands[name]}` |"
-        for what, name, where, unit, aim in DONE
-        for row in lines_of(reports[name], [(what, where, unit, aim)])[2:]
-    ]
+    rows = [f"{_row(reports[name], what, *how)} `{commands[name]}` |" for what, name, *how in DONE]
     return ["| | last figure | aim | command |", "|---|---|---|---|", *rows]
 
 

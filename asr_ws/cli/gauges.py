@@ -107,7 +107,7 @@ def parse_metrics(text: str) -> Metrics:
 
 
 def whole_metrics(text: str) -> Metrics:
-    """The same. Raises: ValueError: nor did it write all that it always has."""
+    """`parse_metrics` of a whole answer. Raises: ValueError: also where something is not there that always is."""
     metrics = parse_metrics(text)
     if missing := [name for name in ALWAYS if name not in metrics]:
         raise ValueError(f"{missing[0]} is not there")
