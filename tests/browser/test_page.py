@@ -78,7 +78,7 @@ def grant(file: Path, token: str) -> Path:
 
 
 @pytest.mark.model
-async def test_speech_becomes_text_that_grows_while_it_is_spoken(tiny_en: Path) -> None:
+async def test_speech_becomes_text(tiny_en: Path) -> None:
     async with (
         serving(WorkerSpec(tiny_en, device="cpu"), partials="on", ingest_speed=2.0) as app,
         shown(app, *hears(SPEECH / JFK), query="&autostart=1") as page,
@@ -89,10 +89,6 @@ async def test_speech_becomes_text_that_grows_while_it_is_spoken(tiny_en: Path) 
         assert word_errors(said(JFK), text).rate <= WRONG, text
         assert done["lost_ms"] == done["refused_ms"] == 0
         assert done["finals"] == len(await events(page, "final"))
-        grown = [told["stable"] + told["unstable"] for told in await events(page, "partial")]
-        assert len(grown) >= 2
-        seen = await page.evaluate("texts")
-        assert any(grown[-1].strip() in told for told in seen), "as it was told it was shown"
         assert await page.text("#latency-text") != "no text yet"
         assert (await page.text("#server")).startswith("ready · ")
         loaded = await page.evaluate(
@@ -237,6 +233,17 @@ async def test_sound_that_the_system_takes_away_and_a_closed_context_complain_of
         await page.wait(IDLE)
         assert (await page.text("#transcript")).startswith("country ")
         assert "The microphone is gone" in await page.text("#notices")
+
+
+async def test_text_grows_while_it_is_spoken(scripted: WorkerSpec) -> None:
+    """How many partials there are depends on the machine; a scripted worker takes no time for one."""
+    jfk = hears(SPEECH / JFK)
+    async with serving(scripted, partials="on") as app, shown(app, *jfk, query="&autostart=1") as page:
+        await page.wait("events.filter(e => e.type === 'partial' && e.detail.stable).length >= 2")
+        await stop(page)
+        grown = [told["stable"] + told["unstable"] for told in await events(page, "partial")]
+        seen = await page.evaluate("texts")
+        assert all(any(text.strip() in told for told in seen) for text in grown), "as it was told it was shown"
 
 
 async def test_markup_in_a_transcript_stays_text(scripted: WorkerSpec, speech: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,19 +18,38 @@ from asr_ws.core.types import SAMPLE_RATE
 from asr_ws.server.app import App
 from asr_ws.testing.wer import words
 from asr_ws.worker.supervisor import WorkerSpec
-from tests.conftest import SPEECH, read_speech
+from tests.conftest import read_speech
 from tests.e2e.test_speech import accounted, said
 from tests.server.running import serving, stats
 
 pytestmark = pytest.mark.model
 
 JFK = "jfk.wav"
+PCM = (read_speech(JFK) * 32767).astype("<i2").tobytes()
+CHUNK = 2 * SAMPLE_RATE // 10  # bytes: 0.1 s
+MIDST = 18 * CHUNK  # of the first utterance's 22
 Events = list[messages.ServerEvent | messages.Unknown]
 
 
 async def spoken(app: App, *, realtime: bool = False) -> Events:
+    """Realtime: the speaker waits in his first words until a partial has come, however busy the machine."""
+    events: Events = []
+    partial = asyncio.Event()
+    if not realtime:
+        partial.set()
+
+    async def speaker() -> AsyncIterator[bytes]:
+        for start in range(0, len(PCM), CHUNK):
+            if start == MIDST:
+                await partial.wait()
+            yield PCM[start : start + CHUNK]
+
     async with connect(app.url, language="en") as session:
-        return [event async for event in session.stream(SPEECH / JFK, realtime=realtime)]
+        async for event in session.stream(speaker(), realtime=realtime):
+            events.append(event)
+            if isinstance(event, messages.Partial):
+                partial.set()
+    return events
 
 
 def finals(events: Events) -> list[tuple[str, int, int]]:
@@ -61,8 +82,7 @@ async def test_text_grows_while_it_is_spoken_and_changes_no_letter_of_the_finals
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 async def test_segfault_under_partials_costs_no_final(tiny_en: Path) -> None:
     spec = WorkerSpec(tiny_en, device="cpu")
-    speech = (read_speech(JFK) * 32767).astype("<i2").tobytes()
-    audio, rest = speech[: 4 * SAMPLE_RATE], speech[4 * SAMPLE_RATE : 10 * SAMPLE_RATE]
+    audio, rest = PCM[: 4 * SAMPLE_RATE], PCM[4 * SAMPLE_RATE : 10 * SAMPLE_RATE]
     manual = {"mode": "manual"}  # nothing but a partial is decoded before the rest is sent
     async with serving(spec, partials="on") as app, connect(app.url, language="en", endpointing=manual) as session:
         victim = app.supervisor.pid
