@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
 import wave
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
+from typing import AnyStr
 
 import numpy as np
 import pytest
@@ -61,6 +65,19 @@ def closed_port() -> Iterator[int]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]
+
+
+def press_ctrl_c(program: subprocess.Popen[AnyStr]) -> tuple[AnyStr, AnyStr]:
+    """Until it ends. Python looks for a signal before a call that blocks: one that comes in between is seen after it.
+
+    Returns: what it still said, to standard output and error.
+    """
+    for _ in range(6):
+        program.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            return program.communicate(timeout=10)
+    program.kill()
+    raise AssertionError("it does not end")
 
 
 @pytest.fixture

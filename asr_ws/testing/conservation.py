@@ -211,7 +211,7 @@ class Conservation:
                 rounded_ms = len(self.utterances) + 1
                 fits = abs(told_ms - span_ms) <= rounded_ms
                 self._check(fits, f"{span_ms} ms of utterances are {place.name.lower()}: {done}")
-        spans_ms = self._spans_ms(*SETTLED)
+        spans_ms = sorted(self._spans_ms(*SETTLED))  # what a client sends again is heard later
         self._check(all(a[1] <= b[0] for a, b in pairwise(spans_ms)), f"audio was taken twice: {spans_ms}")
         told = (done.finals, done.busy, done.retries, done.dropped, done.errors)
         counted = tuple(self._counts[kind] for kind in (Final, Busy, Retry, Dropped, Error))

@@ -163,7 +163,7 @@ async def test_restarted_server_gets_what_has_no_outcome_and_nothing_else(script
     ("start", "code"),
     [
         ({"language": "tlh"}, "unsupported_language"),
-        ({"max_wait_ms": 60_000}, "bad_message"),
+        ({"max_wait_ms": 600_001}, "bad_message"),
         ({"endpointing": {"silence_ms": 5}}, "bad_message"),
         ({"prompt": "x" * (MAX_TEXT_BYTES + 1)}, "too_large"),
     ],

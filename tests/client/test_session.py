@@ -192,7 +192,7 @@ async def test_one_line_transcribes(scripted: WorkerSpec) -> None:
 
 @pytest.mark.parametrize(
     ("start", "told"),
-    [({"language": "xx"}, "unsupported_language: "), ({"max_wait_ms": 600_000}, "bad_message: ")],
+    [({"language": "xx"}, "unsupported_language: "), ({"max_wait_ms": 600_001}, "bad_message: ")],
 )
 async def test_one_line_tells_why_there_is_no_text(scripted: WorkerSpec, start: dict[str, Any], told: str) -> None:
     async with serving(scripted) as app:

@@ -81,7 +81,7 @@ def test_findings_of_a_worker_that_failed_are_no_more_than_that() -> None:
 
 
 def test_findings_of_a_worker_that_did_not_fail() -> None:
-    assert trial.findings(SEEN, settings()) == {
+    assert trial.findings(SEEN, settings(max_wait_ms=8000)) == {
         "worker": ok(
             "cpu, int8: ready after 2.0 s, self-test included", device="cpu", compute_type="int8", load_s=2.04
         ),

@@ -221,7 +221,7 @@ async def test_recognizer_that_stands_still_in_mid_decode_is_replaced(tiny_en: P
         def decode(self, expected_s: float, n_decodes: int) -> float:
             return 2.0 if not n_restarts() else super().decode(expected_s, n_decodes)
 
-    async with serving(WorkerSpec(tiny_en, device="cpu", limits=Once()), max_wait_ms=60_000) as app:
+    async with serving(WorkerSpec(tiny_en, device="cpu", limits=Once())) as app:
 
         def n_restarts() -> int:
             return app.supervisor.n_restarts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ import pytest
 from asr_ws import models
 from asr_ws.errors import DownloadFailed, HashMismatch, MissingExtra, ModelNotDownloaded
 from asr_ws.models import hub as hub_source
+from tests.conftest import press_ctrl_c
 from tests.models.web import COMMIT, FILES, Web, contents, sha256
 
 
@@ -78,8 +78,7 @@ def test_ctrl_c_ends_the_program_while_the_hub_is_silent_in_mid_file(hub: Web) -
     code += "from asr_ws import models; models.pull('tiny.en')"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as program:
         assert midway.wait(60)
-        program.send_signal(signal.SIGINT)
-        _, err = program.communicate(timeout=60)
+        _, err = press_ctrl_c(program)
     assert not release.is_set()
     assert err.endswith(b"KeyboardInterrupt\n")
     with pytest.raises(ModelNotDownloaded):

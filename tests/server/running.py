@@ -24,6 +24,7 @@ from asr_ws.worker.supervisor import WorkerSpec
 from tests.schema import check_event
 
 HANG_S = 600  # no test takes so long, however slow the machine: it hangs
+PATIENT_MS = 600_000  # a decode that a gate holds is slow as one on a busy machine is: that refuses nobody
 SPEED = 1000.0  # audio is taken as fast as it comes
 MANUAL = {"type": "start", "endpointing": {"mode": "manual"}}
 NOWHERE = str(Path(tempfile.gettempdir()) / f"asr-ws-tests-{os.getpid()}")  # not the user's own jobs
@@ -31,8 +32,11 @@ SECOND = bytes(2 * 16_000)  # of s16le silence, which manual mode takes as it ta
 
 
 def settings(**changes: Any) -> Settings:
-    """Defaults on a free port and without partials, with these settings changed, whatever their group."""
-    changes = {"port": 0, "ingest_speed": SPEED, "partials": "off", "state_dir": NOWHERE, **changes}
+    """Defaults on a free port, without partials, and with all patience, with these settings changed, whatever their
+    group.
+    """
+    usual = {"port": 0, "ingest_speed": SPEED, "partials": "off", "state_dir": NOWHERE, "max_wait_ms": PATIENT_MS}
+    changes = {**usual, **changes}
     groups = {}
     for name in (group.name for group in fields(Settings)):
         group = getattr(DEFAULTS, name)

@@ -22,7 +22,7 @@ def test_a_model_too_slow_for_a_full_queue_is_warned_of(capacity: int, warns: bo
 
 
 async def test_the_warning_is_logged_once_the_model_is_loaded(scripted: WorkerSpec) -> None:
-    async with serving(scripted, queue_capacity=5) as app:
+    async with serving(scripted, queue_capacity=5, max_wait_ms=8000) as app:
         with capture_logs() as logs:
             await announce_loaded(app)
             assert logs == []

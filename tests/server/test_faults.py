@@ -76,7 +76,7 @@ async def test_half_a_text_is_decoded_again(scripted: WorkerSpec) -> None:
 async def test_hung_decode_is_handed_back_and_the_second_time_it_is_poison(scripted: WorkerSpec) -> None:
     """Those behind it keep their places, and are served by the next worker."""
     async with (
-        serving(replace(scripted, limits=IMPATIENT), max_wait_ms=60_000) as app,
+        serving(replace(scripted, limits=IMPATIENT)) as app,
         speaking(app, "hang") as client,
         speaking(app, "say mine", 2) as neighbour,
     ):
@@ -102,7 +102,7 @@ async def test_poison_of_three_sessions_at_once_costs_their_neighbour_nothing(
 ) -> None:
     monkeypatch.setattr(supervisor, "backoff_s", lambda n_deaths: 0.0)
     async with (
-        serving(scripted, max_wait_ms=60_000, queue_capacity=20) as app,
+        serving(scripted, queue_capacity=20) as app,
         speaking(app, "crash SEGV") as one,
         speaking(app, "crash ABRT") as two,
         speaking(app, "crash SEGV") as three,
@@ -128,7 +128,7 @@ async def test_error_that_sticks_to_the_process_is_a_death_like_any_other(script
 
 async def test_worker_that_has_grown_is_replaced_and_nobody_is_refused_for_it(scripted: WorkerSpec) -> None:
     async with (
-        serving(replace(scripted, max_bytes=300_000_000), max_wait_ms=60_000) as app,
+        serving(replace(scripted, max_bytes=300_000_000)) as app,
         speaking(app, "leak 250", 3) as client,
     ):
         await client.send(END)

@@ -137,7 +137,7 @@ async def test_session_that_failed_ends_with_its_client_whatever_it_had_sent_beh
 
 async def test_utterance_without_end_is_cut_and_no_sample_is_lost_or_doubled(scripted: WorkerSpec) -> None:
     start = {"type": "start", "endpointing": {"mode": "manual", "max_utterance_ms": 1000}}
-    async with serving(scripted, queue_capacity=100, max_wait_ms=60_000) as app, Client(app) as client:
+    async with serving(scripted, queue_capacity=100) as app, Client(app) as client:
         for message in (start, *itertools.repeat(SECOND[:3200], 205), END):
             await client.send(message)
         assert await client.rest() == 1000

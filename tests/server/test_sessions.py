@@ -19,7 +19,7 @@ from asr_ws.server import app as app_module
 from asr_ws.server import connection
 from asr_ws.testing.recognizer import Gate, scripted_worker
 from asr_ws.worker.supervisor import WorkerSpec
-from tests.server.running import MANUAL, SECOND, Client, get, serving, stats
+from tests.server.running import MANUAL, PATIENT_MS, SECOND, Client, get, serving, stats
 
 
 async def test_one_exchange_from_ready_to_done(scripted: WorkerSpec) -> None:
@@ -30,7 +30,7 @@ async def test_one_exchange_from_ready_to_done(scripted: WorkerSpec) -> None:
     ready, _, _, accepted, final, done = client.events
     assert ready["limits"] == {
         "queue_capacity": 3,
-        "max_wait_ms": 8000,
+        "max_wait_ms": PATIENT_MS,
         "max_utterance_ms": 30000,
         "max_message_bytes": 262144,
         "max_sessions": 64,
@@ -159,7 +159,7 @@ BAD: list[tuple[list[dict[str, Any] | bytes | str], str, bool, int]] = [
     (["{"], "bad_message", False, 1000),
     (["[1]"], "bad_message", False, 1000),
     ([{"type": "start", "sample_rte": 8000}], "bad_message", False, 1000),
-    ([{"type": "start", "max_wait_ms": 8001}], "bad_message", False, 1000),
+    ([{"type": "start", "max_wait_ms": PATIENT_MS + 1}], "bad_message", False, 1000),
     (["nonsense"] * 3, "bad_message", True, 1008),
     (['{"type":"start","endpointing":{"threshold":NaN}}'], "bad_message", False, 1000),
     (['{"type":"start","endpointing":{"threshold":1e999}}'], "bad_message", False, 1000),

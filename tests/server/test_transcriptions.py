@@ -54,7 +54,7 @@ from tests.server.asking import (
     uploading,
 )
 from tests.server.raw import raw
-from tests.server.running import MANUAL, SECOND, Client, get, serving, stats
+from tests.server.running import MANUAL, PATIENT_MS, SECOND, Client, get, serving, stats
 from tests.server.test_faults import IMPATIENT
 from tests.server.test_shutdown import server
 
@@ -490,7 +490,7 @@ async def test_wait_that_was_too_long(scripted: WorkerSpec) -> None:
     async with serving(scripted) as app, busy(app):
         asking = asyncio.create_task(transcribe(app))
         await until(lambda: app.dispatcher.queue.depth)
-        app.dispatcher._settle(asyncio.get_running_loop().time() + 9.0)  # that moment has come
+        app.dispatcher._settle(asyncio.get_running_loop().time() + PATIENT_MS / 1000)  # that moment has come
         assert (await asking).said == (503, "deadline")
         assert app.listener.tally.outcomes()["dropped"] == 1
 

@@ -102,6 +102,8 @@ def judged(*events: ServerEvent | Unknown, code: int | None = None, numbered: bo
         ([begun(), accepted(), State(state="draining", partials="on"), final()], 1012),
         ([begun(), begun("u2"), span(accepted(), 0, 500), span(final(), 0, 500), dropped("u2", span_ms=(500, 800)),
           done(received_ms=900, decoded_ms=500, refused_ms=300, silence_ms=100, finals=1, dropped=1)], 1000),
+        ([begun(), begun("u2"), dropped(span_ms=(500, 800)), dropped("u2", span_ms=(0, 500)),
+          done(received_ms=800, refused_ms=800, dropped=2)], 1000),
         ([error("invalid_samples"), begun(), span(accepted(), 0, 500), span(final(), 0, 500),
           done(received_ms=500, decoded_ms=100, refused_ms=400, finals=1, errors=1)], 1000),
         ([Unknown("new", {"seq": 1})], 1012),
