@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import wave
 from collections.abc import Iterator
-from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import AnyStr
 
 import numpy as np
 import pytest
@@ -45,6 +42,13 @@ def state_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c() -> None:
+    """Ends what tests start: a shell's background jobs ignore it, and so would all that they start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def tiny_en(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real weights, fetched once if they are not here yet."""
@@ -65,19 +69,6 @@ def closed_port() -> Iterator[int]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]
-
-
-def press_ctrl_c(program: subprocess.Popen[AnyStr]) -> tuple[AnyStr, AnyStr]:
-    """Until it ends. Python looks for a signal before a call that blocks: one that comes in between is seen after it.
-
-    Returns: what it still said, to standard output and error.
-    """
-    for _ in range(6):
-        program.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            return program.communicate(timeout=10)
-    program.kill()
-    raise AssertionError("it does not end")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from asr_ws.client.http import CUT
 from tests.cli.test_transcribe import Run, Terminal, show
 from tests.client import uploads
 from tests.client.uploads import Server, answers, breaks_off, chunk, delta, done, refuses, says, serving
-from tests.conftest import press_ctrl_c
+from tests.server.running import HANG_S
 
 HELLO = [delta("Hello", 30.0), delta("", 45.0), delta("there.", 60.0), done("Hello there.")]
 LONG_S = 30.0  # nothing is drawn so late
@@ -181,7 +182,8 @@ def test_ctrl_c_ends_it_and_says_how_far_the_text_goes(server: Server, m4a: Path
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == "Hello\n"
-        out, err = press_ctrl_c(program)
+        program.send_signal(signal.SIGINT)
+        out, err = program.communicate(timeout=HANG_S)
     assert (program.returncode, out) == (1, "")
     assert err.split("\n") == [f"warning: {m4a}: the text ends at 00:00:30.000", "", "Aborted!", ""]
 
