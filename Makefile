@@ -13,7 +13,7 @@ PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --no-inp
 .PHONY: help demo test lint soak chaos bench bench-full screenshots clean
 
 # Of test: side by side. Here and not in pytest's own settings: one file is done sooner than the workers are there.
-# One worker a core, which goes on with what another has still to do; each may have a model or a browser in memory.
+# One worker more than there are cores, each of which goes on with what another has still to do; each may have a model or a browser in memory.
 PARALLEL = -n logical --maxprocesses 8 --dist worksteal
 
 # Of soak and chaos.

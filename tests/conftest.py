@@ -26,9 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-ports", action="store_true", help="one port and two, plain and TLS: each with each")
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: much of the time of these tests is a server's or a clip's that is waited for."""
-    return (os.cpu_count() or 1) + 1
+def pytest_xdist_auto_num_workers() -> int | None:
+    """One more than there are cores: much of the time of these tests is a server's or a clip's that is waited for.
+
+    None: xdist's own answer, for whoever sets its variable.
+    """
+    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else (os.cpu_count() or 1) + 1
 
 
 def one_at_a_time(what: str, folders: pytest.TempPathFactory) -> FileLock:

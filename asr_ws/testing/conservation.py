@@ -97,6 +97,10 @@ class Conservation:
         """Utterances that have had no outcome yet."""
         return [id for id, told in self.utterances.items() if told.place not in SETTLED]
 
+    def spans_ms(self, *places: Place) -> list[tuple[int, int]]:
+        """Where the audio of what is there lies, in the order in which it was heard."""
+        return [told.span_ms for told in self.utterances.values() if told.place in places]
+
     def receive(self, event: ServerEvent | Unknown) -> None:
         self._count(event)
         if self._dropped_next is not None:
@@ -207,15 +211,12 @@ class Conservation:
         self._check(done.received_ms == fates_ms + done.lost_ms, f"it does not add up: {done}")
         if not self._invalid_samples:
             for place, told_ms in ((Place.DECODED, done.decoded_ms), (Place.GONE, done.refused_ms)):
-                span_ms = sum(end - start for start, end in self._spans_ms(place))
+                span_ms = sum(end - start for start, end in self.spans_ms(place))
                 rounded_ms = len(self.utterances) + 1
                 fits = abs(told_ms - span_ms) <= rounded_ms
                 self._check(fits, f"{span_ms} ms of utterances are {place.name.lower()}: {done}")
-        spans_ms = sorted(self._spans_ms(*SETTLED))  # what a client sends again is heard later
+        spans_ms = sorted(self.spans_ms(*SETTLED))  # over connections, what a client sends again is heard later
         self._check(all(a[1] <= b[0] for a, b in pairwise(spans_ms)), f"audio was taken twice: {spans_ms}")
         told = (done.finals, done.busy, done.retries, done.dropped, done.errors)
         counted = tuple(self._counts[kind] for kind in (Final, Busy, Retry, Dropped, Error))
         self._check(told == counted, f"finals, busy, retries, dropped and errors were {counted}: {done}")
-
-    def _spans_ms(self, *places: Place) -> list[tuple[int, int]]:
-        return [told.span_ms for told in self.utterances.values() if told.place in places]

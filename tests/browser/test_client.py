@@ -17,7 +17,7 @@ from asr_ws.testing.recognizer import Gate
 from asr_ws.worker.supervisor import WorkerSpec
 from tests.browser.driver import CallFailed, JsClient, js_client
 from tests.server.running import MANUAL as PYTHON_MANUAL
-from tests.server.running import SECOND, Client, serving
+from tests.server.running import PATIENT_MS, SECOND, Client, serving
 
 MANUAL = {"endpointing": {"mode": "manual"}}
 RATE = 16_000
@@ -163,7 +163,7 @@ async def test_restarted_server_gets_what_has_no_outcome_and_nothing_else(script
     ("start", "code"),
     [
         ({"language": "tlh"}, "unsupported_language"),
-        ({"max_wait_ms": 600_001}, "bad_message"),
+        ({"max_wait_ms": PATIENT_MS + 1}, "bad_message"),
         ({"endpointing": {"silence_ms": 5}}, "bad_message"),
         ({"prompt": "x" * (MAX_TEXT_BYTES + 1)}, "too_large"),
     ],

@@ -153,6 +153,14 @@ def test_people_are_told_in_a_sentence(steps: list[Step], ended: str, expected: 
     assert sentence(Course("tiny.en (cpu)", steps, ended), 1.0, this_machine=True) == expected
 
 
+@pytest.mark.parametrize(
+    ("steps", "talkers"),
+    [([], None), ([replace(BAD, talkers=1)], 0), ([replace(BAD, talkers=25)], None), ([GOOD, BAD], GOOD.talkers)],
+)
+def test_fewer_than_were_tried_are_not_judged(steps: list[Step], talkers: int | None) -> None:
+    assert Course(steps=steps).talkers == talkers
+
+
 def test_the_share_of_the_time_is_told() -> None:
     said = sentence(Course("base", [GOOD], "most"), 0.25, this_machine=False)
     assert said.startswith("This server carries at least 8 people who speak 25% of the time with base. ")

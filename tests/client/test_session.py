@@ -27,7 +27,7 @@ from asr_ws.errors import ClientError
 from asr_ws.server import reception
 from asr_ws.testing.recognizer import Gate
 from asr_ws.worker.supervisor import WorkerSpec
-from tests.server.running import SECOND, serving
+from tests.server.running import PATIENT_MS, SECOND, serving
 
 MANUAL: dict[str, Any] = {"endpointing": {"mode": "manual"}}
 
@@ -192,7 +192,7 @@ async def test_one_line_transcribes(scripted: WorkerSpec) -> None:
 
 @pytest.mark.parametrize(
     ("start", "told"),
-    [({"language": "xx"}, "unsupported_language: "), ({"max_wait_ms": 600_001}, "bad_message: ")],
+    [({"language": "xx"}, "unsupported_language: "), ({"max_wait_ms": PATIENT_MS + 1}, "bad_message: ")],
 )
 async def test_one_line_tells_why_there_is_no_text(scripted: WorkerSpec, start: dict[str, Any], told: str) -> None:
     async with serving(scripted) as app:

@@ -24,7 +24,7 @@ from asr_ws.worker.supervisor import WorkerSpec
 from tests.schema import check_event
 
 HANG_S = 600  # no test takes so long, however slow the machine: it hangs
-PATIENT_MS = 600_000  # a decode that a gate holds is slow as one on a busy machine is: that refuses nobody
+PATIENT_MS = 600_000  # else a decode that a gate holds for long has the next one refused for its predicted wait
 SPEED = 1000.0  # audio is taken as fast as it comes
 MANUAL = {"type": "start", "endpointing": {"mode": "manual"}}
 NOWHERE = str(Path(tempfile.gettempdir()) / f"asr-ws-tests-{os.getpid()}")  # not the user's own jobs
@@ -32,9 +32,7 @@ SECOND = bytes(2 * 16_000)  # of s16le silence, which manual mode takes as it ta
 
 
 def settings(**changes: Any) -> Settings:
-    """Defaults on a free port, without partials, and with all patience, with these settings changed, whatever their
-    group.
-    """
+    """Defaults on a free port, patient and without partials, with these settings changed, whatever their group."""
     usual = {"port": 0, "ingest_speed": SPEED, "partials": "off", "state_dir": NOWHERE, "max_wait_ms": PATIENT_MS}
     changes = {**usual, **changes}
     groups = {}

@@ -308,6 +308,14 @@ def loses_what_crashed(event: Event, memory: Memory) -> list[Event]:
     return [event]
 
 
+def swaps_the_first_two(event: Event, _: Memory) -> list[Event]:
+    """Of the manual mode, where their audio lies."""
+    names, spans = ("audio_start_ms", "audio_end_ms"), [(0, 1000), (1000, 1500)]
+    span = tuple(map(event.get, names))
+    is_one = event["type"] in ("accepted", "final") and span in spans
+    return [event | dict(zip(names, spans[span == spans[0]], strict=True)) if is_one else event]
+
+
 def forgets(fate: str) -> Callable[[Event, Memory], list[Event]]:
     return lambda event, _: [{**event, fate: event[fate] + 1} if event["type"] == "done" else event]
 
@@ -400,6 +408,7 @@ LIES = [
     Lie("ledger", forgets("finals")),
     Lie("outcomes", twice("finals", type="final")),
     Lie("outcomes", tells("final", {"audio_start_ms": 3028}, audio_end_ms=lambda ms: ms + 1)),
+    Lie("outcomes", swaps_the_first_two),
 ]
 SOME = ("speech", "times", "manual", "commit", "cancel_all", "ping", "unknown_utterance")
 ALWAYS = ("ready", "events", "numbers", "end", "ledger", "outcomes")

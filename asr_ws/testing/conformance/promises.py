@@ -28,7 +28,7 @@ from asr_ws.errors import ProtocolError
 from asr_ws.messages import MAX_BINARY_BYTES, MAX_TEXT_BYTES, PROTOCOL
 from asr_ws.testing.conformance.live import COUNTS, START, Event, Server, Session
 from asr_ws.testing.conformance.table import Broken, NotTested, Promise, expect
-from asr_ws.testing.conservation import Conservation
+from asr_ws.testing.conservation import SETTLED, Conservation
 
 RATE: Final = 16_000  # Hz, the protocol's default
 SPEECH, _ = soundfile.read(str(files("asr_ws") / "assets" / "speech" / "jfk.wav"), dtype="float32")
@@ -603,6 +603,8 @@ def outcomes(session: Session) -> object:
         law.receive(messages.decode_event(text))
     if session.close_code is not None:
         law.close(session.close_code)
+    if (spans_ms := law.spans_ms(*SETTLED)) != sorted(spans_ms):
+        law.breaches.append(f"heard in another order than it was said: {spans_ms}")
     return law.breaches[0] if law.breaches else None
 
 
