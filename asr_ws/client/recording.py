@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from itertools import pairwise
 from typing import Literal
 
 import msgspec
@@ -136,9 +137,15 @@ class Recording:
         return Told(f"u{self._n_utterances}", start)
 
     def interrupt(self, told: Told) -> None:
-        """It will be heard again."""
-        told.end = min(told.end, self.ring.end)
+        """It will be heard again. It ends at the latest where there is silence already, or the next one: where, is not
+        known of one that was being heard.
+        """
+        near = self.to_frames(NEAR_MS)
+        end = min(told.end, self.ring.end)
+        told.end = next((b for a, b in self.ring.unsettled(told.start, int(end)) if b - a > near), end)
         self.interrupted = sorted([*self.interrupted, told], key=lambda each: each.start)
+        for before, after in pairwise(self.interrupted):
+            before.end = min(before.end, after.start)
 
     def absorb(self) -> list[Event]:
         """What was interrupted, and of which all audio has an outcome by now, was not heard as an utterance again."""

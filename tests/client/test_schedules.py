@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from asr_ws import messages
@@ -321,8 +321,13 @@ def check(world: World) -> None:
             assert all(abs(one - other) <= 1 for one, other in zip(truth, told, strict=True)), (truth, told)
 
 
+HEARD, CUT = ("hear", 2), ("cut", 1)
+TWICE_CUT = [("record", 1), ("record", 1599), HEARD, HEARD, CUT, ("record", 1), ("hear", 1), CUT, ("cancel", 1)]
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.lists(ACTIONS, max_size=60), st.lists(OUTCOMES, max_size=30))
+@example(TWICE_CUT, [])  # as it is heard again, it is not known any more where it ends
 def test_each_range_has_one_outcome_and_lies_where_it_was_said(
     actions: list[tuple[str, int]], script: list[str]
 ) -> None:
